@@ -1,0 +1,278 @@
+// native/types.ts - the one typed description of the native surface: what csrc/addon exports, name for name.
+
+/** Element types of tensors. */
+export type DType = 'f32' | 'bf16' | 'f16' | 'f8e4m3' | 'f8e8m0' | 'i64' | 'i32' | 'u32' | 'u8';
+
+/** Bytes of one element. */
+export const DTYPE_BYTES: Readonly<Record<DType, number>> = {
+  f32: 4,
+  bf16: 2,
+  f16: 2,
+  f8e4m3: 1,
+  f8e8m0: 1,
+  i64: 8,
+  i32: 4,
+  u32: 4,
+  u8: 1,
+};
+
+/** What a device says of itself. */
+export interface DeviceInfo {
+  /** 'cpu' or 'cuda' */
+  kind: 'cpu' | 'cuda';
+  /** processor or GPU, as it names itself */
+  name: string;
+  /** which kernels run: 'baseline' | 'avx2' | 'avx512' on the CPU, 'sm_90a' | 'portable' on CUDA */
+  path: string;
+  /** bytes */
+  memoryTotal: number;
+  /** bytes */
+  memoryFree: number;
+  /** CPU threads; 0 on CUDA */
+  threads: number;
+  /** 0 on the CPU */
+  multiprocessors: number;
+}
+
+/** Only the shape and element type of a tensor: what planning works with before memory exists. */
+export interface TensorSpec {
+  dtype: DType;
+  /** up to 4 dimensions, row-major, always contiguous */
+  shape: readonly number[];
+}
+
+/** Device memory with an element type and a shape; owns its storage together with all its views. */
+export interface Tensor extends TensorSpec {
+  readonly device: Device;
+  readonly byteLength: number;
+  readonly disposed: boolean;
+  /**
+   * Another tensor over part of the same memory, from `byteOffset` on.
+   * @throws ERR_INVALID_ARG if it does not fit or is not aligned to its element size, ERR_DISPOSED
+   */
+  view(dtype: DType, shape: readonly number[], byteOffset?: number): Tensor;
+  /** Ends this handle; the memory returns when the last view, queued operation and graph is done with it. Idempotent. */
+  dispose(): void;
+}
+
+/** A point in a stream. */
+export interface Event {
+  /**
+   * Resolves when everything before the event has finished; rejects with the first failure since the previous event
+   * of the stream. Never an unhandled rejection.
+   */
+  readonly done: Promise<void>;
+}
+
+/** Operations recorded once, replayed by one call. Keeps every tensor it touches. */
+export interface Graph {
+  readonly disposed: boolean;
+  /** How many operations were recorded. */
+  readonly operations: number;
+  /** Enqueues the whole sequence on the stream it was captured on. */
+  replay(): void;
+  dispose(): void;
+}
+
+/** An argument of an operation: a tensor, or only its shape where sizes are planned. */
+type Arg = Tensor;
+
+/**
+ * Ordered asynchronous work. Every method checks its arguments, enqueues and returns at once; what fails later is
+ * reported by the next event. After a failure the stream skips operations until that event, then it is usable again.
+ */
+export interface Stream extends Verbs {
+  readonly device: Device;
+  readonly disposed: boolean;
+  /** The scratch memory of the operations that follow (u8). Each operation needs `device.workspaceBytes` of it. */
+  useWorkspace(tensor: Tensor): void;
+  /** Copies host bytes into the tensor from `byteOffset` on; `data` may be changed as soon as the call returns. */
+  write(tensor: Tensor, data: ArrayBufferView, byteOffset?: number): void;
+  /** The tensor's bytes at this point of the stream. Rejects like an event's `done`, but does not clear the failure. */
+  read(tensor: Tensor): Promise<ArrayBuffer>;
+  /** Fills the tensor with bytes [offset, offset + byteLength) of an open file. A shorter file is ERR_FILE. */
+  readFile(tensor: Tensor, fd: number, offset: number): void;
+  record(): Event;
+  /** What follows on this stream runs after the event. */
+  wait(event: Event): void;
+  /**
+   * Records the operations that the synchronous function `fn` issues on this stream, without running them.
+   * A throw in `fn`, or an operation that fails its checks, discards the graph, leaves the stream usable and is
+   * rethrown. @throws ERR_STATE on nested capture, or for read, readFile, write, record and wait inside `fn`
+   */
+  capture(fn: () => void): Graph;
+  dispose(): void;
+}
+
+/** One processor or GPU. */
+export interface Device {
+  readonly disposed: boolean;
+  info(): DeviceInfo;
+  /**
+   * Zero-filled memory. Rejects with ERR_OUT_OF_MEMORY or ERR_OUT_OF_DEVICE_MEMORY; nothing leaks.
+   * A shape with a zero dimension is allowed and occupies nothing.
+   */
+  allocate(dtype: DType, shape: readonly number[]): Promise<Tensor>;
+  stream(): Stream;
+  /** Scratch bytes a verb needs for arguments of these shapes. */
+  workspaceBytes<V extends keyof Verbs>(verb: V, args: SpecsOf<Parameters<Verbs[V]>[0]>): number;
+  /** Elements of the plan tensor of decodePlan. */
+  decodePlanInts(maxSequences: number, heads: number): number;
+  /** Bytes of device memory held by live tensors, views, queued operations and graphs of this device. */
+  allocatedBytes(): number;
+  /** Ends the device: queued work is dropped, promises reject with ERR_DISPOSED. Idempotent. */
+  dispose(): Promise<void>;
+}
+
+/** Turns tensors into specs in an argument object. */
+export type SpecsOf<P> = { [K in keyof P]: P[K] extends Tensor | undefined ? TensorSpec | undefined : P[K] };
+
+/**
+ * The operations. Shapes, formulas and rounding are those of csrc/ops/ops.h, struct by struct; an optional argument is
+ * left out or undefined.
+ */
+export interface Verbs {
+  gatherRows(a: { table: Arg; ids: Arg; out: Arg }): void;
+  rmsNorm(a: { x: Arg; weight: Arg; out: Arg; eps: number }): void;
+  addRmsNorm(a: { x: Arg; delta: Arg; weight: Arg; out: Arg; eps: number }): void;
+  latentCompress(a: {
+    x: Arg;
+    norm: Arg;
+    weight: Arg;
+    weight_scale?: Arg | undefined;
+    q_norm?: Arg | undefined;
+    latent_norm: Arg;
+    positions: Arg;
+    slots: Arg;
+    cos_sin: Arg;
+    q: Arg;
+    cache: Arg;
+    eps: number;
+    latent_eps: number;
+  }): void;
+  rope(a: { q: Arg; positions: Arg; cos_sin: Arg }): void;
+  queryAbsorb(a: { q: Arg; w_uk: Arg; positions: Arg; cos_sin: Arg; out: Arg }): void;
+  decodePlan(a: { q_start: Arg; lengths: Arg; plan: Arg; heads: number }): void;
+  mlaDecode(a: {
+    q: Arg;
+    q_start: Arg;
+    cache: Arg;
+    block_table: Arg;
+    lengths: Arg;
+    plan: Arg;
+    out: Arg;
+    lse: Arg;
+    scale: number;
+  }): void;
+  valueExpand(a: { u: Arg; w_uv: Arg; out: Arg }): void;
+  loadLatent(a: { cache: Arg; block_table: Arg; k_start: Arg; k_pos: Arg; latent: Arg; rope: Arg }): void;
+  mlaPrefill(a: {
+    q: Arg;
+    k_nope: Arg;
+    k_rope: Arg;
+    value: Arg;
+    q_start: Arg;
+    k_start: Arg;
+    q_pos: Arg;
+    k_pos: Arg;
+    out: Arg;
+    lse: Arg;
+    scale: number;
+  }): void;
+  mergeAttention(a: { a: Arg; lse_a: Arg; b: Arg; lse_b: Arg; out: Arg; lse: Arg }): void;
+  gemm(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; residual?: Arg | undefined; y: Arg }): void;
+  swiglu(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; out: Arg }): void;
+  moeRoute(a: {
+    x: Arg;
+    norm: Arg;
+    gate: Arg;
+    bias?: Arg | undefined;
+    positions: Arg;
+    normed: Arg;
+    ids: Arg;
+    weights: Arg;
+    offsets: Arg;
+    order: Arg;
+    slots: Arg;
+    eps: number;
+    scale: number;
+    top_k: number;
+    shared: number;
+    n_group: number;
+    topk_group: number;
+    expert_begin: number;
+    expert_end: number;
+    sigmoid: boolean;
+    group_top2: boolean;
+    norm_topk: boolean;
+  }): void;
+  moeGateUp(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; offsets: Arg; order: Arg; h: Arg }): void;
+  moeDown(a: {
+    h: Arg;
+    w: Arg;
+    w_scale?: Arg | undefined;
+    offsets: Arg;
+    order: Arg;
+    slots: Arg;
+    weights: Arg;
+    residual?: Arg | undefined;
+    out: Arg;
+  }): void;
+  sample(a: {
+    logits: Arg;
+    settings: Arg;
+    seeds: Arg;
+    positions: Arg;
+    counts?: Arg | undefined;
+    mask?: Arg | undefined;
+    ids: Arg;
+    logprobs?: Arg | undefined;
+    vocab: number;
+  }): void;
+  logProbs(a: {
+    x: Arg;
+    head: Arg;
+    targets: Arg;
+    logprobs: Arg;
+    top_ids?: Arg | undefined;
+    top_logprobs?: Arg | undefined;
+  }): void;
+  advance(a: {
+    sampled: Arg;
+    block_table: Arg;
+    stop_ids: Arg;
+    limits: Arg;
+    ids: Arg;
+    positions: Arg;
+    lengths: Arg;
+    slots: Arg;
+    finished: Arg;
+  }): void;
+  copyPages(a: { pairs: Arg; cache: Arg }): void;
+  copy(a: {
+    src: Arg;
+    dst: Arg;
+    blocks: number;
+    block_bytes: number;
+    src_offset?: number | undefined;
+    src_stride?: number | undefined;
+    dst_offset?: number | undefined;
+    dst_stride?: number | undefined;
+  }): void;
+  cast(a: { x: Arg; out: Arg }): void;
+  quantize(a: { x: Arg; q: Arg; scale: Arg; pow2: boolean }): void;
+  dequantize(a: { q: Arg; scale: Arg; out: Arg }): void;
+  fillRandom(a: { out: Arg; seed: number; mean: number; stddev: number }): void;
+}
+
+/** What require()ing the addon gives. */
+export interface NativeAddon {
+  /** 'cpu' needs `threads` (0: one per physical core); 'cuda' needs `index`. Throws typed errors. */
+  openDevice(kind: 'cpu' | 'cuda', options: { threads?: number; index?: number }): Device;
+  /** Whether CUDA kernels are in this binary, and the version of the addon. */
+  build(): { cuda: boolean; version: string };
+  /** Test hook: the k-th memory allocation from now on (0 = the next) fails once; -1 switches it off. */
+  failAllocation(k: number): void;
+  /** Test hook: allocations since the last call of failAllocation. */
+  allocationCount(): number;
+}
