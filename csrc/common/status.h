@@ -57,8 +57,8 @@ struct [[nodiscard]] Status {
 }  // namespace mla
 
 /// Returns from the calling function with the first failure.
-#define MLA_RETURN_IF_ERROR(expr)                    \
-  do {                                               \
-    ::mla::Status mla_status_ = (expr);              \
-    if (!mla_status_.ok()) return mla_status_;       \
+#define MLA_RETURN_IF_ERROR(expr)              \
+  do {                                         \
+    ::mla::Status mla_status_ = (expr);        \
+    if (!mla_status_.ok()) return mla_status_; \
   } while (0)

@@ -27,25 +27,25 @@
 namespace mla {
 
 constexpr int kPageTokens = 64;
-constexpr int kScaleBlock = 128;      // rows and columns that share one fp8 weight scale
-constexpr int kGateUpBlock = 8;       // fused gate/up weights: 8 gate rows, then 8 up rows, and so on
-constexpr int kSamplingColumns = 8;   // SampleParams::settings
+constexpr int kScaleBlock = 128;     // rows and columns that share one fp8 weight scale
+constexpr int kGateUpBlock = 8;      // fused gate/up weights: 8 gate rows, then 8 up rows, and so on
+constexpr int kSamplingColumns = 8;  // SampleParams::settings
 
 enum class Dir : uint8_t { kIn, kOut, kInOut };
 enum class Need : uint8_t { kRequired, kOptional };
 
-#define MLA_FIELDS(...)            \
-  template <class F>               \
-  void fields(F&& f) {             \
-    __VA_ARGS__                    \
+#define MLA_FIELDS(...) \
+  template <class F>    \
+  void fields(F&& f) {  \
+    __VA_ARGS__;        \
   }
-#define MLA_IN(name) f(#name, name, ::mla::Dir::kIn, ::mla::Need::kRequired);
-#define MLA_IN_OPT(name) f(#name, name, ::mla::Dir::kIn, ::mla::Need::kOptional);
-#define MLA_OUT(name) f(#name, name, ::mla::Dir::kOut, ::mla::Need::kRequired);
-#define MLA_OUT_OPT(name) f(#name, name, ::mla::Dir::kOut, ::mla::Need::kOptional);
-#define MLA_INOUT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kRequired);
-#define MLA_INOUT_OPT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kOptional);
-#define MLA_VALUE(name) f(#name, name);
+#define MLA_IN(name) f(#name, name, ::mla::Dir::kIn, ::mla::Need::kRequired)
+#define MLA_IN_OPT(name) f(#name, name, ::mla::Dir::kIn, ::mla::Need::kOptional)
+#define MLA_OUT(name) f(#name, name, ::mla::Dir::kOut, ::mla::Need::kRequired)
+#define MLA_OUT_OPT(name) f(#name, name, ::mla::Dir::kOut, ::mla::Need::kOptional)
+#define MLA_INOUT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kRequired)
+#define MLA_INOUT_OPT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kOptional)
+#define MLA_VALUE(name) f(#name, name)
 
 // ---- rows ---------------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ struct GatherRowsParams {
   View table;  // [V, d] f32 | bf16
   View ids;    // [T] i32, each < V
   View out;    // [T, d] act
-  MLA_FIELDS(MLA_IN(table) MLA_IN(ids) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(table), MLA_IN(ids), MLA_OUT(out))
 };
 
 /// out = x * rsqrt(mean(x^2) + eps) * weight, in float32, rounded once.
@@ -63,7 +63,7 @@ struct RmsNormParams {
   View weight;  // [d] f32 | bf16
   View out;     // [T, d] act
   float eps = 0;
-  MLA_FIELDS(MLA_IN(x) MLA_IN(weight) MLA_OUT(out) MLA_VALUE(eps))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(weight), MLA_OUT(out), MLA_VALUE(eps))
 };
 
 /// x += delta (rounded to act); out = rmsNorm(x).
@@ -73,7 +73,7 @@ struct AddRmsNormParams {
   View weight;  // [d] f32 | bf16
   View out;     // [T, d] act
   float eps = 0;
-  MLA_FIELDS(MLA_INOUT(x) MLA_IN(delta) MLA_IN(weight) MLA_OUT(out) MLA_VALUE(eps))
+  MLA_FIELDS(MLA_INOUT(x), MLA_IN(delta), MLA_IN(weight), MLA_OUT(out), MLA_VALUE(eps))
 };
 
 // ---- attention ----------------------------------------------------------------------------------------------------
@@ -83,21 +83,21 @@ struct AddRmsNormParams {
 ///   a = rmsNorm(x, norm); y = a * weight^T; query part: q = y[:, :Nq], normed with q_norm when that is present
 ///   (q-LoRA); latent part: cache row = [rmsNorm(y[:, Nq:Nq+c], latent_norm) ; rope(y[:, Nq+c:], positions)].
 struct LatentCompressParams {
-  View x;            // [T, d] act
-  View norm;         // [d] f32 | bf16
-  View weight;       // [Nq + c + r, d]
-  View weight_scale; // [ceil((Nq + c + r)/128), ceil(d/128)] f32, with f8e4m3
-  View q_norm;       // [Nq] f32 | bf16; absent without q-LoRA
-  View latent_norm;  // [c] f32 | bf16
-  View positions;    // [T] i32
-  View slots;        // [T] i32
-  View cos_sin;      // [positions, r/2, 2] f32
-  View q;            // [T, Nq] act; Nq = H*(n+r), or the q-LoRA rank
-  View cache;        // [pages, 64, c + r] f32 | bf16, this layer's
+  View x;                // [T, d] act
+  View norm;             // [d] f32 | bf16
+  View weight;           // [Nq + c + r, d]
+  View weight_scale;     // [ceil((Nq + c + r)/128), ceil(d/128)] f32, with f8e4m3
+  View q_norm;           // [Nq] f32 | bf16; absent without q-LoRA
+  View latent_norm;      // [c] f32 | bf16
+  View positions;        // [T] i32
+  View slots;            // [T] i32
+  View cos_sin;          // [positions, r/2, 2] f32
+  View q;                // [T, Nq] act; Nq = H*(n+r), or the q-LoRA rank
+  View cache;            // [pages, 64, c + r] f32 | bf16, this layer's
   float eps = 0;         // of the input norm
   float latent_eps = 0;  // of q_norm and latent_norm
-  MLA_FIELDS(MLA_IN(x) MLA_IN(norm) MLA_IN(weight) MLA_IN_OPT(weight_scale) MLA_IN_OPT(q_norm) MLA_IN(latent_norm)
-             MLA_IN(positions) MLA_IN(slots) MLA_IN(cos_sin) MLA_OUT(q) MLA_INOUT(cache) MLA_VALUE(eps)
+  MLA_FIELDS(MLA_IN(x), MLA_IN(norm), MLA_IN(weight), MLA_IN_OPT(weight_scale), MLA_IN_OPT(q_norm), MLA_IN(latent_norm),
+             MLA_IN(positions), MLA_IN(slots), MLA_IN(cos_sin), MLA_OUT(q), MLA_INOUT(cache), MLA_VALUE(eps),
              MLA_VALUE(latent_eps))
 };
 
@@ -106,7 +106,7 @@ struct RopeParams {
   View q;          // [T, H, n + r] act
   View positions;  // [T] i32
   View cos_sin;    // [positions, r/2, 2] f32
-  MLA_FIELDS(MLA_INOUT(q) MLA_IN(positions) MLA_IN(cos_sin))
+  MLA_FIELDS(MLA_INOUT(q), MLA_IN(positions), MLA_IN(cos_sin))
 };
 
 /// Per head: out = [q_nope * w_uk ; rope(q_rope)], so that scores are dot products with cache rows.
@@ -116,7 +116,7 @@ struct QueryAbsorbParams {
   View positions;  // [T] i32
   View cos_sin;    // [positions, r/2, 2] f32
   View out;        // [T, H, c + r] act
-  MLA_FIELDS(MLA_IN(q) MLA_IN(w_uk) MLA_IN(positions) MLA_IN(cos_sin) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(q), MLA_IN(w_uk), MLA_IN(positions), MLA_IN(cos_sin), MLA_OUT(out))
 };
 
 /// The split plan of this step, shared by all layers. Its content is the backend's own business.
@@ -125,7 +125,7 @@ struct DecodePlanParams {
   View lengths;  // [B] i32
   View plan;     // [N] i32, N from Backend::decode_plan_ints
   int64_t heads = 0;
-  MLA_FIELDS(MLA_IN(q_start) MLA_IN(lengths) MLA_OUT(plan) MLA_VALUE(heads))
+  MLA_FIELDS(MLA_IN(q_start), MLA_IN(lengths), MLA_OUT(plan), MLA_VALUE(heads))
 };
 
 /// Absorbed attention over the paged cache. Rows q_start[b]..q_start[b+1] are the last tokens of sequence b, whose
@@ -142,8 +142,8 @@ struct MlaDecodeParams {
   View out;          // [T, H, c] act
   View lse;          // [T, H] f32
   float scale = 0;
-  MLA_FIELDS(MLA_IN(q) MLA_IN(q_start) MLA_IN(cache) MLA_IN(block_table) MLA_IN(lengths) MLA_IN(plan) MLA_OUT(out)
-             MLA_OUT(lse) MLA_VALUE(scale))
+  MLA_FIELDS(MLA_IN(q), MLA_IN(q_start), MLA_IN(cache), MLA_IN(block_table), MLA_IN(lengths), MLA_IN(plan),
+             MLA_OUT(out), MLA_OUT(lse), MLA_VALUE(scale))
 };
 
 /// Per head: out = u * w_uv^T.
@@ -151,7 +151,7 @@ struct ValueExpandParams {
   View u;     // [T, H, c] act
   View w_uv;  // [H, v, c] f32 | bf16
   View out;   // [T, H * v] act
-  MLA_FIELDS(MLA_IN(u) MLA_IN(w_uv) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(u), MLA_IN(w_uv), MLA_OUT(out))
 };
 
 /// Gathers cached rows of each sequence into packed rows: sequence b's rows k_start[b]..k_start[b+1] are its tokens
@@ -163,7 +163,7 @@ struct LoadLatentParams {
   View k_pos;        // [B] i32
   View latent;       // [S, c] act
   View rope;         // [S, r] act
-  MLA_FIELDS(MLA_IN(cache) MLA_IN(block_table) MLA_IN(k_start) MLA_IN(k_pos) MLA_OUT(latent) MLA_OUT(rope))
+  MLA_FIELDS(MLA_IN(cache), MLA_IN(block_table), MLA_IN(k_start), MLA_IN(k_pos), MLA_OUT(latent), MLA_OUT(rope))
 };
 
 /// Causal multi-head attention of packed queries over packed, up-projected keys (one chunk of the context). Query row
@@ -181,8 +181,8 @@ struct MlaPrefillParams {
   View out;      // [T, H * v] act | f32
   View lse;      // [T, H] f32
   float scale = 0;
-  MLA_FIELDS(MLA_IN(q) MLA_IN(k_nope) MLA_IN(k_rope) MLA_IN(value) MLA_IN(q_start) MLA_IN(k_start) MLA_IN(q_pos)
-             MLA_IN(k_pos) MLA_OUT(out) MLA_OUT(lse) MLA_VALUE(scale))
+  MLA_FIELDS(MLA_IN(q), MLA_IN(k_nope), MLA_IN(k_rope), MLA_IN(value), MLA_IN(q_start), MLA_IN(k_start), MLA_IN(q_pos),
+             MLA_IN(k_pos), MLA_OUT(out), MLA_OUT(lse), MLA_VALUE(scale))
 };
 
 /// Merges two partial attentions over disjoint keys by their log-sum-exp, in float32; out and lse may be a and lse_a.
@@ -193,7 +193,7 @@ struct MergeAttentionParams {
   View lse_b;  // [T, H] f32
   View out;    // [T, H * v] act | f32
   View lse;    // [T, H] f32
-  MLA_FIELDS(MLA_IN(a) MLA_IN(lse_a) MLA_IN(b) MLA_IN(lse_b) MLA_OUT(out) MLA_OUT(lse))
+  MLA_FIELDS(MLA_IN(a), MLA_IN(lse_a), MLA_IN(b), MLA_IN(lse_b), MLA_OUT(out), MLA_OUT(lse))
 };
 
 // ---- matrix products and experts ----------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ struct GemmParams {
   View w_scale;   // [ceil(N/128), ceil(K/128)] f32, with f8e4m3
   View residual;  // [T, N] act, may be absent
   View y;         // [T, N] act | f32
-  MLA_FIELDS(MLA_IN(x) MLA_IN(w) MLA_IN_OPT(w_scale) MLA_IN_OPT(residual) MLA_OUT(y))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN_OPT(residual), MLA_OUT(y))
 };
 
 /// Dense feed-forward, first half: out = silu(x * gate^T) * (x * up^T).
@@ -214,7 +214,7 @@ struct SwigluParams {
   View w;        // [2 * I, d] weight, gate and up rows interleaved by kGateUpBlock
   View w_scale;  // [2, ceil(I/128), ceil(d/128)] f32 (gate, up), with f8e4m3
   View out;      // [T, I] act
-  MLA_FIELDS(MLA_IN(x) MLA_IN(w) MLA_IN_OPT(w_scale) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_OUT(out))
 };
 
 /// The router with the norm before it, and the grouping of rows by expert.
@@ -249,10 +249,10 @@ struct MoeRouteParams {
   bool sigmoid = false;
   bool group_top2 = false;
   bool norm_topk = false;
-  MLA_FIELDS(MLA_IN(x) MLA_IN(norm) MLA_IN(gate) MLA_IN_OPT(bias) MLA_IN(positions) MLA_OUT(normed) MLA_OUT(ids)
-             MLA_OUT(weights) MLA_OUT(offsets) MLA_OUT(order) MLA_OUT(slots) MLA_VALUE(eps) MLA_VALUE(scale)
-             MLA_VALUE(top_k) MLA_VALUE(shared) MLA_VALUE(n_group) MLA_VALUE(topk_group) MLA_VALUE(expert_begin)
-             MLA_VALUE(expert_end) MLA_VALUE(sigmoid) MLA_VALUE(group_top2) MLA_VALUE(norm_topk))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(norm), MLA_IN(gate), MLA_IN_OPT(bias), MLA_IN(positions), MLA_OUT(normed), MLA_OUT(ids),
+             MLA_OUT(weights), MLA_OUT(offsets), MLA_OUT(order), MLA_OUT(slots), MLA_VALUE(eps), MLA_VALUE(scale),
+             MLA_VALUE(top_k), MLA_VALUE(shared), MLA_VALUE(n_group), MLA_VALUE(topk_group), MLA_VALUE(expert_begin),
+             MLA_VALUE(expert_end), MLA_VALUE(sigmoid), MLA_VALUE(group_top2), MLA_VALUE(norm_topk))
 };
 
 /// Grouped product with SwiGLU: row i of h belongs to pair order[i], whose input row is x[order[i] / K] with
@@ -264,7 +264,7 @@ struct MoeGateUpParams {
   View offsets;  // [E' + 1] i32
   View order;    // [P] i32
   View h;        // [P, I] act
-  MLA_FIELDS(MLA_IN(x) MLA_IN(w) MLA_IN_OPT(w_scale) MLA_IN(offsets) MLA_IN(order) MLA_OUT(h))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_OUT(h))
 };
 
 /// out[t] = residual[t] + sum over j, ascending, of weights[t, j] * (h[slots[t, j]] * w_e^T); slots < 0 add nothing.
@@ -278,8 +278,8 @@ struct MoeDownParams {
   View weights;   // [T, K] f32
   View residual;  // [T, d] act, may be absent; may be out's memory
   View out;       // [T, d] act
-  MLA_FIELDS(MLA_IN(h) MLA_IN(w) MLA_IN_OPT(w_scale) MLA_IN(offsets) MLA_IN(order) MLA_IN(slots) MLA_IN(weights)
-             MLA_IN_OPT(residual) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(h), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_IN(slots), MLA_IN(weights),
+             MLA_IN_OPT(residual), MLA_OUT(out))
 };
 
 // ---- sampling -----------------------------------------------------------------------------------------------------
@@ -299,8 +299,8 @@ struct SampleParams {
   View ids;        // [B] i32
   View logprobs;   // [B] f32, of the chosen id under softmax(logits) as given; may be absent
   int64_t vocab = 0;
-  MLA_FIELDS(MLA_IN(logits) MLA_IN(settings) MLA_IN(seeds) MLA_IN(positions) MLA_IN_OPT(counts) MLA_IN_OPT(mask)
-             MLA_OUT(ids) MLA_OUT_OPT(logprobs) MLA_VALUE(vocab))
+  MLA_FIELDS(MLA_IN(logits), MLA_IN(settings), MLA_IN(seeds), MLA_IN(positions), MLA_IN_OPT(counts), MLA_IN_OPT(mask),
+             MLA_OUT(ids), MLA_OUT_OPT(logprobs), MLA_VALUE(vocab))
 };
 
 /// Log-probabilities of target ids and of the K most likely ids (ties to the lowest id), without a full [R, V] tensor.
@@ -311,7 +311,8 @@ struct LogProbsParams {
   View logprobs;      // [R] f32
   View top_ids;       // [R, K] i32, may be absent
   View top_logprobs;  // [R, K] f32, absent if and only if top_ids is
-  MLA_FIELDS(MLA_IN(x) MLA_IN(head) MLA_IN(targets) MLA_OUT(logprobs) MLA_OUT_OPT(top_ids) MLA_OUT_OPT(top_logprobs))
+  MLA_FIELDS(MLA_IN(x), MLA_IN(head), MLA_IN(targets), MLA_OUT(logprobs), MLA_OUT_OPT(top_ids),
+             MLA_OUT_OPT(top_logprobs))
 };
 
 /// Sampled ids become the next step's inputs. For each row with finished == 0 and sampled >= 0: finished = 1 if the id
@@ -328,8 +329,8 @@ struct AdvanceParams {
   View lengths;      // [B] i32
   View slots;        // [B] i32
   View finished;     // [B] i32: 0 running, 1 stop id, 2 limit
-  MLA_FIELDS(MLA_IN(sampled) MLA_IN(block_table) MLA_IN(stop_ids) MLA_IN(limits) MLA_INOUT(ids) MLA_INOUT(positions)
-             MLA_INOUT(lengths) MLA_INOUT(slots) MLA_INOUT(finished))
+  MLA_FIELDS(MLA_IN(sampled), MLA_IN(block_table), MLA_IN(stop_ids), MLA_IN(limits), MLA_INOUT(ids),
+             MLA_INOUT(positions), MLA_INOUT(lengths), MLA_INOUT(slots), MLA_INOUT(finished))
 };
 
 // ---- memory and conversions ---------------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ struct AdvanceParams {
 struct CopyPagesParams {
   View pairs;  // [N, 2] i32
   View cache;  // [layers, pages, 64, L]
-  MLA_FIELDS(MLA_IN(pairs) MLA_INOUT(cache))
+  MLA_FIELDS(MLA_IN(pairs), MLA_INOUT(cache))
 };
 
 /// Strided copy of bytes: block i of block_bytes goes from src + src_offset + i * src_stride to
@@ -352,24 +353,25 @@ struct CopyParams {
   int64_t src_stride = 0;
   int64_t dst_offset = 0;
   int64_t dst_stride = 0;
-  MLA_FIELDS(MLA_IN(src) MLA_INOUT(dst) MLA_VALUE(blocks) MLA_VALUE(block_bytes) MLA_VALUE(src_offset)
-             MLA_VALUE(src_stride) MLA_VALUE(dst_offset) MLA_VALUE(dst_stride))
+  MLA_FIELDS(MLA_IN(src), MLA_INOUT(dst), MLA_VALUE(blocks), MLA_VALUE(block_bytes), MLA_VALUE(src_offset),
+             MLA_VALUE(src_stride), MLA_VALUE(dst_offset), MLA_VALUE(dst_stride))
 };
 
 /// Elementwise conversion between f32, bf16 and f16, round to nearest even.
 struct CastParams {
   View x;    // any shape
   View out;  // as many elements
-  MLA_FIELDS(MLA_IN(x) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(x), MLA_OUT(out))
 };
 
-/// e4m3 with one scale per 128x128 block: scale = max|x| / 448, rounded up to a power of two if pow2; q = sat(x / scale).
+/// e4m3 with one scale per 128x128 block: scale = max|x| / 448, rounded up to a power of two if pow2;
+/// q = sat(x / scale).
 struct QuantizeParams {
   View x;      // [R, C] f32 | bf16
   View q;      // [R, C] f8e4m3
   View scale;  // [ceil(R/128), ceil(C/128)] f32
   bool pow2 = false;
-  MLA_FIELDS(MLA_IN(x) MLA_OUT(q) MLA_OUT(scale) MLA_VALUE(pow2))
+  MLA_FIELDS(MLA_IN(x), MLA_OUT(q), MLA_OUT(scale), MLA_VALUE(pow2))
 };
 
 /// out = q * scale.
@@ -377,7 +379,7 @@ struct DequantizeParams {
   View q;      // [R, C] f8e4m3
   View scale;  // [ceil(R/128), ceil(C/128)] f32 | f8e8m0
   View out;    // [R, C] f32 | bf16
-  MLA_FIELDS(MLA_IN(q) MLA_IN(scale) MLA_OUT(out))
+  MLA_FIELDS(MLA_IN(q), MLA_IN(scale), MLA_OUT(out))
 };
 
 /// out[i] = mean + stddev * z_i, z_i standard normal from Philox4x32-10 (key seed, counter i), Box-Muller in float32.
@@ -386,36 +388,36 @@ struct FillRandomParams {
   int64_t seed = 0;
   float mean = 0;
   float stddev = 1;
-  MLA_FIELDS(MLA_OUT(out) MLA_VALUE(seed) MLA_VALUE(mean) MLA_VALUE(stddev))
+  MLA_FIELDS(MLA_OUT(out), MLA_VALUE(seed), MLA_VALUE(mean), MLA_VALUE(stddev))
 };
 
 /// X(StructPrefix, verbName): every operation, in the order of this file.
-#define MLA_OPS(X)                     \
-  X(GatherRows, gatherRows)            \
-  X(RmsNorm, rmsNorm)                  \
-  X(AddRmsNorm, addRmsNorm)            \
-  X(LatentCompress, latentCompress)    \
-  X(Rope, rope)                        \
-  X(QueryAbsorb, queryAbsorb)          \
-  X(DecodePlan, decodePlan)            \
-  X(MlaDecode, mlaDecode)              \
-  X(ValueExpand, valueExpand)          \
-  X(LoadLatent, loadLatent)            \
-  X(MlaPrefill, mlaPrefill)            \
-  X(MergeAttention, mergeAttention)    \
-  X(Gemm, gemm)                        \
-  X(Swiglu, swiglu)                    \
-  X(MoeRoute, moeRoute)                \
-  X(MoeGateUp, moeGateUp)              \
-  X(MoeDown, moeDown)                  \
-  X(Sample, sample)                    \
-  X(LogProbs, logProbs)                \
-  X(Advance, advance)                  \
-  X(CopyPages, copyPages)              \
-  X(Copy, copy)                        \
-  X(Cast, cast)                        \
-  X(Quantize, quantize)                \
-  X(Dequantize, dequantize)            \
+#define MLA_OPS(X)                  \
+  X(GatherRows, gatherRows)         \
+  X(RmsNorm, rmsNorm)               \
+  X(AddRmsNorm, addRmsNorm)         \
+  X(LatentCompress, latentCompress) \
+  X(Rope, rope)                     \
+  X(QueryAbsorb, queryAbsorb)       \
+  X(DecodePlan, decodePlan)         \
+  X(MlaDecode, mlaDecode)           \
+  X(ValueExpand, valueExpand)       \
+  X(LoadLatent, loadLatent)         \
+  X(MlaPrefill, mlaPrefill)         \
+  X(MergeAttention, mergeAttention) \
+  X(Gemm, gemm)                     \
+  X(Swiglu, swiglu)                 \
+  X(MoeRoute, moeRoute)             \
+  X(MoeGateUp, moeGateUp)           \
+  X(MoeDown, moeDown)               \
+  X(Sample, sample)                 \
+  X(LogProbs, logProbs)             \
+  X(Advance, advance)               \
+  X(CopyPages, copyPages)           \
+  X(Copy, copy)                     \
+  X(Cast, cast)                     \
+  X(Quantize, quantize)             \
+  X(Dequantize, dequantize)         \
   X(FillRandom, fillRandom)
 
 #define MLA_OP_COMMA(Name, verb) , Name##Params
