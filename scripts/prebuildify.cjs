@@ -1,0 +1,78 @@
+// prebuildify.cjs - makes prebuilds/linux-x64/node-mla.glibc.node, the binary that is published.
+//
+//   npm run prebuildify
+//
+// prebuildify moves the .node out of build/Release and strips it there, so it works on a copy of the sources in a
+// temporary folder; the checkout that tests run in keeps its build. It is told to call this file instead of node-gyp:
+// then neither Python nor Node's headers are needed.
+'use strict';
+const { execFileSync, spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+
+const ROOT = path.resolve(__dirname, '..');
+const SOURCES = ['csrc', 'CMakeLists.txt', 'binding.gyp', 'package.json', 'scripts'];
+/** The newest glibc symbol the binary may need: Debian 12, Ubuntu 22.04, RHEL 9. */
+const GLIBC = [2, 34];
+/** The only libraries a user's machine must have. */
+const LIBRARIES = /^(libc\.so\.6|libm\.so\.6|libgcc_s\.so\.1|ld-linux-x86-64\.so\.2)$/;
+
+function fail(text) {
+  throw new Error(text);
+}
+
+/** Reads the binary's needs out of its ELF headers and refuses what a supported machine may lack. */
+function inspect(file) {
+  const dump = execFileSync('objdump', ['-p', file], { encoding: 'utf8' });
+  for (const [, name] of dump.matchAll(/NEEDED\s+(\S+)/g))
+    if (!LIBRARIES.test(name)) fail(`${path.basename(file)} needs ${name}, which users may not have.`);
+  for (const [, major, minor] of dump.matchAll(/GLIBC_(\d+)\.(\d+)/g))
+    if (+major > GLIBC[0] || (+major === GLIBC[0] && +minor > GLIBC[1]))
+      fail(`${path.basename(file)} needs GLIBC_${major}.${minor}; the README promises ${GLIBC.join('.')}.`);
+}
+
+/** Loads the binary the way a user's process does. */
+function tryLoad(file) {
+  const run = spawnSync(process.execPath, ['-e', `require(${JSON.stringify(file)}).build()`], { encoding: 'utf8' });
+  if (run.status !== 0) fail(`${path.basename(file)} does not load:\n${run.stderr}`);
+}
+
+function main() {
+  const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'node-mla-prebuild-'));
+  try {
+    for (const name of SOURCES) fs.cpSync(path.join(ROOT, name), path.join(copy, name), { recursive: true });
+    fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'));
+    // prebuildify starts its node-gyp with node-gyp's own arguments, which build-native.cjs need not know.
+    const builder = path.join(copy, 'node-gyp');
+    fs.writeFileSync(builder, '#!/bin/sh\nexec node scripts/build-native.cjs Release\n', { mode: 0o755 });
+    const run = spawnSync(
+      process.execPath,
+      [require.resolve('prebuildify/bin.js', { paths: [ROOT] }), '--napi', '--strip', '--tag-libc', `--cwd=${copy}`],
+      { cwd: copy, stdio: ['ignore', 'inherit', 'inherit'], env: { ...process.env, PREBUILD_NODE_GYP: builder } },
+    );
+    if (run.status !== 0) fail('prebuildify failed (above).');
+    const built = path.join(copy, 'prebuilds', `${process.platform}-${process.arch}`);
+    const target = path.join(ROOT, 'prebuilds', path.basename(built));
+    const files = fs.readdirSync(built).filter((name) => name.endsWith('.node'));
+    if (files.length !== 1) fail(`expected one .node in ${built}, found ${files.length}.`);
+    for (const name of files) {
+      inspect(path.join(built, name));
+      tryLoad(path.join(built, name));
+    }
+    fs.rmSync(target, { recursive: true, force: true });
+    fs.cpSync(built, target, { recursive: true });
+    for (const name of files) {
+      const { size } = fs.statSync(path.join(target, name));
+      console.log(`prebuildify: ${path.relative(ROOT, path.join(target, name))}, ${(size / 1e6).toFixed(2)} MB`);
+    }
+    return 0;
+  } catch (error) {
+    console.error(`prebuildify: ${error.message}`);
+    return 1;
+  } finally {
+    fs.rmSync(copy, { recursive: true, force: true });
+  }
+}
+
+process.exitCode = main();
