@@ -1,0 +1,37 @@
+// detokenizer.ts - text from token ids as they come. A character may be spread over several tokens (an emoji usually is), so
+// its bytes are held back until it is whole.
+import { invalidArg } from '../errors';
+import type { Tokenizer } from './tokenizer';
+
+export interface DetokenizerOptions {
+  /** Leave out tokens marked special, such as end of sentence. Default true. */
+  skipSpecial?: boolean;
+}
+
+/**
+ * A streaming decoder for one sequence. All that `push` and `end` return, joined, equals `tokenizer.decode` of all ids; no
+ * single return ends in half a character. Bytes that are not UTF-8 become U+FFFD, as in `decode`.
+ */
+export class Detokenizer {
+  private readonly decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  private readonly skipSpecial: boolean;
+
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    { skipSpecial = true }: DetokenizerOptions = {},
+  ) {
+    this.skipSpecial = skipSpecial;
+  }
+
+  /** Adds one token and returns the characters it completes, often none. */
+  push(id: number): string {
+    if (!Number.isInteger(id) || id < 0) throw invalidArg('id', 'a token id (an integer, 0 or more)', id);
+    if (this.skipSpecial && this.tokenizer.isSpecial(id)) return '';
+    return this.decoder.decode(this.tokenizer.idToBytes(id), { stream: true });
+  }
+
+  /** Ends the sequence: returns U+FFFD if half a character is left, else ''. The object can then be used for a new sequence. */
+  end(): string {
+    return this.decoder.decode();
+  }
+}
