@@ -26,6 +26,13 @@ export interface LatentModelOptions {
   pages?: number | undefined;
   /** New tokens per prefill pass; longer prompts go in chunks. Default 512. */
   prefillChunk?: number | undefined;
+  /**
+   * Which form attention takes over new tokens: 'auto' decides by their number; the others force one, for tests and
+   * measurements.
+   */
+  attention?: 'auto' | 'absorbed' | 'expanded' | undefined;
+  /** Epsilon of the latent norms; default the config's rms_norm_eps. Some implementations use 1e-6 whatever it says. */
+  latentNormEps?: number | undefined;
   /** CPU threads; 0 is one per physical core. */
   threads?: number | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
@@ -50,7 +57,10 @@ export interface SamplingSettings {
   maxLength: number;
 }
 
-/** What one sequence contributes to a step. */
+/**
+ * What one sequence contributes to a step. A sequence that is being decoded and is left out of a step is parked: it
+ * goes on with its last token given as `tokens`.
+ */
 export interface StepEntry {
   sequence: SequenceHandle;
   /** New tokens to append (a prompt, or a part of one). Absent: continue from the token sampled last. */

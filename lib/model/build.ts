@@ -1,0 +1,140 @@
+// model/build.ts - from a checkpoint to a machine that can run: plan, allocate, load. Whatever fails on the way, all that
+// was taken is given back.
+
+import { LatentCache } from '../cache';
+import { type Checkpoint, checkRouterBiases, resolveLayout, ropeTable, softmaxScale } from '../checkpoint';
+import { invalidArg } from '../errors';
+import type { Device, Stream, Tensor, TensorSpec } from '../native';
+import { activationSpecs, inputSpecs, type Limits, type Rows, rowSpecs } from './buffers';
+import { dimsOf, precisionOf } from './dims';
+import type { Machine } from './forward';
+import { loadWeights, type WeightTarget } from './load-weights';
+import { checkFits, limitsOf, type MemoryPlan, planMemory } from './memory-plan';
+import { allocateTree, eachSpec } from './specs';
+import type { LatentModelOptions, LoadProgress } from './types';
+import { planWeights, type WeightPlan, type Weights } from './weights';
+import { measureWorkspace } from './workspace';
+
+/** A loaded model, before anybody uses it. */
+export interface Built {
+  machine: Machine;
+  memory: MemoryPlan;
+  /** Ends every handle. */
+  dispose(): void;
+}
+
+/** Plans, allocates and loads. @throws typed errors; nothing stays allocated then */
+export async function buildMachine(
+  device: Device,
+  checkpoint: Checkpoint,
+  options: LatentModelOptions,
+): Promise<Built> {
+  const config = checkpoint.config;
+  const layout = resolveLayout(checkpoint);
+  checkRouterBiases(layout);
+  const info = device.info();
+  const dims = dimsOf(config);
+  const precision = precisionOf(options, info);
+  const limits = limitsOf(options, config);
+  const latentEps = options.latentNormEps ?? config.rms_norm_eps;
+  if (!(latentEps > 0 && latentEps < 1)) throw invalidArg('latentNormEps', 'a number between 0 and 1', latentEps);
+
+  const weightPlans = planWeights(config, layout, dims, precision);
+  const planInts = device.decodePlanInts(limits.maxSequences + 1, dims.H);
+  const specs = {
+    rows: rowSpecs(dims, limits),
+    inputs: inputSpecs(limits),
+    activations: activationSpecs(dims, precision, limits, planInts),
+    cosSin: { dtype: 'f32', shape: [limits.context, dims.r / 2, 2] } as TensorSpec,
+  };
+  const base = { config, dims, limits, scale: softmaxScale(config), latentEps };
+  const workspace = measureWorkspace(device, { ...base, ...specs, weights: weightPlans, precision });
+  const memory = planMemory(dims, precision, limits, weightPlans, planInts, workspace);
+  checkFits(memory, info);
+
+  const owned: { dispose(): void }[] = [];
+  const dispose = (): void => {
+    for (const item of owned.splice(0).reverse()) item.dispose();
+  };
+  try {
+    const stream = device.stream();
+    owned.push(stream);
+    const weights = await allocateTree(device, weightPlans);
+    owned.push(weights);
+    const buffers = await allocateTree(device, {
+      ...specs,
+      workspace: { dtype: 'u8', shape: [workspace] } as TensorSpec,
+    });
+    owned.push(buffers);
+    const cache = await LatentCache.create(device, {
+      layers: dims.layers,
+      pages: limits.pages,
+      rowWidth: dims.L,
+      dtype: precision.cache,
+    });
+    owned.push(cache);
+    const { rows: rowTensors, inputs, activations, cosSin, workspace: scratch } = buffers.tensors;
+    stream.useWorkspace(scratch);
+    const rows = withResults(rowTensors, limits, owned);
+    stream.write(cosSin, ropeTable(config, limits.context));
+    clearRows(stream, rows, limits);
+    const machine: Machine = {
+      ...base,
+      stream,
+      weights: weights.tensors as Weights<Tensor>,
+      cache,
+      rows,
+      inputs,
+      activations,
+      cosSin,
+    };
+    const progress = (phase: LoadProgress['phase']) => (loadedBytes: number, totalBytes: number) =>
+      options.onProgress?.({ phase, loadedBytes, totalBytes });
+    await loadWeights(
+      device,
+      stream,
+      checkpoint,
+      pairs(weightPlans, machine.weights),
+      progress('weights'),
+      options.signal,
+    );
+    return { machine, memory, dispose };
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+}
+
+/** Views of the three rows of `results`. */
+function withResults(
+  rows: Omit<Rows, 'sampled' | 'finished' | 'logprobs'>,
+  limits: Limits,
+  owned: { dispose(): void }[],
+): Rows {
+  const B = limits.maxSequences;
+  const [sampled, finished] = [0, 1].map((row) => rows.results.view('i32', [B], row * B * 4)) as [Tensor, Tensor];
+  const logprobs = rows.results.view('f32', [B], 2 * B * 4);
+  owned.push(sampled, finished, logprobs);
+  return { ...rows, sampled, finished, logprobs };
+}
+
+/** Makes every row padding. */
+export function clearRows(stream: Stream, rows: Rows, limits: Limits): void {
+  const B = limits.maxSequences;
+  const none = new Int32Array(B).fill(-1);
+  for (const tensor of [rows.ids, rows.positions, rows.slots, rows.sampled]) stream.write(tensor, none);
+  stream.write(rows.lengths, new Int32Array(B));
+  stream.write(
+    rows.qStart,
+    Int32Array.from({ length: B + 1 }, (_, i) => i),
+  );
+}
+
+/** Plans and tensors of the same tree, leaf by leaf. */
+function pairs(plans: Weights<WeightPlan>, tensors: Weights<Tensor>): WeightTarget[] {
+  const planned: WeightPlan[] = [];
+  const allocated: Tensor[] = [];
+  eachSpec(plans, (spec) => planned.push(spec as WeightPlan));
+  eachSpec(tensors, (spec) => allocated.push(spec as Tensor));
+  return planned.map((plan, i) => ({ plan, tensor: allocated[i] as Tensor }));
+}

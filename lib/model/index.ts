@@ -1,0 +1,13 @@
+// model - the model class: weights, cache, forward pass.
+export { LatentModel, type ModelStats } from './latent-model';
+export type { MemoryPlan } from './memory-plan';
+export type { ScoreOptions } from './score';
+export type {
+  LatentModelOptions,
+  LoadProgress,
+  SamplingSettings,
+  ScoreResult,
+  SequenceHandle,
+  StepEntry,
+  StepResult,
+} from './types';

@@ -1,0 +1,257 @@
+// model/latent-model.ts - a loaded model: it owns weights and latent cache, runs steps of a batch of sequences, and
+// scores texts. It never waits: a step is enqueued and its results are promised, so the next one can follow at once.
+
+import { openCheckpoint, type ResolvedConfig } from '../checkpoint';
+import { MlaError } from '../errors';
+import type { Device, DeviceInfo, Graph } from '../native';
+import { type Built, buildMachine, clearRows } from './build';
+import { decodePass, type Machine } from './forward';
+import type { MemoryPlan } from './memory-plan';
+import { openModelDevice } from './open-device';
+import { checkScore, type ScoreOptions, scoreTokens } from './score';
+import { Sequence } from './sequence';
+import { type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
+import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult } from './types';
+import { Views } from './views';
+
+/** Numbers for monitoring. */
+export interface ModelStats {
+  pagesTotal: number;
+  pagesFree: number;
+  sequences: number;
+  /** steps enqueued so far */
+  steps: number;
+  /** bytes of device memory held */
+  allocatedBytes: number;
+}
+
+/** The model class. Made by {@link LatentModel.load}; ended by dispose(). */
+export class LatentModel implements AsyncDisposable {
+  readonly #device: Device;
+  readonly #built: Built;
+  readonly #machine: Machine;
+  readonly #attention: NonNullable<LatentModelOptions['attention']>;
+  readonly #sequences = new Set<Sequence>();
+  readonly #freeRows: number[];
+  readonly #graphs = new Map<number, { graph: Graph; views: Views }>();
+  #nextId = 1;
+  #steps = 0;
+  #disposed: Promise<void> | null = null;
+
+  readonly config: ResolvedConfig;
+  /** tokens a sequence may have */
+  readonly context: number;
+  readonly maxSequences: number;
+  readonly vocab: number;
+  readonly deviceInfo: DeviceInfo;
+  readonly memory: MemoryPlan;
+  /** milliseconds that loading took */
+  readonly loadMs: number;
+
+  private constructor(device: Device, built: Built, options: LatentModelOptions, loadMs: number) {
+    this.#device = device;
+    this.#built = built;
+    this.#machine = built.machine;
+    this.#attention = options.attention ?? 'auto';
+    this.config = built.machine.config;
+    this.context = built.machine.limits.context;
+    this.maxSequences = built.machine.limits.maxSequences;
+    this.vocab = built.machine.dims.vocab;
+    this.#freeRows = Array.from({ length: this.maxSequences }, (_, i) => i);
+    this.deviceInfo = device.info();
+    this.memory = built.memory;
+    this.loadMs = loadMs;
+  }
+
+  /**
+   * Opens and validates a model folder, plans its memory, and loads it. Rejects with a typed error that names what is
+   * wrong (ERR_FILE, ERR_SAFETENSORS, ERR_CHECKPOINT, ERR_CONFIG, ERR_UNSUPPORTED_MODEL, ERR_OUT_OF_MEMORY, ...) or with the
+   * signal's reason; nothing stays open or allocated then.
+   */
+  static async load(dir: string, options: LatentModelOptions = {}): Promise<LatentModel> {
+    const start = performance.now();
+    options.signal?.throwIfAborted();
+    options.onProgress?.({ phase: 'open', loadedBytes: 0, totalBytes: 0 });
+    const checkpoint = await openCheckpoint(dir);
+    let device: Device | null = null;
+    try {
+      device = openModelDevice(options.device ?? 'auto', options.threads ?? 0);
+      const built = await buildMachine(device, checkpoint, options);
+      const model = new LatentModel(device, built, options, performance.now() - start);
+      options.onProgress?.({ phase: 'ready', loadedBytes: built.memory.weights, totalBytes: built.memory.weights });
+      return model;
+    } catch (error) {
+      await device?.dispose();
+      throw error;
+    } finally {
+      await checkpoint.close();
+    }
+  }
+
+  /** A new, empty sequence. @throws ERR_STATE when maxSequences are open, ERR_DISPOSED */
+  openSequence(): SequenceHandle {
+    this.#mustBeOpen();
+    const row = this.#freeRows.shift();
+    if (row === undefined) {
+      throw new MlaError('ERR_STATE', `All ${this.maxSequences} sequences of this model are open; dispose one first.`);
+    }
+    const sequence = new Sequence(this.#nextId++, row, this.#owner);
+    this.#sequences.add(sequence);
+    return sequence;
+  }
+
+  /**
+   * Enqueues one step: the running sequences decode one token, the others take their new tokens. Resolves, in the
+   * order of `entries`, when the device has done it; may be called again before that.
+   * @throws ERR_INVALID_ARG, ERR_STATE, ERR_CONTEXT_LENGTH or ERR_NO_PAGES before anything is enqueued
+   */
+  step(entries: readonly StepEntry[]): Promise<StepResult[]> {
+    this.#mustBeOpen();
+    const step = checkStep(this.#machine, entries, (s): s is Sequence => this.#sequences.has(s as Sequence));
+    const sequences = entries.map(({ sequence }) => sequence as Sequence);
+    const sampled = entries.map(({ tokens, sample }) => tokens === undefined || sample !== false);
+    try {
+      this.#enqueue(step);
+      this.#steps += 1;
+      return this.#results(sequences, sampled);
+    } catch (error) {
+      this.#fail(sequences);
+      throw error;
+    }
+  }
+
+  /**
+   * Log-probabilities of every token given the ones before, with the likeliest alternatives of each position.
+   * Rejects with ERR_INVALID_ARG, ERR_CONTEXT_LENGTH, ERR_NO_PAGES or the signal's reason.
+   */
+  async score(tokens: readonly number[], options: ScoreOptions = {}): Promise<ScoreResult> {
+    this.#mustBeOpen();
+    checkScore(this.#machine, tokens, options);
+    const sequence = new Sequence(this.#nextId++, -1, this.#owner);
+    this.#sequences.add(sequence);
+    try {
+      return await scoreTokens(this.#machine, sequence, tokens, options, this.#attention);
+    } finally {
+      sequence.dispose();
+    }
+  }
+
+  stats(): ModelStats {
+    const { pool } = this.#machine.cache;
+    return {
+      pagesTotal: pool.total,
+      pagesFree: pool.free,
+      sequences: this.#sequences.size,
+      steps: this.#steps,
+      allocatedBytes: this.#device.allocatedBytes(),
+    };
+  }
+
+  /** Waits for enqueued work, then gives all memory back. Idempotent. */
+  dispose(): Promise<void> {
+    this.#disposed ??= this.#dispose();
+    return this.#disposed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  async #dispose(): Promise<void> {
+    for (const sequence of [...this.#sequences]) sequence.dispose();
+    await this.#machine.stream.record().done.catch(() => {});
+    for (const { graph, views } of this.#graphs.values()) {
+      graph.dispose();
+      views.dispose();
+    }
+    this.#graphs.clear();
+    this.#built.dispose();
+    await this.#device.dispose();
+  }
+
+  #mustBeOpen(): void {
+    if (this.#disposed !== null) throw new MlaError('ERR_DISPOSED', 'This model has been disposed.');
+  }
+
+  get #owner() {
+    return { context: this.context, vocab: this.vocab, release: (sequence: Sequence) => this.#release(sequence) };
+  }
+
+  #release(sequence: Sequence): void {
+    if (!this.#sequences.delete(sequence)) return;
+    if (sequence.live && this.#disposed === null) parkRow(this.#machine, sequence.row);
+    sequence.live = false;
+    // whoever gets these pages next is enqueued behind everything that still reads them
+    for (const page of sequence.pages.splice(0)) this.#machine.cache.pool.release(page);
+    if (sequence.row >= 0) {
+      this.#freeRows.push(sequence.row);
+      this.#freeRows.sort((a, b) => a - b);
+    }
+  }
+
+  #enqueue(step: CheckedStep): void {
+    const machine = this.#machine;
+    const stays = new Set(step.decode);
+    for (const sequence of this.#sequences) {
+      if (!sequence.live || stays.has(sequence)) continue;
+      parkRow(machine, sequence.row);
+      sequence.live = false;
+    }
+    enqueueDecode(machine, step.decode, (bucket) => this.#graph(bucket).replay());
+    enqueuePrefill(machine, step.prefill, this.#attention);
+  }
+
+  /** The captured decode step of a bucket; made when it is first needed. */
+  #graph(bucket: number): Graph {
+    const known = this.#graphs.get(bucket);
+    if (known !== undefined) return known.graph;
+    const views = new Views();
+    try {
+      const graph = this.#machine.stream.capture(() => decodePass(this.#machine, views, bucket));
+      this.#graphs.set(bucket, { graph, views });
+      return graph;
+    } catch (error) {
+      views.dispose();
+      throw error;
+    }
+  }
+
+  async #results(sequences: readonly Sequence[], sampled: readonly boolean[]): Promise<StepResult[]> {
+    const { stream, rows } = this.#machine;
+    const read = stream.read(rows.results);
+    const event = stream.record();
+    try {
+      const [bytes] = await Promise.all([read, event.done]);
+      const B = this.maxSequences;
+      const ids = new Int32Array(bytes, 0, B);
+      const finished = new Int32Array(bytes, B * 4, B);
+      const logprobs = new Float32Array(bytes, B * 8, B);
+      return sequences.map(({ row }, i) => {
+        const token = sampled[i] === true ? (ids[row] as number) : -1;
+        const end = token < 0 ? 0 : finished[row];
+        return {
+          token,
+          logprob: token < 0 ? Number.NaN : (logprobs[row] as number),
+          finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
+        };
+      });
+    } catch (error) {
+      this.#fail(sequences);
+      throw error;
+    }
+  }
+
+  /** After a failed step nobody knows what the device did with these rows. */
+  #fail(sequences: readonly Sequence[]): void {
+    for (const sequence of sequences) {
+      sequence.failed = true;
+      sequence.live = false;
+    }
+    if (this.#disposed !== null) return;
+    for (const sequence of this.#sequences) {
+      if (sequence.live) sequence.failed = true;
+      sequence.live = false;
+    }
+    clearRows(this.#machine.stream, this.#machine.rows, this.#machine.limits);
+  }
+}

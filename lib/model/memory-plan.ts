@@ -1,0 +1,94 @@
+// model/memory-plan.ts - how much memory a model takes, known before anything is allocated.
+
+import { latentCacheSpec, pagesFor } from '../cache';
+import type { ModelConfig } from '../checkpoint';
+import { invalidArg, MlaError } from '../errors';
+import type { DeviceInfo } from '../native';
+import { activationSpecs, inputSpecs, type Limits, rowSpecs } from './buffers';
+import type { Dims, Precision } from './dims';
+import { specBytes, treeBytes } from './specs';
+import type { LatentModelOptions } from './types';
+
+/** Bytes on the device, by use. */
+export interface MemoryPlan {
+  weights: number;
+  cache: number;
+  activations: number;
+  workspace: number;
+  total: number;
+  /** bytes of cache that one token takes */
+  cachePerToken: number;
+}
+
+/** Default of the `context` option, where the model allows it. */
+const DEFAULT_CONTEXT = 4096;
+/** Cached rows expanded at a time by prefill attention. */
+const CONTEXT_ROWS = 1024;
+/**
+ * Above this many new tokens the expanded form needs fewer operations: per head it pays 2(n + v)c once per key and
+ * then 2(n + r + v) per pair, the absorbed form 2(2c + r) per pair; with 128/64/128/512 they meet near 170.
+ */
+export const ABSORBED_MAX_TOKENS = 128;
+
+/** Resolves the options that are numbers. @throws ERR_INVALID_ARG */
+export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limits {
+  const integer = (name: string, value: number, low: number, high: number): number => {
+    if (!Number.isInteger(value) || value < low || value > high) {
+      throw invalidArg(name, `an integer from ${low} to ${high}`, value);
+    }
+    return value;
+  };
+  const most = config.max_position_embeddings;
+  const context = integer('context', options.context ?? Math.min(most, DEFAULT_CONTEXT), 1, most);
+  const maxSequences = integer('maxSequences', options.maxSequences ?? 8, 1, 1024);
+  const pages = integer('pages', options.pages ?? pagesFor(context) * maxSequences, 1, 2 ** 24);
+  const prefillRows = integer('prefillChunk', options.prefillChunk ?? 512, 1, 16384);
+  return {
+    context,
+    maxSequences,
+    pages,
+    prefillRows,
+    contextRows: Math.min(CONTEXT_ROWS, Math.max(context, 64)),
+    absorbedRows: Math.min(ABSORBED_MAX_TOKENS, prefillRows),
+    maxTop: 20,
+  };
+}
+
+/** Adds up the plan. */
+export function planMemory(
+  dims: Dims,
+  precision: Precision,
+  limits: Limits,
+  weights: object,
+  planInts: number,
+  workspace: number,
+): MemoryPlan {
+  const cache = specBytes(
+    latentCacheSpec({ layers: dims.layers, pages: limits.pages, rowWidth: dims.L, dtype: precision.cache }),
+  );
+  const weightBytes = treeBytes(weights);
+  const activations =
+    treeBytes(rowSpecs(dims, limits)) +
+    treeBytes(inputSpecs(limits)) +
+    treeBytes(activationSpecs(dims, precision, limits, planInts));
+  return {
+    weights: weightBytes,
+    cache,
+    activations,
+    workspace,
+    total: weightBytes + cache + activations + workspace,
+    cachePerToken: cache / (limits.pages * 64),
+  };
+}
+
+/** @throws ERR_OUT_OF_MEMORY or ERR_OUT_OF_DEVICE_MEMORY when the plan cannot fit */
+export function checkFits(plan: MemoryPlan, device: DeviceInfo): void {
+  if (plan.total <= device.memoryFree) return;
+  const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  throw new MlaError(
+    device.kind === 'cpu' ? 'ERR_OUT_OF_MEMORY' : 'ERR_OUT_OF_DEVICE_MEMORY',
+    `The model needs ${gib(plan.total)} (weights ${gib(plan.weights)}, cache ${gib(plan.cache)}, ` +
+      `buffers ${gib(plan.activations + plan.workspace)}) and ${device.name} has ${gib(device.memoryFree)} free; ` +
+      'a smaller context, maxSequences or pages makes the cache smaller.',
+  );
+}

@@ -1,0 +1,254 @@
+// model/step.ts - one step of a batch: checked whole before anything is enqueued, then decode of the running rows, then
+// the new tokens, then their first samples.
+
+import { pagesFor } from '../cache';
+import { invalidArg, MlaError } from '../errors';
+import { MAX_STOP_IDS, maxContextChunks, maxPassSequences } from './buffers';
+import { type AttentionForm, headPass, type Machine, type PrefillItem, prefillPass, samplePass } from './forward';
+import type { Sequence } from './sequence';
+import type { StepEntry } from './types';
+import { Views } from './views';
+
+/** Tokens of one sequence that go into one pass. */
+interface Piece {
+  sequence: Sequence;
+  tokens: readonly number[] | Int32Array;
+  /** whether a token is sampled after the last of them */
+  sample: boolean;
+}
+
+/** A step whose arguments are right and whose pages exist. */
+export interface CheckedStep {
+  decode: Sequence[];
+  prefill: Piece[];
+}
+
+/** Checks everything a step could be refused for. Changes nothing. */
+export function checkStep(
+  machine: Machine,
+  entries: readonly StepEntry[],
+  isOurs: (s: unknown) => s is Sequence,
+): CheckedStep {
+  const { limits, cache } = machine;
+  if (!Array.isArray(entries) || entries.length === 0) throw invalidArg('entries', 'at least one step entry', entries);
+  const decode: Sequence[] = [];
+  const prefill: Piece[] = [];
+  const seen = new Set<Sequence>();
+  let missing = 0;
+  for (const { sequence, tokens, sample = true } of entries) {
+    if (!isOurs(sequence)) throw invalidArg('sequence', 'an open sequence of this model', sequence);
+    if (sequence.disposed) throw new MlaError('ERR_DISPOSED', `Sequence ${sequence.id} has been disposed.`);
+    if (sequence.failed) {
+      throw new MlaError('ERR_STATE', `Sequence ${sequence.id} was in a step that failed; dispose it and start again.`);
+    }
+    if (seen.has(sequence))
+      throw invalidArg('entries', `each sequence once (sequence ${sequence.id} is there twice)`, entries);
+    seen.add(sequence);
+    if (tokens === undefined) {
+      if (!sequence.live) {
+        throw new MlaError(
+          'ERR_STATE',
+          `Sequence ${sequence.id} has no sampled token to continue from; give the tokens that come next.`,
+        );
+      }
+      decode.push(sequence);
+      missing += sequence.missingPages(pagesAhead(sequence.length + 1, limits.context));
+    } else {
+      checkTokens(machine, sequence, tokens);
+      prefill.push({ sequence, tokens, sample });
+      const length = sequence.length + tokens.length;
+      missing += sequence.missingPages(sample ? pagesAhead(length, limits.context) : length);
+    }
+  }
+  if (missing > cache.pool.free) cache.pool.take(missing); // throws the error that says how many are missing
+  return { decode, prefill };
+}
+
+/** Tokens there must be pages for once `length` are cached and one more is sampled. */
+function pagesAhead(length: number, context: number): number {
+  return Math.min(length + 1, context);
+}
+
+function checkTokens(machine: Machine, sequence: Sequence, tokens: readonly number[] | Int32Array): void {
+  const { context } = machine.limits;
+  if (!(Array.isArray(tokens) || tokens instanceof Int32Array) || tokens.length === 0) {
+    throw invalidArg('tokens', 'a non-empty array of token ids', tokens);
+  }
+  if (sequence.length + tokens.length > context) {
+    throw new MlaError(
+      'ERR_CONTEXT_LENGTH',
+      `${sequence.length + tokens.length} tokens do not fit the context of ${context}; ` +
+        'shorten the text, or load the model with a larger context.',
+    );
+  }
+  for (const id of tokens) {
+    if (!Number.isInteger(id) || id < 0 || id >= machine.dims.vocab) {
+      throw invalidArg('tokens', `ids from 0 to ${machine.dims.vocab - 1}`, id);
+    }
+  }
+}
+
+/** Enqueues the decoding of running rows: their graph, after what changed on the host since the last step. */
+export function enqueueDecode(
+  machine: Machine,
+  sequences: readonly Sequence[],
+  replay: (bucket: number) => void,
+): void {
+  if (sequences.length === 0) return;
+  const { limits, cache } = machine;
+  let rows = 0;
+  for (const sequence of sequences) {
+    sequence.length += 1;
+    sequence.grow(cache.pool, pagesAhead(sequence.length, limits.context));
+    writeTable(machine, sequence);
+    if (sequence.settingsChanged) writeSettings(machine, sequence);
+    rows = Math.max(rows, sequence.row + 1);
+  }
+  replay(bucketOf(rows, limits.maxSequences));
+}
+
+/** Rows of the smallest graph that holds `rows` rows: a power of two, or all. */
+export function bucketOf(rows: number, maxSequences: number): number {
+  return Math.min(2 ** Math.ceil(Math.log2(rows)), maxSequences);
+}
+
+/** Enqueues new tokens in passes, and the first sample of every sequence whose tokens are all in. */
+export function enqueuePrefill(machine: Machine, pieces: readonly Piece[], form: 'auto' | AttentionForm): void {
+  const { limits, cache } = machine;
+  for (const { sequence, tokens, sample } of pieces) {
+    const length = sequence.length + tokens.length;
+    sequence.grow(cache.pool, sample ? pagesAhead(length, limits.context) : length);
+  }
+  for (const pass of packPasses(machine, pieces, form)) {
+    const views = new Views();
+    try {
+      const items: PrefillItem[] = pass.pieces.map(({ sequence, tokens }) => ({
+        tokens,
+        start: sequence.length,
+        pages: sequence.pages.slice(0, pagesFor(sequence.length + tokens.length)),
+      }));
+      const hidden = prefillPass(machine, views, items, pass.form);
+      for (const { sequence, tokens } of pass.pieces) sequence.length += tokens.length;
+      enqueueSamples(machine, views, pass.pieces, hidden);
+    } finally {
+      views.dispose();
+    }
+  }
+}
+
+interface Pass {
+  pieces: Piece[];
+  form: AttentionForm;
+}
+
+/** Cuts pieces into passes that fit the buffers, in order. */
+export function packPasses(machine: Machine, pieces: readonly Piece[], form: 'auto' | AttentionForm): Pass[] {
+  const { limits } = machine;
+  const passes: { pieces: Piece[]; rows: number; context: number; form: AttentionForm }[] = [];
+  const maxContext = maxContextChunks(limits) * limits.contextRows;
+  for (const { sequence, tokens, sample } of pieces) {
+    const wanted = form === 'auto' ? (tokens.length <= limits.absorbedRows ? 'absorbed' : 'expanded') : form;
+    const most = wanted === 'absorbed' ? limits.absorbedRows : limits.prefillRows;
+    for (let done = 0; done < tokens.length; ) {
+      const last = passes.at(-1);
+      const before = sequence.length + done;
+      const fits =
+        last !== undefined &&
+        last.form === wanted &&
+        last.rows < most &&
+        last.pieces.length < maxPassSequences(limits) &&
+        last.pieces.every((p) => p.sequence !== sequence);
+      const room = fits ? most - last.rows : most;
+      const count = Math.min(room, tokens.length - done);
+      const piece: Piece = {
+        sequence,
+        tokens: tokens.slice(done, done + count),
+        sample: sample && done + count === tokens.length,
+      };
+      if (fits && last.context + before + count <= maxContext) {
+        last.pieces.push(piece);
+        last.rows += count;
+        last.context += before + count;
+      } else if (fits) {
+        passes.push({ pieces: [], rows: 0, context: 0, form: wanted });
+        continue;
+      } else {
+        passes.push({ pieces: [piece], rows: count, context: before + count, form: wanted });
+      }
+      done += count;
+    }
+  }
+  return passes.filter((pass) => pass.pieces.length > 0);
+}
+
+function enqueueSamples(
+  machine: Machine,
+  views: Views,
+  pieces: readonly Piece[],
+  hidden: Parameters<typeof headPass>[2],
+): void {
+  const { stream, inputs, rows, dims } = machine;
+  const ends: number[] = [];
+  const sampled: Sequence[] = [];
+  let end = 0;
+  for (const { sequence, tokens, sample } of pieces) {
+    end += tokens.length;
+    if (!sample) continue;
+    ends.push(end - 1);
+    sampled.push(sequence);
+  }
+  if (sampled.length === 0) return;
+  stream.write(inputs.lastRows, Int32Array.from(ends));
+  const logits = headPass(machine, views, hidden, sampled.length);
+  sampled.forEach((sequence, i) => {
+    const bytes = dims.vocab * 4;
+    stream.copy({
+      src: logits,
+      dst: rows.logits,
+      blocks: 1,
+      block_bytes: bytes,
+      src_offset: i * bytes,
+      dst_offset: sequence.row * bytes,
+    });
+    sequence.tableOnDevice = 0;
+    writeTable(machine, sequence);
+    writeSettings(machine, sequence);
+    const at = sequence.row * 4;
+    stream.write(rows.positions, Int32Array.of(sequence.length - 1), at);
+    stream.write(rows.lengths, Int32Array.of(sequence.length), at);
+    stream.write(rows.finished, Int32Array.of(0), at);
+    samplePass(machine, views, sequence.row, 1);
+    sequence.live = true;
+  });
+}
+
+/** Makes a row padding, in stream order. */
+export function parkRow(machine: Machine, row: number): void {
+  const { stream, rows } = machine;
+  const none = Int32Array.of(-1);
+  for (const tensor of [rows.ids, rows.positions, rows.slots]) stream.write(tensor, none, row * 4);
+  stream.write(rows.lengths, Int32Array.of(0), row * 4);
+}
+
+/** Sends the pages that the device's table does not have yet. */
+function writeTable(machine: Machine, sequence: Sequence): void {
+  const { stream, rows } = machine;
+  const known = sequence.tableOnDevice;
+  if (known === sequence.pages.length) return;
+  const width = rows.blockTable.shape[1] as number;
+  stream.write(rows.blockTable, Int32Array.from(sequence.pages.slice(known)), (sequence.row * width + known) * 4);
+  sequence.tableOnDevice = sequence.pages.length;
+}
+
+function writeSettings(machine: Machine, sequence: Sequence): void {
+  const { stream, rows } = machine;
+  const { row, sampling: s } = sequence;
+  stream.write(rows.settings, Float32Array.of(s.temperature, s.topK, s.topP, s.minP, 1, 0, 0, 0), row * 32);
+  stream.write(rows.seeds, BigInt64Array.of(BigInt(s.seed)), row * 8);
+  const stops = new Int32Array(MAX_STOP_IDS).fill(-1);
+  stops.set(s.stopIds);
+  stream.write(rows.stopIds, stops, row * MAX_STOP_IDS * 4);
+  // `advance` counts tokens that are fed; the last sampled one never is
+  stream.write(rows.limits, Int32Array.of(s.maxLength - 1), row * 4);
+  sequence.settingsChanged = false;
+}

@@ -1,0 +1,74 @@
+// model/workspace.ts - how much scratch memory the passes of a model need: the passes themselves are run over shapes
+// instead of tensors, and every operation they issue is asked. So plan and execution cannot drift apart.
+
+import { PAGE_TOKENS, pagesFor } from '../cache';
+import type { Device, DType, Stream, Tensor, TensorSpec, Verbs } from '../native';
+import type { Activations, activationSpecs, Inputs, inputSpecs, Rows, rowSpecs } from './buffers';
+import type { Precision } from './dims';
+import { decodePass, headPass, type Machine, prefillPass, samplePass, scorePass } from './forward';
+import { mapSpecs } from './specs';
+import { Views } from './views';
+import type { WeightPlan, Weights } from './weights';
+
+/** A model before it has memory. */
+export interface Blueprint extends Pick<Machine, 'config' | 'dims' | 'limits' | 'scale' | 'latentEps'> {
+  rows: ReturnType<typeof rowSpecs>;
+  inputs: ReturnType<typeof inputSpecs>;
+  activations: ReturnType<typeof activationSpecs>;
+  cosSin: TensorSpec;
+  weights: Weights<WeightPlan>;
+  precision: Precision;
+}
+
+/** A tensor that is only a shape. */
+class Shape implements TensorSpec {
+  constructor(
+    readonly dtype: DType,
+    readonly shape: readonly number[],
+  ) {}
+  view(dtype: DType, shape: readonly number[]): Shape {
+    return new Shape(dtype, shape);
+  }
+  dispose(): void {}
+}
+
+/** Bytes of workspace that every pass of this model can do with. */
+export function measureWorkspace(device: Device, blueprint: Blueprint): number {
+  let most = 0;
+  const ask = (verb: keyof Verbs) => (args: never) => {
+    most = Math.max(most, device.workspaceBytes(verb, args));
+  };
+  const stream = new Proxy({} as Stream, {
+    get: (_, name) => (name === 'write' ? () => {} : ask(name as keyof Verbs)),
+  });
+  const shapes = <T>(tree: object): T => mapSpecs(tree, (s) => new Shape(s.dtype, s.shape)) as T;
+  const { dims, limits, precision } = blueprint;
+  const B = limits.maxSequences;
+  const vector = (dtype: DType) => new Shape(dtype, [B]) as unknown as Tensor;
+  const layer = new Shape(precision.cache, [limits.pages, PAGE_TOKENS, dims.L]);
+  const machine: Machine = {
+    ...blueprint,
+    stream,
+    weights: shapes(blueprint.weights),
+    rows: { ...shapes<Rows>(blueprint.rows), sampled: vector('i32'), finished: vector('i32'), logprobs: vector('f32') },
+    inputs: shapes<Inputs>(blueprint.inputs),
+    activations: shapes<Activations>(blueprint.activations),
+    cosSin: shapes(blueprint.cosSin),
+    cache: { layers: new Array(dims.layers).fill(layer) } as unknown as Machine['cache'],
+  };
+  const pages = new Array(pagesFor(limits.context)).fill(0);
+  const item = (count: number) => {
+    const rows = Math.min(count, limits.context);
+    return { tokens: new Int32Array(rows), start: limits.context - rows, pages };
+  };
+  const views = new Views();
+  const hidden = prefillPass(machine, views, [item(limits.prefillRows)], 'expanded');
+  scorePass(machine, views, hidden, limits.maxTop);
+  prefillPass(machine, views, [item(limits.absorbedRows)], 'absorbed');
+  const sequences = Math.min(B, limits.prefillRows);
+  const several = prefillPass(machine, views, new Array(sequences).fill(item(1)), 'absorbed');
+  headPass(machine, views, several, sequences);
+  samplePass(machine, views, 0, 1);
+  for (let bucket = 1; bucket < 2 * B; bucket *= 2) decodePass(machine, views, Math.min(bucket, B));
+  return most;
+}
