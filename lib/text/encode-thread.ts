@@ -1,10 +1,9 @@
 // encode-thread.ts - the worker thread that encodes long texts, seen from outside. It is started by the first long text, kept
 // for the next, holds the process only while it works, and is ended when it does not answer in time.
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { type ErrorCode, MlaError } from '../errors';
-import { encodeLimitMs } from './encoder';
+import { type EncodeParts, encodeLimitMs, lengthOf } from './encoder';
+import { entryFile } from './entry-file';
 import { ENCODER_START_MS } from './limits';
 
 /** What the thread needs to build its own tokenizer. */
@@ -16,19 +15,13 @@ export interface EncodeThreadData {
 }
 
 export interface EncodeRequest {
-  text: string;
+  parts: EncodeParts;
   special: boolean;
 }
 
 export type EncodeReply = 'ready' | { ids: Int32Array } | { code: ErrorCode; message: string };
 
-/** The compiled file of a thread or process of this folder: beside this one, or in dist/ when the sources run directly (tests). */
-export function entryFile(name: string): string {
-  const beside = join(__dirname, `${name}.js`);
-  return existsSync(beside) ? beside : join(__dirname, '..', '..', 'dist', 'text', `${name}.js`);
-}
-
-/** Encodes one text after the other in a worker thread of its own. */
+/** Encodes one request after the other in a worker thread of its own. */
 export class EncodeThread {
   private worker: Worker | null = null;
   private last: Promise<unknown> = Promise.resolve();
@@ -36,8 +29,8 @@ export class EncodeThread {
   constructor(private readonly data: EncodeThreadData) {}
 
   /** @throws ERR_TOKENIZER as the tokenizer does; ERR_WORKER_LOST when the thread dies */
-  encode(text: string, special: boolean): Promise<number[]> {
-    const turn = this.last.then(() => this.run({ text, special }));
+  encode(parts: EncodeParts, special: boolean): Promise<number[]> {
+    const turn = this.last.then(() => this.run({ parts, special }));
     this.last = turn.catch(() => undefined);
     return turn;
   }
@@ -53,7 +46,9 @@ export class EncodeThread {
   private async run(request: EncodeRequest): Promise<number[]> {
     const worker = this.worker ?? (await this.start());
     // The thread keeps the time itself and answers with an error; this is for one that cannot.
-    const reply = await this.ask(worker, encodeLimitMs(request.text.length) + 2000, () => worker.postMessage(request));
+    const reply = await this.ask(worker, encodeLimitMs(lengthOf(request.parts)) + 2000, () =>
+      worker.postMessage(request),
+    );
     if (reply === 'ready') throw new MlaError('ERR_INTERNAL', 'The encoding thread said it is ready twice.');
     if ('code' in reply) throw new MlaError(reply.code, reply.message);
     return Array.from(reply.ids);

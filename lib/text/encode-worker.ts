@@ -1,4 +1,4 @@
-// encode-worker.ts - runs in a worker thread: answers each text with its token ids.
+// encode-worker.ts - runs in a worker thread: answers texts with their token ids.
 import { parentPort, workerData } from 'node:worker_threads';
 import { MlaError } from '../errors';
 import type { EncodeReply, EncodeRequest, EncodeThreadData } from './encode-thread';
@@ -13,9 +13,9 @@ const { source, config } = workerData as EncodeThreadData;
 const spec = parseTokenizerSpec(source, config);
 const encoder = new Encoder(spec, new TokenTable(spec.vocabSize, spec.vocab, spec.added));
 
-port.on('message', ({ text, special }: EncodeRequest) => {
+port.on('message', ({ parts, special }: EncodeRequest) => {
   try {
-    const ids = Int32Array.from(encoder.encode(text, special));
+    const ids = Int32Array.from(encoder.encode(parts, special));
     port.postMessage({ ids } satisfies EncodeReply, [ids.buffer as ArrayBuffer]);
   } catch (error) {
     const code = error instanceof MlaError ? error.code : 'ERR_INTERNAL';

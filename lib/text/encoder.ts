@@ -8,6 +8,14 @@ import { PreTokenizer } from './pre-tokenizer';
 import type { TokenTable } from './token-table';
 import type { TokenizerSpec } from './tokenizer-spec';
 
+/** Texts to encode; a number among them is a token id that stays as it is. */
+export type EncodeParts = readonly (string | number)[];
+
+/** The number of UTF-16 units of all texts. */
+export function lengthOf(parts: EncodeParts): number {
+  return parts.reduce<number>((sum, part) => sum + (typeof part === 'string' ? part.length : 0), 0);
+}
+
 /** The encoder of one tokenizer. */
 export class Encoder {
   private readonly bpe: Bpe;
@@ -33,33 +41,40 @@ export class Encoder {
   }
 
   /**
-   * Encodes one text, without BOS.
+   * Encodes texts, one after the other, without BOS. An id among them stays as it is.
    * @param special true: spellings of added tokens become those tokens; false: they are text like any other
    * @throws ERR_TOKENIZER when a pattern of the tokenizer needs too much time or stack
    */
-  encode(text: string, special: boolean): number[] {
-    // A lone surrogate has no UTF-8 form; it counts as U+FFFD from here on, for the patterns too.
-    const wellFormed = (text as string & { toWellFormed(): string }).toWellFormed();
+  encode(parts: EncodeParts, special: boolean): number[] {
     const ids: number[] = [];
-    const limit = encodeLimitMs(text.length);
+    const length = lengthOf(parts);
+    const limit = encodeLimitMs(length);
     let finished: boolean;
     try {
       finished = runWithin(limit, () => {
-        if (special) this.encodeMarked(wellFormed, ids);
-        else this.encodePlain(this.normalize(wellFormed), ids, false);
+        for (const part of parts) {
+          if (typeof part === 'number') {
+            ids.push(part);
+            continue;
+          }
+          // A lone surrogate has no UTF-8 form; it counts as U+FFFD from here on, for the patterns too.
+          const text = (part as string & { toWellFormed(): string }).toWellFormed();
+          if (special) this.encodeMarked(text, ids);
+          else this.encodePlain(this.normalize(text), ids, false);
+        }
       });
     } catch (cause) {
       if (!(cause instanceof Error) || cause.name !== 'RangeError') throw cause;
       throw new MlaError(
         'ERR_TOKENIZER',
-        `A pattern of the pre-tokenizer needs too much stack for this text of ${text.length} characters. Shorten its longest run of letters and accents.`,
+        `A pattern of the pre-tokenizer needs too much stack for a text of ${length} characters. Shorten its longest run of letters and accents.`,
         { cause },
       );
     }
     if (!finished) {
       throw new MlaError(
         'ERR_TOKENIZER',
-        `A pattern of the pre-tokenizer did not finish a text of ${text.length} characters in ${limit} ms.`,
+        `A pattern of the pre-tokenizer did not finish a text of ${length} characters in ${limit} ms.`,
       );
     }
     return ids;

@@ -2,7 +2,7 @@
 import { describe, invalidArg, MlaError } from '../errors';
 import { type AddedToken, AddedTokenFinder, type Segment } from './added-tokens';
 import { EncodeThread } from './encode-thread';
-import { Encoder } from './encoder';
+import { type EncodeParts, Encoder, lengthOf } from './encoder';
 import { MAX_INLINE_LENGTH, MAX_PROMPT_BYTES, MAX_TOKENIZER_BYTES, MAX_TOKENIZER_CONFIG_BYTES } from './limits';
 import { TokenTable } from './token-table';
 import { readFolderFile } from './tokenizer-files';
@@ -110,15 +110,20 @@ export class Tokenizer {
   encode(text: string, options: EncodeOptions = {}): number[] {
     checkText(text);
     const { special, bos } = readEncodeOptions(options);
-    return this.withBos(this.encoder.encode(text, special), bos);
+    return this.withBos(this.encoder.encode([text], special), bos);
   }
 
   /** As `encode`, but a long text is encoded in a worker thread. */
   async encodeAsync(text: string, options: EncodeOptions = {}): Promise<number[]> {
     checkText(text);
     const { special, bos } = readEncodeOptions(options);
-    if (text.length <= MAX_INLINE_LENGTH) return this.withBos(this.encoder.encode(text, special), bos);
-    return this.withBos(await this.thread.encode(text, special), bos);
+    return this.withBos(await this.encodeAnywhere([text], special), bos);
+  }
+
+  /** Encodes texts as only text, apart from each other; ids between them stay. This is how scaffold and content are joined. */
+  async encodeParts(parts: EncodeParts): Promise<number[]> {
+    for (const part of parts) if (typeof part === 'string') checkText(part);
+    return this.encodeAnywhere(parts, false);
   }
 
   /** Encodes a prompt that the model is to continue: with BOS where tokenizer_config.json asks for it. */
@@ -166,6 +171,11 @@ export class Tokenizer {
   /** Ends the worker thread, if there is one. The tokenizer stays usable; calling it twice does no harm. */
   dispose(): Promise<void> {
     return this.thread.dispose();
+  }
+
+  private async encodeAnywhere(parts: EncodeParts, special: boolean): Promise<number[]> {
+    if (lengthOf(parts) <= MAX_INLINE_LENGTH) return this.encoder.encode(parts, special);
+    return this.thread.encode(parts, special);
   }
 
   private withBos(ids: number[], bos: boolean): number[] {

@@ -1,0 +1,122 @@
+// content-guard.ts - keeps text of messages apart from the scaffold of a chat template. Inside content, the character that
+// starts an added token's spelling ('<' for DeepSeek) is replaced by a private character before the template runs, and put
+// back after its output has been cut at the added tokens. So a spelling in the output is always the template's own, even
+// where the template cuts, trims or joins content.
+import { MlaError } from '../errors';
+
+/** Noncharacters first: no real text holds them. Then the private use area. */
+const CANDIDATES = [...codes(0xfdd0, 0xfdef), ...codes(0xe000, 0xf8ff)];
+const CANDIDATE_PATTERN = /[\ufdd0-\ufdef\ue000-\uf8ff]/g;
+
+/** Tags that templates look for in earlier answers, to cut the reasoning out; so they must stay readable there. */
+const REASONING_TAG = /(<\/?think>)/;
+
+/** Guards the texts of one conversation. */
+export class ContentGuard {
+  /** Character of a spelling -> its private stand-in. */
+  private readonly standIns = new Map<string, string>();
+  /** Stands before a reasoning tag that came from content. */
+  private readonly mark: string;
+  private readonly guarded: RegExp;
+  private readonly restored: RegExp;
+  private readonly markedTag: RegExp;
+  private readonly originals = new Map<string, string>();
+
+  /**
+   * @param spellings of all added tokens
+   * @param texts everything the output may consist of: contents and template. The stand-ins occur in none of them.
+   * @throws ERR_TEMPLATE when the texts use up all private characters
+   */
+  constructor(spellings: Iterable<string>, texts: readonly string[]) {
+    const starters = new Set<string>();
+    const words: string[] = [];
+    for (const spelling of spellings) {
+      const first = String.fromCodePoint(spelling.codePointAt(0) as number);
+      // Templates trim white space and compare words, so letters, digits and spaces give way only where a whole spelling stands.
+      if (/[\p{L}\p{M}\p{N}\s]/u.test(first)) words.push(spelling);
+      else starters.add(first);
+    }
+    const free = freeCharacters(texts);
+    const standIn = (character: string) => {
+      if (!this.standIns.has(character)) this.standIns.set(character, free());
+    };
+    for (const starter of starters) standIn(starter);
+    for (const word of words) standIn(String.fromCodePoint(word.codePointAt(0) as number));
+    this.mark = free();
+    for (const [character, replacement] of this.standIns) this.originals.set(replacement, character);
+
+    const parts = [...starters].map(escapePattern);
+    for (const word of words.sort((a, b) => b.length - a.length)) {
+      const first = String.fromCodePoint(word.codePointAt(0) as number);
+      parts.push(`${escapePattern(first)}(?=${escapePattern(word.slice(first.length))})`);
+    }
+    const any = parts.length > 0 ? parts.join('|') : '(?!)';
+    this.guarded = new RegExp(any, 'gu');
+    // `tojson(ensure_ascii=true)` writes a stand-in as \uXXXX.
+    const all = [...this.originals.keys(), this.mark];
+    this.restored = new RegExp(all.map((character) => `${character}|${unicodeEscape(character)}`).join('|'), 'giu');
+    this.markedTag = new RegExp(`${this.mark}(\\s*)<(?=\\/?think>)`, 'gu');
+  }
+
+  /** Guards the text of a user, a system or a tool message, or any other value that is not the template's own. */
+  guard(text: string): string {
+    return text.replace(this.guarded, (found) => this.standIns.get(found) as string);
+  }
+
+  /** Guards an earlier answer: as `guard`, but `<think>` and `</think>` stay readable and are only marked. */
+  guardAnswer(text: string): string {
+    const parts = text.split(REASONING_TAG); // texts at even places, tags between them
+    return parts
+      .map((part, index) => {
+        if (index % 2 === 1) return part;
+        // The mark goes before white space: templates trim what stands next to a tag.
+        const body = index + 1 < parts.length ? part.trimEnd() : part;
+        return this.guard(body) + (index + 1 < parts.length ? this.mark + part.slice(body.length) : '');
+      })
+      .join('');
+  }
+
+  /** To be applied to a template's whole output, before it is cut: reasoning tags that are content are guarded like the rest. */
+  settleTags(output: string): string {
+    const opening = this.standIns.get('<') ?? '<';
+    return output.replace(this.markedTag, (_, space: string) => `${space}${opening}`).replaceAll(this.mark, '');
+  }
+
+  /** The text as it was, for a piece of output that holds no token. */
+  restore(text: string): string {
+    return text.replace(this.restored, (found) => {
+      const character = found.length === 1 ? found : String.fromCharCode(Number.parseInt(found.slice(2), 16));
+      return this.originals.get(character) ?? '';
+    });
+  }
+}
+
+/** Gives one candidate after the other that occurs in none of the texts, neither itself nor as a \uXXXX escape. */
+function freeCharacters(texts: readonly string[]): () => string {
+  const used = new Set<string>();
+  for (const text of texts) for (const [character] of text.matchAll(CANDIDATE_PATTERN)) used.add(character);
+  const lower = texts.filter((text) => text.includes('\\')).map((text) => text.toLowerCase());
+  const candidates = CANDIDATES.values();
+  return () => {
+    for (const character of candidates) {
+      if (!used.has(character) && !lower.some((text) => text.includes(unicodeEscape(character).slice(1))))
+        return character;
+    }
+    throw new MlaError(
+      'ERR_TEMPLATE',
+      'The messages use every private Unicode character; at least a few must be free to keep content apart.',
+    );
+  };
+}
+
+function codes(first: number, last: number): string[] {
+  return Array.from({ length: last - first + 1 }, (_, i) => String.fromCharCode(first + i));
+}
+
+function unicodeEscape(character: string): string {
+  return `\\\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`;
+}
+
+function escapePattern(text: string): string {
+  return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&');
+}
