@@ -11,6 +11,8 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 
+const { seal } = require('./build-native.cjs');
+
 const ROOT = path.resolve(__dirname, '..');
 const SOURCES = ['csrc', 'CMakeLists.txt', 'binding.gyp', 'package.json', 'scripts'];
 /** The newest glibc symbol the binary may need: Debian 12, Ubuntu 22.04, RHEL 9. */
@@ -57,6 +59,8 @@ function main() {
     const files = fs.readdirSync(built).filter((name) => name.endsWith('.node'));
     if (files.length !== 1) fail(`expected one .node in ${built}, found ${files.length}.`);
     for (const name of files) {
+      // prebuildify's strip has cut off the digest that the loader asks for.
+      seal(path.join(built, name));
       inspect(path.join(built, name));
       tryLoad(path.join(built, name));
     }
