@@ -1,0 +1,155 @@
+// product.h - the core of all products with weights stored as rows: y[r][c] = x[r] . w[c].
+//
+// Every output is one chain of vector accumulators along k, lane l adding the values l, l + kLanes, ... in ascending
+// order, then one sum over the lanes. The chain is the same for one row and for many, in every tile shape and on any
+// number of threads; so a row's bits do not depend on the rows beside it. Few rows read the weights where they are;
+// many rows widen a panel of weights to float32 once and use it for all of them.
+#pragma once
+#include "common/checked.h"
+#include "cpu/kernels.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/product_plan.h"
+
+namespace mla::cpu::MLA_CPU_ISA {
+
+/// A weight matrix [n, k] as the products read it.
+struct Weights {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t k = 0;
+  bool round_to_bf16 = false;    // float32 weights beside bf16 activations: operands are rounded
+  const float* scale = nullptr;  // f8e4m3: one per 128x128 block
+  int64_t gate_rows = 0;         // > 0: rows are gate and up in turns of 8, and the scales of all gate rows stand first
+
+  const void* row(int64_t i) const { return static_cast<const char*>(data) + i * k * dtype_bytes(dtype); }
+
+  const float* scale_row(int64_t i) const {
+    const int64_t blocks_k = ceil_div(k, kScaleBlock);
+    if (gate_rows == 0) return scale + i / kScaleBlock * blocks_k;
+    const int64_t within = i % (2 * kGateUpBlock);
+    const int64_t channel = i / (2 * kGateUpBlock) * kGateUpBlock + within % kGateUpBlock;
+    const int64_t first = within < kGateUpBlock ? 0 : ceil_div(gate_rows, kScaleBlock);
+    return scale + (first + channel / kScaleBlock) * blocks_k;
+  }
+};
+
+/// The weights of group g of a stack [groups, n, k].
+static inline Weights weights_of(View w, View w_scale, int64_t g, bool gate_up, DType act) {
+  Weights out;
+  out.n = w.dim(w.rank - 2);
+  out.k = w.dim(w.rank - 1);
+  out.dtype = w.dtype;
+  out.data = static_cast<const char*>(w.data) + g * out.n * out.k * dtype_bytes(w.dtype);
+  out.round_to_bf16 = w.dtype == DType::kF32 && act == DType::kBF16;
+  out.gate_rows = gate_up ? out.n / 2 : 0;
+  if (w_scale.present()) {
+    const int64_t blocks_n = gate_up ? 2 * ceil_div(out.gate_rows, kScaleBlock) : ceil_div(out.n, kScaleBlock);
+    out.scale = w_scale.as<const float>() + g * blocks_n * ceil_div(out.k, kScaleBlock);
+  }
+  return out;
+}
+
+/// y[r * kColBlock + c] = x[r] . w[col0 + c] for rows <= kRowBlock and cols <= kColBlock. panel and acc are scratch as
+/// in ProductScratchPlan.
+void multiply(const Weights& w, int64_t col0, int cols, const float* const* x, int rows, float* panel, F* acc,
+              float* y);
+
+/// Some rows of one group's operand.
+struct RowBlock {
+  int64_t group = 0;
+  int64_t row0 = 0;
+  int rows = 0;
+};
+
+/// All row blocks of `groups` groups with the same number of rows.
+struct EvenBlocks {
+  int64_t groups;
+  int64_t rows;
+
+  int64_t per_group() const { return ceil_div(rows, kRowBlock); }
+  int64_t count() const { return groups * per_group(); }
+  RowBlock at(int64_t i) const {
+    const int64_t row0 = i % per_group() * kRowBlock;
+    return {i / per_group(), row0, static_cast<int>(rows - row0 < kRowBlock ? rows - row0 : kRowBlock)};
+  }
+};
+
+/// How many rows of w a task takes: less than a whole block when there would be too few tasks to share.
+static inline int64_t columns_per_task(int64_t row_blocks, int64_t n, int threads) {
+  int64_t columns = kColBlock;
+  while (columns > 2 * kGateUpBlock && row_blocks * ceil_div(n, columns) < 8 * threads) columns /= 2;
+  return columns;
+}
+
+/// Multiplies all row blocks with rows [col0, col1) of their weights.
+///   weights(group) -> Weights
+///   load(block, scratch, stride, ptrs): sets ptrs[r] to the float32 row r of the block, in place or filled into
+///     scratch + r * stride
+///   emit(block, col, cols, y): takes y[r * kColBlock + c], c in [0, cols), for columns col + c
+template <class Blocks, class WeightsOf, class Load, class Emit>
+static void run_products(Context& ctx, const Blocks& blocks, int64_t max_rows, int64_t k, int64_t col0, int64_t col1,
+                         WeightsOf&& weights, Load&& load, Emit&& emit) {
+  const int64_t count = blocks.count();
+  if (count == 0 || col1 <= col0) return;
+  const int threads = ctx.pool->threads();
+  const ProductScratchPlan plan = plan_product_scratch(max_rows, k);
+  char* const base = ctx.workspace.as<char>();
+  const int64_t stride = align_scratch(k * 4) / 4;
+  for (int t = 0; t < threads; ++t) *reinterpret_cast<int64_t*>(base + t * plan.bytes + plan.state) = -1;
+
+  const int64_t width = columns_per_task(count, col1 - col0, threads);
+  const int64_t per_block = ceil_div(col1 - col0, width);
+  ctx.pool->parallel_for(count * per_block, 1, [&](int64_t begin, int64_t end, int worker) {
+    char* const scratch = base + worker * plan.bytes;
+    int64_t* const loaded = reinterpret_cast<int64_t*>(scratch + plan.state);
+    float* const x = reinterpret_cast<float*>(scratch + plan.x);
+    float* const y = reinterpret_cast<float*>(scratch + plan.y);
+    const float* rows[kRowBlock];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t index = task / per_block;
+      const RowBlock block = blocks.at(index);
+      const int64_t col = col0 + task % per_block * width;
+      const int cols = static_cast<int>(col1 - col < width ? col1 - col : width);
+      load(block, *loaded != index, x, stride, rows);
+      *loaded = index;
+      multiply(weights(block.group), col, cols, rows, block.rows, reinterpret_cast<float*>(scratch + plan.panel),
+               reinterpret_cast<F*>(scratch + plan.acc), y);
+      emit(block, col, cols, static_cast<const float*>(y));
+    }
+  });
+}
+
+/// The row of an operand as float32: where it lies, or widened into `to` (only if `fresh`; it is still there if not).
+MLA_INLINE const float* operand_row(const float* row, int64_t, bool, float*) { return row; }
+MLA_INLINE const float* operand_row(const Bf16* row, int64_t k, bool fresh, float* to) {
+  if (fresh) widen(row, k, to);
+  return to;
+}
+
+/// One row segment of a result: out = round(y + residual), residual may be null or out itself.
+template <class O, class R>
+static inline void emit_row(const float* y, const R* residual, int64_t n, O* out) {
+  int64_t i = 0;
+  if (residual == nullptr) return narrow(y, n, out);
+  for (; i + kLanes <= n; i += kLanes) store(out + i, load(y + i) + load(residual + i));
+  if (i < n) {
+    const int rest = static_cast<int>(n - i);
+    store_tail(out + i, load_tail(y + i, rest) + load_tail(residual + i, rest), rest);
+  }
+}
+
+/// cols gate and up values in turns of 8 -> cols / 2 outputs silu(gate) * up.
+template <class O>
+static inline void emit_gate_up(const float* y, int cols, O* out) {
+  static_assert(kGateUpBlock == 8);
+  for (int c = 0; c + 2 * kGateUpBlock <= cols; c += 2 * kGateUpBlock, out += kGateUpBlock) {
+#if defined(MLA_SIMD_512)
+    store_tail(out, silu(load_tail(y + c, 8)) * load_tail(y + c + 8, 8), 8);
+#else
+    for (int i = 0; i < kGateUpBlock; i += kLanes) store(out + i, silu(load(y + c + i)) * load(y + c + 8 + i));
+#endif
+  }
+}
+
+}  // namespace mla::cpu::MLA_CPU_ISA

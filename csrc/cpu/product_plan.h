@@ -1,0 +1,59 @@
+// product_plan.h - how matrix products are cut into blocks, and the scratch memory that this takes. Shared by the
+// kernels and by workspace_bytes(), so it depends on no instruction set.
+#pragma once
+#include <cstdint>
+
+#include "common/float_types.h"
+
+namespace mla::cpu {
+
+constexpr int kRowBlock = 48;         // rows of x that one task multiplies; a multiple of every tile height
+constexpr int kColBlock = 64;         // rows of w that one task multiplies at most; a multiple of 2 * kGateUpBlock
+constexpr int kPanel = 4;             // rows of w that are widened at a time
+constexpr int64_t kDepthBlock = 2048; // values of k that stay in the cache between panels
+constexpr int64_t kMaxLaneBytes = 64; // of one accumulator
+constexpr int64_t kScratchAlign = 64;
+
+MLA_ALWAYS_INLINE int64_t align_scratch(int64_t bytes) { return (bytes + kScratchAlign - 1) & ~(kScratchAlign - 1); }
+
+/// Where the parts of one worker's scratch begin, in bytes.
+struct ProductScratchPlan {
+  int64_t state;  // which rows x holds
+  int64_t x;      // [rows, k] f32: the operand rows, widened or normed
+  int64_t panel;  // [kPanel, kDepthBlock] f32: widened weights
+  int64_t acc;    // accumulators that outlive a depth block
+  int64_t y;      // [rows, kColBlock] f32
+  int64_t bytes;
+};
+
+/// For blocks of at most `rows` rows of k values.
+MLA_ALWAYS_INLINE ProductScratchPlan plan_product_scratch(int64_t rows, int64_t k) {
+  const int64_t r = rows < kRowBlock ? rows : kRowBlock;
+  ProductScratchPlan p;
+  p.state = 0;
+  p.x = kScratchAlign;
+  p.panel = p.x + align_scratch(r * align_scratch(k * 4));
+  p.acc = p.panel + kPanel * kDepthBlock * 4;
+  p.y = p.acc + r * kColBlock * kMaxLaneBytes;
+  p.bytes = p.y + r * kColBlock * 4;
+  return p;
+}
+
+/// Rows that latentCompress keeps in float32 at a time, and rows of logits that logProbs does.
+constexpr int64_t kLatentRows = 5 * kRowBlock;
+constexpr int64_t kLogitRows = kRowBlock;
+
+/// Columns of the expert outputs that moeDown keeps in float32 at a time: all of them unless there are many pairs.
+MLA_ALWAYS_INLINE int64_t moe_down_columns(int64_t pairs, int64_t d) {
+  constexpr int64_t kMaxFloats = int64_t{16} << 20;
+  int64_t columns = d;
+  if (pairs * d > kMaxFloats) columns = kMaxFloats / pairs / kColBlock * kColBlock;
+  return columns < kColBlock ? (d < kColBlock ? d : kColBlock) : columns;
+}
+
+/// Row blocks of a grouped product of `pairs` rows over `experts` groups, at most.
+MLA_ALWAYS_INLINE int64_t max_expert_blocks(int64_t pairs, int64_t experts) {
+  return (experts < pairs ? experts : pairs) + pairs / kRowBlock;
+}
+
+}  // namespace mla::cpu
