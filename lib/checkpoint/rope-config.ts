@@ -86,7 +86,7 @@ function readYarn(block: Fields): YarnConfig {
   if (yarn.beta_fast < yarn.beta_slow) throw block.broken('beta_fast', `at least beta_slow, ${yarn.beta_slow}`);
   const ratio = yarnMagnitude(yarn.factor, yarn.mscale) / yarnMagnitude(yarn.factor, yarn.mscale_all_dim);
   // DeepSeek's code takes absent as mscale 1 and mscale_all_dim 0; transformers ignores both unless both are non-zero.
-  const both = yarn.mscale !== 0 && yarn.mscale_all_dim !== 0;
+  const both = block.has('mscale') && yarn.mscale !== 0 && yarn.mscale_all_dim !== 0;
   const others = both ? ratio : yarnMagnitude(yarn.factor, 1);
   if (Math.abs(others - ratio) > 1e-12) {
     throw block.unsupported('mscale', 'mscale and mscale_all_dim both given and not 0 (programs disagree on the rest)');

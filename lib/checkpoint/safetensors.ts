@@ -135,7 +135,12 @@ export function headerLength(start: Buffer, fileSize: number, name: string): num
 }
 
 /** Checks the JSON of a header against the file's size. Exported for tests; {@link readSafetensorsHeader} is the way in. */
-export function parseSafetensorsHeader(json: Buffer, fileSize: number, name: string): SafetensorsHeader {
+export function parseSafetensorsHeader(
+  json: Buffer,
+  fileSize: number,
+  name: string,
+  maxTensors = MAX_TENSORS,
+): SafetensorsHeader {
   const dataOffset = 8 + json.length;
   const dataBytes = fileSize - dataOffset;
   if (json[0] !== 0x7b) throw broken(name, 'header-start', null, 'another byte', '"{" as the first byte of the header');
@@ -155,8 +160,8 @@ export function parseSafetensorsHeader(json: Buffer, fileSize: number, name: str
         metadata = readMetadata(reader, name);
       } else {
         if (tensors.has(key)) throw broken(name, 'duplicate-key', key, 'the name twice', 'each name once');
-        if (tensors.size === MAX_TENSORS) {
-          throw broken(name, 'tensor-count', null, `more than ${MAX_TENSORS} tensors`, 'fewer');
+        if (tensors.size === maxTensors) {
+          throw broken(name, 'tensor-count', null, `more than ${maxTensors} tensors`, 'fewer');
         }
         tensors.set(key, readEntry(reader, name, key, dataOffset, dataBytes));
       }
