@@ -8,6 +8,11 @@ Status invalid_value(const char* op, const char* argument, int64_t index, int64_
                                               std::to_string(high));
 }
 
+Status invalid_row(const char* op, const char* argument, int64_t row, const char* text) {
+  return Status::Error(Code::kInvalidArg,
+                       std::string(op) + ": row " + std::to_string(row) + " of " + argument + " " + text);
+}
+
 Status invalid_arg(const char* op, const char* text) {
   return Status::Error(Code::kInvalidArg, std::string(op) + ": " + text);
 }
