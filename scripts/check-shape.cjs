@@ -5,7 +5,17 @@
 const fs = require('node:fs');
 const path = require('node:path');
 
-const IGNORED = new Set(['node_modules', 'build', '.build', 'dist', 'prebuilds', 'coverage', '.git', '.corpus', '.bundle']);
+const IGNORED = new Set([
+  'node_modules',
+  'build',
+  '.build',
+  'dist',
+  'prebuilds',
+  'coverage',
+  '.git',
+  '.corpus',
+  '.bundle',
+]);
 /** Data of tests and models: not written by hand, of any size. */
 const DATA = /^(test\/golden\/|models\/|docs\/api\/|bench\/results\/)/;
 const CODE = /\.(ts|cts|mts|cjs|mjs|js|h|cc|cu|cuh|py|sh)$/;
