@@ -23,6 +23,11 @@ const INDEX = 'model.safetensors.index.json';
 const write = (dir: string, name: string, value: unknown): void => {
   fs.writeFileSync(path.join(dir, name), typeof value === 'string' ? value : JSON.stringify(value));
 };
+const subfolder = (): string => {
+  const dir = path.join(tempFolder(), 'model');
+  fs.mkdirSync(dir);
+  return dir;
+};
 const openFds = (): number => fs.readdirSync('/proc/self/fd').length;
 const weightMap = (dir: string): Record<string, string> =>
   JSON.parse(fs.readFileSync(path.join(dir, INDEX), 'utf8')).weight_map;
@@ -156,9 +161,10 @@ describe('folders that are refused', () => {
     [
       'a folder beside with the same beginning',
       (dir) => {
-        fs.mkdirSync(`${dir}-2`);
-        fs.renameSync(path.join(dir, 'model.safetensors'), path.join(`${dir}-2`, 'm'));
-        fs.symlinkSync(path.join(`${dir}-2`, 'm'), path.join(dir, 'model.safetensors'));
+        const beside = `${dir}-2`;
+        fs.mkdirSync(beside);
+        fs.renameSync(path.join(dir, 'model.safetensors'), path.join(beside, 'm'));
+        fs.symlinkSync(path.join(beside, 'm'), path.join(dir, 'model.safetensors'));
       },
       'ERR_CHECKPOINT',
       /found a link that leads to/,
@@ -228,7 +234,7 @@ describe('folders that are refused', () => {
     ],
   ];
   test.each(cases)('%s', async (_, spoil, code, text) => {
-    const dir = writeModel(TINY);
+    const dir = writeModel(TINY, { bias: true }, subfolder());
     spoil(dir);
     const before = openFds();
     await fails(() => openCheckpoint(dir), code, text);
