@@ -1,0 +1,30 @@
+/**
+ * node-mla: runs DeepSeek-family language models from Node.js, on an NVIDIA GPU or on the CPU.
+ *
+ * `loadModel` gives a {@link Model}; its `generate` and `chat` give a {@link Generation} to iterate over or await, and
+ * `score` gives log-probabilities. Every error is an {@link MlaError} with a code.
+ *
+ * @packageDocumentation
+ */
+export type {
+  ChatOptions,
+  Chunk,
+  FinishReason,
+  GenerateOptions,
+  Generation,
+  LoadOptions,
+  Model,
+  ModelInfo,
+  Result,
+  Score,
+  ScoreOptions,
+  Timings,
+  TopToken,
+  Usage,
+  UsedSettings,
+} from './engine';
+export { loadModel } from './engine';
+export { ERROR_CODES, type ErrorCode, MlaError } from './errors';
+export type { LoadProgress, MemoryPlan } from './model';
+export type { DeviceInfo } from './native';
+export type { BuiltInTemplate, ChatMessage, Json, Role, ToolCall } from './text';
