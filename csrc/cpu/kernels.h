@@ -31,6 +31,9 @@ const KernelTable& kernel_table();
 /// Scratch bytes that an operation needs for its shapes (data pointers may be null).
 int64_t workspace_bytes(const Op& op, int threads);
 
+/// Elements of the plan tensor of decodePlan.
+int64_t decode_plan_ints(int64_t max_sequences, int64_t heads, int threads);
+
 }  // namespace mla::cpu
 
 #ifdef MLA_CPU_ISA

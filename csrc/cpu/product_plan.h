@@ -7,11 +7,11 @@
 
 namespace mla::cpu {
 
-constexpr int kRowBlock = 48;         // rows of x that one task multiplies; a multiple of every tile height
-constexpr int kColBlock = 64;         // rows of w that one task multiplies at most; a multiple of 2 * kGateUpBlock
-constexpr int kPanel = 4;             // rows of w that are widened at a time
-constexpr int64_t kDepthBlock = 2048; // values of k that stay in the cache between panels
-constexpr int64_t kMaxLaneBytes = 64; // of one accumulator
+constexpr int kRowBlock = 48;          // rows of x that one task multiplies; a multiple of every tile height
+constexpr int kColBlock = 64;          // rows of w that one task multiplies at most; a multiple of 2 * kGateUpBlock
+constexpr int kPanel = 4;              // rows of w that are widened at a time
+constexpr int64_t kDepthBlock = 2048;  // values of k that stay in the cache between panels
+constexpr int64_t kMaxLaneBytes = 64;  // of one accumulator
 constexpr int64_t kScratchAlign = 64;
 
 MLA_ALWAYS_INLINE int64_t align_scratch(int64_t bytes) { return (bytes + kScratchAlign - 1) & ~(kScratchAlign - 1); }
@@ -51,9 +51,16 @@ MLA_ALWAYS_INLINE int64_t moe_down_columns(int64_t pairs, int64_t d) {
   return columns < kColBlock ? (d < kColBlock ? d : kColBlock) : columns;
 }
 
-/// Row blocks of a grouped product of `pairs` rows over `experts` groups, at most.
+/// Row blocks of a grouped product of `pairs` rows over `experts` groups, at most, and the list of them.
 MLA_ALWAYS_INLINE int64_t max_expert_blocks(int64_t pairs, int64_t experts) {
   return (experts < pairs ? experts : pairs) + pairs / kRowBlock;
 }
+MLA_ALWAYS_INLINE int64_t expert_blocks_bytes(int64_t pairs, int64_t experts) {
+  return align_scratch(max_expert_blocks(pairs, experts) * 3 * 8);
+}
+
+/// One worker's scratch of queryAbsorb: kAbsorbRows rows of n values in float32.
+constexpr int kAbsorbRows = 6;
+MLA_ALWAYS_INLINE int64_t plan_absorb_scratch(int64_t n) { return kAbsorbRows * align_scratch(n * 4); }
 
 }  // namespace mla::cpu

@@ -17,10 +17,9 @@ const KernelTable& table();
 #endif
 
 const KernelTable& table() {
-  static constexpr KernelTable kTable = {
-      MLA_PATH,
+  static constexpr KernelTable kTable = {MLA_PATH,
 #define MLA_CPU_KERNEL(Name, verb) &MLA_CPU_ISA::verb,
-      MLA_OPS(MLA_CPU_KERNEL)
+                                         MLA_OPS(MLA_CPU_KERNEL)
 #undef MLA_CPU_KERNEL
   };
   return kTable;
