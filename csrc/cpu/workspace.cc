@@ -56,11 +56,6 @@ int64_t scratch(const MoeRouteParams& p, int threads) { return moe_route_workspa
 
 int64_t scratch(const SampleParams& p, int threads) { return sample_workspace(p, threads); }
 
-int64_t scratch(const MlaDecodeParams& p, int threads) { return mla_decode_workspace(p, threads); }
-int64_t scratch(const MlaPrefillParams& p, int threads) { return mla_prefill_workspace(p, threads); }
-int64_t scratch(const MoeRouteParams& p, int threads) { return moe_route_workspace(p, threads); }
-int64_t scratch(const SampleParams& p, int threads) { return sample_workspace(p, threads); }
-
 }  // namespace
 
 int64_t workspace_bytes(const Op& op, int threads) {
