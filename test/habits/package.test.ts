@@ -7,6 +7,17 @@ const ROOT = resolve(__dirname, '../..');
 const readJson = (file: string) => JSON.parse(readFileSync(join(ROOT, file), 'utf8'));
 const manifest = readJson('package.json');
 
+/** What the lockfile says of one package. */
+interface LockEntry {
+  resolved?: string;
+  integrity?: string;
+  inBundle?: boolean;
+  os?: string[];
+  cpu?: string[];
+  libc?: string[];
+  optionalDependencies?: Record<string, string>;
+}
+
 /** Runs node in the checkout, whose own name resolves to it as it would inside node_modules. */
 function node(...args: string[]): string {
   return execFileSync(process.execPath, args, { cwd: ROOT, encoding: 'utf8' }).trim();
@@ -132,20 +143,33 @@ describe('the lockfile', () => {
   const lock = readJson('package-lock.json');
 
   test('names no registry host', () => {
-    const resolved = Object.values<{ resolved?: string }>(lock.packages).filter((entry) =>
-      /^https?:/.test(entry.resolved ?? ''),
-    );
+    const resolved = Object.values<LockEntry>(lock.packages).filter((entry) => /^https?:/.test(entry.resolved ?? ''));
     expect(resolved).toEqual([]);
     expect(readFileSync(join(ROOT, '.npmrc'), 'utf8')).toContain('omit-lockfile-registry-resolved=true');
   });
 
-  test('is that of this package.json, with a checksum for each package', () => {
+  test('is that of this package.json', () => {
     expect(lock.packages[''].dependencies).toEqual(manifest.dependencies);
     expect(lock.packages[''].devDependencies).toEqual(manifest.devDependencies);
     expect(lock.version).toBe(manifest.version);
-    const without = Object.entries<{ integrity?: string; link?: boolean; inBundle?: boolean }>(lock.packages)
-      .filter(([name, entry]) => name !== '' && !entry.link && !entry.inBundle && !entry.integrity)
+  });
+
+  test('has a checksum for each package that is installed on Linux x64', () => {
+    const ours = ({ os, cpu, libc }: LockEntry) =>
+      (os ?? ['linux']).includes('linux') && (cpu ?? ['x64']).includes('x64') && (libc ?? ['glibc']).includes('glibc');
+    const without = Object.entries<LockEntry>(lock.packages)
+      .filter(([name, entry]) => name !== '' && !entry.inBundle && !entry.integrity && ours(entry))
       .map(([name]) => name);
     expect(without).toEqual([]);
+  });
+
+  // npm ci refuses a lockfile without the packages for other platforms, which a mirror may not even have.
+  test('lists the optional packages of every platform', () => {
+    const missing = Object.entries<LockEntry>(lock.packages).flatMap(([owner, entry]) =>
+      Object.keys(entry.optionalDependencies ?? {}).filter(
+        (name) => !(`node_modules/${name}` in lock.packages) && !(`${owner}/node_modules/${name}` in lock.packages),
+      ),
+    );
+    expect(missing).toEqual([]);
   });
 });
