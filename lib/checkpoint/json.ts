@@ -30,6 +30,8 @@ const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const ZERO = 0x30;
 const NINE = 0x39;
+/** Largest integer below which a double holds each one exactly. */
+const LARGEST = Number.MAX_SAFE_INTEGER;
 
 /**
  * A cursor over the bytes of a JSON text. The caller asks for what must come next, so a text of the wrong structure is
@@ -184,7 +186,7 @@ export class JsonReader {
     let value = 0;
     while (c >= ZERO && c <= NINE) {
       value = value * 10 + (c - ZERO);
-      if (value > Number.MAX_SAFE_INTEGER) return false;
+      if (value > LARGEST) return false;
       c = bytes[++at] ?? 0;
     }
     if (bytes[start] === ZERO && at > start + 1) return false;

@@ -118,7 +118,25 @@ const DTYPES = new Map([
   ['BOOL', 1],
 ]);
 
-/** The rules written a second time, over JSON.parse and BigInt. It cannot see duplicate keys, nor how numbers are spelled. */
+/** True when some object has a key twice or some number is not spelled as a plain natural number. */
+function hiddenFromParse(text: string): boolean {
+  const open: (Set<string> | null)[] = [];
+  const tokens = text.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/gs) ?? [];
+  for (const [i, token] of tokens.entries()) {
+    if (token === '{') open.push(new Set());
+    else if (token === '[') open.push(null);
+    else if (token === '}' || token === ']') open.pop();
+    else if (token[0] === '"' && tokens[i + 1] === ':') {
+      const keys = open.at(-1);
+      const key = JSON.parse(token);
+      if (keys?.has(key)) return true;
+      keys?.add(key);
+    } else if (/^[-\d]/.test(token) && !/^(0|[1-9]\d*)$/.test(token)) return true;
+  }
+  return false;
+}
+
+/** The rules written a second time, over JSON.parse and BigInt. */
 function naive(file: Buffer): boolean {
   if (file.length < 8) return false;
   const length = file.readBigUInt64LE(0);
@@ -129,7 +147,8 @@ function naive(file: Buffer): boolean {
     const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(json);
     if (text[0] !== '{') return false;
     header = JSON.parse(text);
-    if (JSON.stringify(header).match(/\\ud[89ab]/i)) return false;
+    // Whole pairs come out of JSON.stringify as they are, lone halves as escapes.
+    if (JSON.stringify(header).match(/(^|[^\\])(\\\\)*\\ud[89a-f]/i) || hiddenFromParse(text)) return false;
   } catch {
     return false;
   }
@@ -166,9 +185,6 @@ function naive(file: Buffer): boolean {
   return end === data;
 }
 
-/** Accepted by the naive reader and rightly refused by ours: what JSON.parse hides. */
-const HIDDEN = /rule (duplicate-key|shape|data-offsets) broken|rule header-json broken.*(surrogate)/;
-
 function readFile(file: Buffer): unknown {
   if (file.length < 8) throw new MlaError('ERR_SAFETENSORS', 'short');
   const length = headerLength(file.subarray(0, 9), file.length, 'f');
@@ -198,7 +214,6 @@ test('safetensors: only MlaError, in bounded time, and the verdict of a second r
     dataBytes: first.dataBytes,
   });
   let accepted = 0;
-  let hidden = 0;
   let slowest = 0;
   for (let i = 0; i < INPUTS; i++) {
     const seed = seeds[below(seeds.length)] as (typeof seeds)[0];
@@ -219,16 +234,13 @@ test('safetensors: only MlaError, in bounded time, and the verdict of a second r
     slowest = Math.max(slowest, performance.now() - begun);
     const theirs = naive(file);
     if (ours) accepted++;
-    if (ours === theirs) continue;
-    if (theirs && HIDDEN.test(refusal)) hidden++;
-    else
+    if (ours !== theirs) {
       throw new Error(
         `we ${ours ? 'accept' : `refuse (${refusal})`}, the naive reader ${theirs ? 'accepts' : 'refuses'}: ${file.toString('latin1')}`,
       );
+    }
   }
-  console.log(
-    `safetensors fuzz: ${INPUTS} inputs, ${accepted} accepted, ${hidden} with what JSON.parse hides, slowest ${slowest.toFixed(1)} ms`,
-  );
+  console.log(`safetensors fuzz: ${INPUTS} inputs, ${accepted} accepted, slowest ${slowest.toFixed(1)} ms`);
   expect(accepted).toBeGreaterThan(INPUTS / 100);
   expect(INPUTS - accepted).toBeGreaterThan(INPUTS / 2);
   expect(slowest).toBeLessThan(SLOWEST_MS);

@@ -456,7 +456,7 @@ test('too many tensors are refused before they fill the memory', () => {
   );
 });
 
-test('time grows with the length: 100,000 tensors well under a second, hostile headers too', () => {
+test('time grows with the length: 100,000 tensors in well under a second, hostile headers too', () => {
   const time = (header: Buffer): number => {
     const begun = performance.now();
     try {
