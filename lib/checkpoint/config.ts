@@ -73,6 +73,17 @@ export interface ModelConfig {
   readonly quantization: Fp8Quantization | null;
   /** Layers after the last one that predict further tokens; never counted in num_hidden_layers. */
   readonly num_nextn_predict_layers: number;
+  /** What generation_config.json advises for sampling; a field is null when it says nothing. */
+  readonly generation: GenerationSettings;
+}
+
+/** The sampling part of generation_config.json. */
+export interface GenerationSettings {
+  readonly do_sample: boolean | null;
+  readonly temperature: number | null;
+  readonly top_k: number | null;
+  readonly top_p: number | null;
+  readonly min_p: number | null;
 }
 
 /** Largest config.json that is read. */
@@ -145,6 +156,18 @@ const NEUTRAL: Record<string, readonly JsonValue[]> = {
   quantization: [],
 };
 
+function readGeneration(settings: Fields | undefined): GenerationSettings {
+  const number = (name: string, above: number, max: number): number | null =>
+    settings?.has(name) ? settings.number(name, above, max) : null;
+  return {
+    do_sample: settings?.has('do_sample') ? settings.boolean('do_sample') : null,
+    temperature: number('temperature', -Number.MIN_VALUE, 100),
+    top_k: settings?.has('top_k') ? settings.integer('top_k', 0, 2 ** 24) : null,
+    top_p: number('top_p', 0, 1),
+    min_p: number('min_p', -Number.MIN_VALUE, 1),
+  };
+}
+
 /**
  * Reads config.json of a model folder, with generation_config.json for what ends a text.
  * @throws ERR_FILE, ERR_CONFIG or ERR_UNSUPPORTED_MODEL, naming field, found value and what is expected or supported
@@ -197,6 +220,7 @@ export function parseConfig(
     intermediate_size: multipleOf(8, fields, 'intermediate_size', 2 ** 20),
     ...moe,
     rope: readRope(fields),
+    generation: readGeneration(settings),
     max_position_embeddings: withDefaults.integer('max_position_embeddings', 1, 2 ** 31),
     rms_norm_eps: withDefaults.number('rms_norm_eps', 0, 1),
     tie_word_embeddings: fields.boolean('tie_word_embeddings', false),

@@ -8,6 +8,7 @@ export {
 } from './checkpoint';
 export {
   type Fp8Quantization,
+  type GenerationSettings,
   MODEL_TYPES,
   type ModelConfig,
   type ModelType,

@@ -1,7 +1,7 @@
 // model/latent-model.ts - a loaded model: it owns weights and latent cache, runs steps of a batch of sequences, and
 // scores texts. It never waits: a step is enqueued and its results are promised, so the next one can follow at once.
 
-import { openCheckpoint, type ResolvedConfig } from '../checkpoint';
+import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { MlaError } from '../errors';
 import type { Device, DeviceInfo, Graph } from '../native';
 import { type Built, buildMachine, clearRows } from './build';
@@ -25,6 +25,9 @@ export interface ModelStats {
   allocatedBytes: number;
 }
 
+/** The sampling part of generation_config.json, in its own names. */
+export type GenerationDefaults = { [K in keyof GenerationSettings]?: NonNullable<GenerationSettings[K]> };
+
 /** The model class. Made by {@link LatentModel.load}; ended by dispose(). */
 export class LatentModel implements AsyncDisposable {
   readonly #device: Device;
@@ -39,6 +42,10 @@ export class LatentModel implements AsyncDisposable {
   #disposed: Promise<void> | null = null;
 
   readonly config: ResolvedConfig;
+  /** ids that end a text; empty when the checkpoint names none */
+  readonly eosIds: readonly number[];
+  /** what generation_config.json advises for sampling; what it does not say is absent */
+  readonly generationDefaults: GenerationDefaults;
   /** tokens a sequence may have */
   readonly context: number;
   readonly maxSequences: number;
@@ -54,6 +61,10 @@ export class LatentModel implements AsyncDisposable {
     this.#machine = built.machine;
     this.#attention = options.attention ?? 'auto';
     this.config = built.machine.config;
+    this.eosIds = this.config.eos_token_id;
+    this.generationDefaults = Object.fromEntries(
+      Object.entries(this.config.generation).filter(([, value]) => value !== null),
+    );
     this.context = built.machine.limits.context;
     this.maxSequences = built.machine.limits.maxSequences;
     this.vocab = built.machine.dims.vocab;
