@@ -39,14 +39,12 @@ constexpr int64_t kDecodeRows = 4;
 /// Partial results that are kept before they are merged, unless one row alone needs more.
 constexpr int64_t kDecodeSlots = 256;
 
-/// One piece of work: query rows [row, row + rows) of a sequence against split `split` of its keys. slots[i] is where
-/// row i keeps its first partial result.
+/// One piece of work: split `split` of a sequence's keys against `rows` query rows, DecodeScratch::rows[row] and on.
 struct DecodeItem {
-  int32_t sequence, split, rows;
-  int32_t row;
+  int32_t sequence, split, rows, row;
 };
 
-/// One query row of a wave, with `splits` partial results from `slot` on.
+/// Query row `row` sees `keys` keys and has `splits` partial results from `slot` on.
 struct DecodeRow {
   int32_t row, splits, slot, keys;
 };
