@@ -151,6 +151,27 @@ export class Model implements AsyncDisposable {
     };
   }
 
+  /**
+   * The token ids of a text to be continued: with the BOS that tokenizer_config.json asks for.
+   * @returns rejects with ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
+   */
+  async encode(text: string): Promise<readonly number[]> {
+    this.checkAlive();
+    if (typeof text !== 'string') throw invalidArg('text', 'a string', text);
+    return this.needText().encodePrompt(text);
+  }
+
+  /**
+   * The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD.
+   * @throws ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
+   */
+  decode(ids: readonly number[]): string {
+    this.checkAlive();
+    const stream = this.needText().stream();
+    const pieces = tokenIds('ids', ids, this.info.vocabSize).map((id) => stream.push(id));
+    return pieces.join('') + stream.end();
+  }
+
   /** How many requests run and wait, and how many steps are in flight. */
   stats(): { running: number; waiting: number; stepsInFlight: number } {
     return this.engine.stats();

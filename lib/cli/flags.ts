@@ -1,0 +1,81 @@
+// cli/flags.ts - flags that commands share, and the checks of their values.
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { LoadOptions } from '../engine';
+import type { InputFlags } from './input';
+
+/** Which model, and how it is loaded. */
+export interface ModelFlags {
+  model?: string;
+  context?: number;
+  device: 'auto' | 'cpu' | `cuda:${number}`;
+  dtype: 'auto' | 'f32' | 'bf16' | 'fp8';
+  threads: number;
+}
+
+/** Whether results are for programs. */
+export interface JsonFlag {
+  json?: boolean;
+}
+
+/** Adds the flags of {@link ModelFlags}. */
+export function addModelFlags(command: Command): Command {
+  return command
+    .option('-m, --model <dir>', 'checkpoint folder (default: the small model of the package)')
+    .option('-c, --context <n>', "tokens in all (default: the model's limit, at most 4096)", integer(1, 2 ** 31 - 1))
+    .addOption(
+      new Option('--device <name>', 'auto, cpu or cuda:N; auto takes a GPU where there is one')
+        .default('auto')
+        .argParser(device),
+    )
+    .addOption(
+      new Option('--dtype <type>', "type of the weights; auto keeps the checkpoint's")
+        .choices(['auto', 'f32', 'bf16', 'fp8'])
+        .default('auto'),
+    )
+    .option('--threads <n>', 'CPU threads; 0 is one per core', integer(0, 4096), 0);
+}
+
+/** Adds the flags of {@link InputFlags}; `what` says what the text is. */
+export function addInputFlags(command: Command, what: string): Command {
+  return command
+    .option('-p, --prompt <text>', `${what} (default: stdin)`)
+    .option('-f, --file <path>', `read the ${what} from a file`)
+    .option('--tokens <list>', 'token ids instead of a text: a list (1,2,3), @FILE, or - for stdin');
+}
+
+/** Adds --json. */
+export function addJsonFlag(command: Command): Command {
+  return command.option('--json', 'print one JSON object and nothing else on stdout');
+}
+
+/** The options of loadModel that the flags stand for. One command runs one sequence. */
+export function loadOptionsOf({ context, device, dtype, threads }: ModelFlags): LoadOptions {
+  return { context, device, dtype, threads, maxSequences: 1 };
+}
+
+/** A parser of integers from `min` to `max`. */
+export function integer(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) throw new InvalidArgumentError(`Expected an integer from ${min} to ${max}.`);
+    return value;
+  };
+}
+
+/** A parser of numbers from `min` (or above it) to `max`. */
+export function number(min: number, max: number, { open = false } = {}): (text: string) => number {
+  return (text) => {
+    const value = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN;
+    if (!(value <= max && (open ? value > min : value >= min))) {
+      throw new InvalidArgumentError(`Expected a number ${open ? `above ${min}, up` : `from ${min}`} to ${max}.`);
+    }
+    return value;
+  };
+}
+
+function device(text: string): string {
+  if (!/^(auto|cpu|cuda:\d{1,3})$/.test(text)) throw new InvalidArgumentError('Expected auto, cpu or cuda:N.');
+  return text;
+}
+
+export type { InputFlags };

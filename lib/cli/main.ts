@@ -1,0 +1,56 @@
+#!/usr/bin/env node
+// cli/main.ts - the mla command.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Command } from 'commander';
+import { ClosedPipe, EXIT, exitCodeOf, Interrupted, lineOf } from './failure';
+import { addGenerate } from './generate';
+import { complain, isClosedPipe } from './output';
+import { addScore } from './score';
+
+const EXAMPLES = `
+Examples:
+  mla generate -p "In the beginning"                        the small model of the package
+  mla generate --chat -m ./DeepSeek-V2-Lite-Chat -p "Why is the sky blue?"
+  mla generate -m ./checkpoint --tokens 1,2,3 -n 16 --json  a folder without a tokenizer
+  echo "some text" | mla score --top 5 --json
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable GPU, 4 out of memory, 130 interrupted.`;
+
+/** Runs the command line. @returns the exit code */
+async function main(): Promise<number> {
+  const stop = new AbortController();
+  process.stdout.on('error', (error) => stop.abort(isClosedPipe(error) ? new ClosedPipe() : error));
+  process.stderr.on('error', () => {}); // there is nobody left to tell
+  process.on('SIGINT', () => {
+    if (stop.signal.aborted) process.exit(EXIT.interrupted);
+    stop.abort(new Interrupted());
+  });
+
+  const program = new Command('mla')
+    .description('Runs DeepSeek-family language models on an NVIDIA GPU or on the CPU.')
+    .version(packageVersion(), '-V, --version')
+    .addHelpText('after', EXAMPLES)
+    .showHelpAfterError('(add --help for the list of flags)')
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'mla: ')) })
+    .exitOverride();
+  program.configureHelp({ showGlobalOptions: false });
+  addGenerate(program, stop.signal);
+  addScore(program, stop.signal);
+  try {
+    await program.parseAsync();
+    return EXIT.ok;
+  } catch (error) {
+    const line = lineOf(error);
+    if (line !== null) complain(line);
+    return exitCodeOf(error);
+  }
+}
+
+function packageVersion(): string {
+  const text = readFileSync(join(__dirname, '..', '..', 'package.json'), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}
+
+// Everything has been written and given back; what else still keeps the process alive need not be waited for.
+void main().then((code) => process.exit(code));

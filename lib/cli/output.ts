@@ -1,0 +1,77 @@
+// cli/output.ts - results to stdout, everything else to stderr.
+import { SingleBar } from 'cli-progress';
+import { createColors } from 'picocolors';
+import type { LoadProgress } from '../model';
+import { ClosedPipe } from './failure';
+
+const colors = createColors(process.stderr.isTTY === true && !process.env.NO_COLOR);
+
+/**
+ * Writes to stdout, and waits until it has been taken: a slow reader slows the command down.
+ * Rejects with ClosedPipe when the reader has gone.
+ */
+export function print(text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(text, (error) => {
+      if (error === null || error === undefined) resolve();
+      else reject(isClosedPipe(error) ? new ClosedPipe() : error);
+    });
+  });
+}
+
+/** Whether a stream's error says that its reader has gone. */
+export function isClosedPipe(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException | null)?.code;
+  return code === 'EPIPE' || code === 'ERR_STREAM_DESTROYED' || code === 'ERR_STREAM_WRITE_AFTER_END';
+}
+
+/** A line of statistics on stderr. */
+export function note(line: string): void {
+  process.stderr.write(`${colors.dim(line)}\n`);
+}
+
+/** The line of a failure on stderr. */
+export function complain(line: string): void {
+  process.stderr.write(`${colors.red(line)}\n`);
+}
+
+/** A bar for loading, on a terminal only. */
+export class LoadBar {
+  private bar: SingleBar | null = null;
+  private began = 0;
+
+  /** For the onProgress option of loadModel. */
+  readonly update = ({ phase, loadedBytes, totalBytes }: LoadProgress): void => {
+    if (!process.stderr.isTTY) return;
+    if (phase !== 'weights') {
+      if (phase === 'ready') this.stop();
+      return;
+    }
+    const now = performance.now();
+    if (this.bar === null) {
+      this.began = now;
+      this.bar = new SingleBar({
+        format: 'loading {bar} {loaded}/{all} GiB {rate} GiB/s ETA {eta}s',
+        stream: process.stderr,
+        hideCursor: true,
+        clearOnComplete: true,
+      });
+      this.bar.start(totalBytes, 0, { loaded: '0.0', all: gib(totalBytes), rate: '-' });
+    }
+    const seconds = (now - this.began) / 1000;
+    this.bar.update(loadedBytes, {
+      loaded: gib(loadedBytes),
+      rate: seconds > 0 ? gib(loadedBytes / seconds) : '-',
+    });
+  };
+
+  /** Takes the bar away. Idempotent. */
+  stop(): void {
+    this.bar?.stop();
+    this.bar = null;
+  }
+}
+
+function gib(bytes: number): string {
+  return (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
+}

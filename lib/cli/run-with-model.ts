@@ -1,0 +1,24 @@
+// cli/run-with-model.ts - loads the model that the flags name, does something with it, and takes it down again.
+import { loadModel, type Model } from '../engine';
+import { loadOptionsOf, type ModelFlags } from './flags';
+import { LoadBar } from './output';
+
+/** Runs `work` with a loaded model, which is disposed whatever happens. */
+export async function runWithModel<T>(
+  flags: ModelFlags,
+  signal: AbortSignal,
+  work: (model: Model) => Promise<T>,
+): Promise<T> {
+  const bar = new LoadBar();
+  let model: Model;
+  try {
+    model = await loadModel(flags.model, { ...loadOptionsOf(flags), onProgress: bar.update, signal });
+  } finally {
+    bar.stop();
+  }
+  try {
+    return await work(model);
+  } finally {
+    await model.dispose();
+  }
+}
