@@ -80,7 +80,7 @@ function gather(root) {
     for (const text of stringsIn(path.join(root, file)))
       for (const match of text.matchAll(/(?<![\w-])(--[a-z][\w-]*|-[A-Za-z])(?![\w-])/g)) flags.add(match[1]);
   const scriptFlags = new Set();
-  for (const file of matching(/^scripts\/.*\.cjs$|^bench\/.*\.(ts|cjs|mjs)$/))
+  for (const file of matching(/^scripts\/.*\.cjs$|^bench\/.*\.(ts|cjs|mjs)$|^(test|models)\/.*\.py$/))
     for (const match of read(file).matchAll(/(?<![\w-])--[a-z][\w-]*/g)) scriptFlags.add(match[0]);
   const errors = new Set(
     matching(/^lib\/errors\/.*\.ts$/).flatMap((file) => read(file).match(/\bERR_[A-Z0-9_]+\b/g) ?? []),
