@@ -348,9 +348,9 @@ describe('huge counts in config.json do not cost time or memory', () => {
   test.each(bad)('%s', async (_, changes, text) => {
     const dir = writeModel(TINY);
     write(dir, 'config.json', { ...TINY, ...changes });
-    const begun = performance.now();
+    const begun = process.cpuUsage();
     await fails(() => openCheckpoint(dir), 'ERR_CONFIG', text);
-    expect(performance.now() - begun).toBeLessThan(1000);
+    expect(process.cpuUsage(begun).user).toBeLessThan(1e6);
   });
 });
 

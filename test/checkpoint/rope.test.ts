@@ -109,6 +109,14 @@ test('mscale alone scales cos and sin, and not the softmax', () => {
   expect(ropeTable(config, 1)[0]).toBe(Math.fround(m));
 });
 
+test('two mscales: their ratio scales cos and sin, the square of the second the softmax', () => {
+  const scaling = { ...(REAL.v3?.rope_scaling as Json), mscale: 2, mscale_all_dim: 0.5 };
+  const config = from('v3', { rope_scaling: scaling });
+  const log = Math.log(40);
+  expect(rotaryMagnitude(config)).toBeCloseTo((0.2 * log + 1) / (0.05 * log + 1), 14);
+  expect(softmaxScale(config)).toBeCloseTo((0.05 * log + 1) ** 2 / Math.sqrt(192), 14);
+});
+
 test('equal ramp borders do not divide by zero', () => {
   const config = from('v3', { rope_scaling: { ...(REAL.v3?.rope_scaling as Json), beta_fast: 1e5, beta_slow: 1e5 } });
   expect(yarnRange(config)).toEqual({ lo: 0, hi: expect.any(Number) });
