@@ -8,6 +8,7 @@
 // at the same position draws the same token).
 
 import { MlaError } from '../errors';
+import { onAbort } from './abort-listeners';
 import type { SamplingSettings, SequenceHandle, StepEntry, StepModel, StepResult } from './step-model';
 
 /** Steps in flight at most: the running one and its successor. */
@@ -118,22 +119,21 @@ export class Engine {
     await new Promise<void>((grant, refuse) => {
       const claim: Claim = {
         grant: () => {
-          signal?.removeEventListener('abort', onAbort);
+          stopListening();
           grant();
         },
         refuse: (error) => {
-          signal?.removeEventListener('abort', onAbort);
+          stopListening();
           refuse(error);
         },
       };
-      const onAbort = () => {
+      const stopListening = onAbort(signal, () => {
         const at = this.waiting.indexOf(claim);
         if (at < 0) return;
         this.waiting.splice(at, 1);
         refuse(signal?.reason);
         this.wake();
-      };
-      signal?.addEventListener('abort', onAbort, { once: true });
+      });
       this.waiting.push(claim);
       this.wake();
     });

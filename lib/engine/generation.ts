@@ -1,5 +1,6 @@
 // engine/generation.ts - one text in the making, as its caller sees it: chunks to iterate over, and a result.
 import { MlaError } from '../errors';
+import { onAbort } from './abort-listeners';
 import type { Engine, EngineRequest, Ticket } from './engine';
 import { type PlannedSettings, resolveMaxTokens, type UsedSettings } from './options';
 import { type Chunk, Clock, type Result } from './result';
@@ -59,7 +60,7 @@ export class Generation implements AsyncIterable<Chunk> {
   private readonly outcome: Promise<Result>;
   private resolveOutcome!: (result: Result) => void;
   private rejectOutcome!: (error: unknown) => void;
-  private readonly onAbort = () => this.abort(this.input.settings.signal?.reason);
+  private stopListening: () => void = () => {};
 
   /** @internal */
   constructor(private readonly input: GenerationInput) {
@@ -130,7 +131,7 @@ export class Generation implements AsyncIterable<Chunk> {
       this.abort(signal.reason);
       return;
     }
-    signal?.addEventListener('abort', this.onAbort, { once: true });
+    this.stopListening = onAbort(signal, () => this.abort(signal?.reason));
     try {
       const prompt = await encode();
       if (this.state !== 'started') return;
@@ -238,6 +239,6 @@ export class Generation implements AsyncIterable<Chunk> {
 
   private release(): void {
     this.behind = false;
-    this.input.settings.signal?.removeEventListener('abort', this.onAbort);
+    this.stopListening();
   }
 }
