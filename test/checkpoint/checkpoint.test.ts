@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { openCheckpoint, parseConfig } from '../../lib/checkpoint';
+import { openFolder, openInside } from '../../lib/checkpoint/files';
 import { readHeaderOf } from '../../lib/checkpoint/safetensors';
 import {
   fails,
@@ -31,6 +32,11 @@ const subfolder = (): string => {
 const openFds = (): number => fs.readdirSync('/proc/self/fd').length;
 const weightMap = (dir: string): Record<string, string> =>
   JSON.parse(fs.readFileSync(path.join(dir, INDEX), 'utf8')).weight_map;
+
+// The first asynchronous file operation of a process opens descriptors of its own, which must not be counted.
+beforeAll(async () => {
+  await (await openCheckpoint(writeModel(TINY))).close();
+});
 
 test('one file', async () => {
   const dir = writeModel(TINY);
@@ -106,6 +112,11 @@ test('the layout of the Hugging Face cache: links from snapshots to blobs', asyn
     'ERR_CHECKPOINT',
     /link that leads to .*out\.safetensors.*\(or in the cached repository's blobs\)/,
   );
+});
+
+test.each(['..', '../x', '/etc/passwd', 'a/b', '', 'a\\b'])('openInside opens plain names only: %p', async (name) => {
+  const folder = await openFolder(writeModel(TINY));
+  await fails(() => openInside(folder, name), 'ERR_CHECKPOINT', /expected the plain name of a file/);
 });
 
 describe('folders that are refused', () => {
