@@ -22,8 +22,6 @@ export interface MemoryPlan {
 
 /** Default of the `context` option, where the model allows it. */
 const DEFAULT_CONTEXT = 4096;
-/** Cached rows expanded at a time by prefill attention. */
-const CONTEXT_ROWS = 1024;
 /**
  * Above this many new tokens the expanded form needs fewer operations: per head it pays 2(n + v)c once per key and
  * then 2(n + r + v) per pair, the absorbed form 2(2c + r) per pair; with 128/64/128/512 they meet near 170.
@@ -48,7 +46,8 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
     maxSequences,
     pages,
     prefillRows,
-    contextRows: Math.min(CONTEXT_ROWS, Math.max(context, 64)),
+    // as many as a pass brings new ones: the expansion's buffers then stay in proportion to the pass's own
+    contextRows: Math.max(prefillRows, 64),
     absorbedRows: Math.min(ABSORBED_MAX_TOKENS, prefillRows),
     maxTop: 20,
   };

@@ -1,23 +1,23 @@
 // model/open-device.ts - which device a model runs on.
 
 import { invalidArg, MlaError } from '../errors';
-import { build, type Device, openDevice } from '../native';
+import { type Device, native } from '../native';
 
 /**
  * Opens what `device` names. 'auto' takes the CPU only where there is no NVIDIA device at all: a GPU that is present
  * and cannot be used is an error that says so.
  */
 export function openModelDevice(device: string, threads: number): Device {
-  if (device === 'cpu') return openDevice('cpu', { threads });
+  if (device === 'cpu') return native.openDevice('cpu', { threads });
   const cuda = /^cuda:(\d{1,3})$/.exec(device);
-  if (cuda !== null) return openDevice('cuda', { index: Number(cuda[1]) });
+  if (cuda !== null) return native.openDevice('cuda', { index: Number(cuda[1]) });
   if (device !== 'auto') throw invalidArg('device', "'auto', 'cpu' or 'cuda:N'", device);
-  if (!build().cuda) return openDevice('cpu', { threads });
+  if (!native.build().cuda) return native.openDevice('cpu', { threads });
   try {
-    return openDevice('cuda', { index: 0 });
+    return native.openDevice('cuda', { index: 0 });
   } catch (error) {
     if (!(error instanceof MlaError)) throw error;
-    if (error.code === 'ERR_NO_DEVICE') return openDevice('cpu', { threads });
+    if (error.code === 'ERR_NO_DEVICE') return native.openDevice('cpu', { threads });
     throw new MlaError(error.code, `${error.message} Use --device cpu (device: 'cpu') to run without the GPU.`, {
       cause: error,
     });

@@ -1,0 +1,63 @@
+// golden.ts - the committed reference outputs of Hugging Face transformers, and how ours are compared with them.
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+const FOLDER = join(__dirname, '..', 'golden');
+
+/** One prompt of a golden.json. */
+export interface GoldenPrompt {
+  tokens: number[];
+  logprobs: (number | null)[];
+  top: [number, number][][];
+  lastLogits: number[];
+  greedy: number[];
+  greedyLogprobs: number[];
+  greedyGaps: number[];
+}
+
+/** One tiny checkpoint with what transformers computes on it in float32. */
+export interface Golden {
+  name: string;
+  dir: string;
+  prompts: GoldenPrompt[];
+}
+
+/** Every golden checkpoint. */
+export const goldens: Golden[] = readdirSync(FOLDER, { withFileTypes: true })
+  .filter((entry) => entry.isDirectory())
+  .map(({ name }) => {
+    const dir = join(FOLDER, name);
+    const { prompts } = JSON.parse(readFileSync(join(dir, 'golden.json'), 'utf8')) as { prompts: GoldenPrompt[] };
+    return { name, dir, prompts };
+  });
+
+/** Greedy tokens are compared until the reference itself is this close to undecided. */
+export const UNDECIDED = 2e-2;
+
+/** How two greedy continuations compare. */
+export interface GreedyComparison {
+  /** tokens that had to be equal */
+  compared: number;
+  /** tokens of the reference */
+  total: number;
+  /** place of the first token that differs although the reference was decided; -1 if there is none */
+  firstWrong: number;
+}
+
+/**
+ * Compares greedy tokens up to and including the first that differs. A difference is excused where the reference's
+ * two best logits are less than UNDECIDED apart; what follows it is another text and not compared.
+ */
+export function compareGreedy(
+  reference: readonly number[],
+  gaps: readonly number[],
+  ours: readonly number[],
+): GreedyComparison {
+  const total = reference.length;
+  for (let i = 0; i < total; i++) {
+    if (ours[i] === reference[i]) continue;
+    const excused = (gaps[i] as number) < UNDECIDED;
+    return { compared: i, total, firstWrong: excused ? -1 : i };
+  }
+  return { compared: total, total, firstWrong: -1 };
+}
