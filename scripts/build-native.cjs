@@ -42,7 +42,9 @@ function firstOf(programs) {
 /** A compiler is what people lack most often; CMake's own message about it is a page long. */
 function requireCompiler(env) {
   if (env.CXX || firstOf(['c++', 'g++', 'clang++'])) return;
-  throw new BuildError('no C++ compiler was found; node-mla needs g++ 11 or newer. On Debian and Ubuntu: apt-get install g++');
+  throw new BuildError(
+    'no C++ compiler was found; node-mla needs g++ 11 or newer. On Debian and Ubuntu: apt-get install g++',
+  );
 }
 
 function isAlive(pid) {
@@ -106,7 +108,8 @@ function install(built, target) {
 function build(config) {
   const sanitize = process.env.NODE_MLA_SANITIZE === 'ON';
   const cuda = process.env.NODE_MLA_CUDA ?? 'auto';
-  if (!['auto', 'ON', 'OFF'].includes(cuda)) throw new BuildError(`NODE_MLA_CUDA must be auto, ON or OFF; got "${cuda}".`);
+  if (!['auto', 'ON', 'OFF'].includes(cuda))
+    throw new BuildError(`NODE_MLA_CUDA must be auto, ON or OFF; got "${cuda}".`);
   const env = { ...process.env };
   env.CMAKE_BUILD_PARALLEL_LEVEL ??= String(os.availableParallelism());
   requireCompiler(env);

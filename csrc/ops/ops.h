@@ -46,6 +46,7 @@ enum class Need : uint8_t { kRequired, kOptional };
 #define MLA_INOUT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kRequired)
 #define MLA_INOUT_OPT(name) f(#name, name, ::mla::Dir::kInOut, ::mla::Need::kOptional)
 #define MLA_VALUE(name) f(#name, name)
+#define MLA_VALUE_OPT(name) f(#name, name, ::mla::Need::kOptional)
 
 // ---- rows ---------------------------------------------------------------------------------------------------------
 
@@ -343,7 +344,8 @@ struct CopyPagesParams {
 };
 
 /// Strided copy of bytes: block i of block_bytes goes from src + src_offset + i * src_stride to
-/// dst + dst_offset + i * dst_stride. Load-time layouts (row interleave, splitting W_UK from W_UV) are made with it.
+/// dst + dst_offset + i * dst_stride; an offset or stride that is left out is 0. Load-time layouts (row interleave,
+/// splitting W_UK from W_UV) are made with it.
 struct CopyParams {
   View src;
   View dst;
@@ -353,8 +355,8 @@ struct CopyParams {
   int64_t src_stride = 0;
   int64_t dst_offset = 0;
   int64_t dst_stride = 0;
-  MLA_FIELDS(MLA_IN(src), MLA_INOUT(dst), MLA_VALUE(blocks), MLA_VALUE(block_bytes), MLA_VALUE(src_offset),
-             MLA_VALUE(src_stride), MLA_VALUE(dst_offset), MLA_VALUE(dst_stride))
+  MLA_FIELDS(MLA_IN(src), MLA_INOUT(dst), MLA_VALUE(blocks), MLA_VALUE(block_bytes), MLA_VALUE_OPT(src_offset),
+             MLA_VALUE_OPT(src_stride), MLA_VALUE_OPT(dst_offset), MLA_VALUE_OPT(dst_stride))
 };
 
 /// Elementwise conversion between f32, bf16 and f16, round to nearest even.

@@ -1,4 +1,5 @@
-// native/types.ts - the one typed description of the native surface: what csrc/addon exports, name for name.
+// native/types.ts - the one typed description of the native surface, as the rest of the package sees it. raw.ts has
+// what csrc/addon exports underneath.
 
 /** Element types of tensors. */
 export type DType = 'f32' | 'bf16' | 'f16' | 'f8e4m3' | 'f8e8m0' | 'i64' | 'i32' | 'u32' | 'u8';
@@ -98,7 +99,8 @@ export interface Stream extends Verbs {
   /**
    * Records the operations that the synchronous function `fn` issues on this stream, without running them.
    * A throw in `fn`, or an operation that fails its checks, discards the graph, leaves the stream usable and is
-   * rethrown. @throws ERR_STATE on nested capture, or for read, readFile, write, record and wait inside `fn`
+   * rethrown. @throws ERR_STATE on nested capture, or for read, readFile, write, record, wait and replay inside `fn`,
+   * or if the workspace changes after the first operation: a graph has one
    */
   capture(fn: () => void): Graph;
   dispose(): void;
@@ -268,11 +270,17 @@ export interface Verbs {
 /** What require()ing the addon gives. */
 export interface NativeAddon {
   /** 'cpu' needs `threads` (0: one per physical core); 'cuda' needs `index`. Throws typed errors. */
-  openDevice(kind: 'cpu' | 'cuda', options: { threads?: number; index?: number }): Device;
+  openDevice(kind: 'cpu' | 'cuda', options?: { threads?: number; index?: number }): Device;
   /** Whether CUDA kernels are in this binary, and the version of the addon. */
   build(): { cuda: boolean; version: string };
   /** Test hook: the k-th memory allocation from now on (0 = the next) fails once; -1 switches it off. */
   failAllocation(k: number): void;
   /** Test hook: allocations since the last call of failAllocation. */
   allocationCount(): number;
+  /**
+   * Test hook: the k-th operation, write, readFile, replay, wait or compilation of a graph on this device from now on
+   * (0 = the next) fails with ERR_BACKEND instead of running; -1 switches it off. With `lost` it fails with
+   * ERR_DEVICE_LOST, and the device is lost.
+   */
+  failCommand(device: Device, k: number, lost: boolean): void;
 }
