@@ -2,6 +2,7 @@
 // size that this file has copied, never the caller's own objects.
 import { describe, invalidArg, MlaError } from '../errors';
 import { MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_MESSAGES, MAX_RENDERED_LENGTH, MAX_TOOLS } from './limits';
+import { wellFormed } from './well-formed';
 
 /** Who says a message. */
 export type Role = (typeof ROLES)[number];
@@ -141,8 +142,7 @@ function readToolCall(call: unknown, where: string, budget: Budget): ToolCall {
 function readText(value: unknown, where: string, budget: Budget): string {
   if (typeof value !== 'string') throw invalidArg(where, 'a string', value);
   spend(budget, where, value.length);
-  // A lone surrogate has no UTF-8 form; it counts as U+FFFD.
-  return (value as string & { toWellFormed(): string }).toWellFormed();
+  return wellFormed(value);
 }
 
 function readJson(value: unknown, where: string, depth: number, budget: Budget): Json {

@@ -18,9 +18,10 @@ export class Detokenizer {
 
   constructor(
     private readonly tokenizer: Tokenizer,
-    { skipSpecial = true }: DetokenizerOptions = {},
+    options: DetokenizerOptions = {},
   ) {
-    this.skipSpecial = skipSpecial;
+    if (typeof options !== 'object' || options === null) throw invalidArg('options', 'an object', options);
+    this.skipSpecial = options.skipSpecial ?? true;
   }
 
   /** Adds one token and returns the characters it completes, often none. */

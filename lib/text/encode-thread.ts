@@ -1,7 +1,7 @@
 // encode-thread.ts - the worker thread that encodes long texts, seen from outside. It is started by the first long text, kept
 // for the next, holds the process only while it works, and is ended when it does not answer in time.
 import { Worker } from 'node:worker_threads';
-import { type ErrorCode, MlaError } from '../errors';
+import { describe, type ErrorCode, MlaError } from '../errors';
 import { type EncodeParts, encodeLimitMs, lengthOf } from './encoder';
 import { entryFile } from './entry-file';
 import { ENCODER_START_MS } from './limits';
@@ -75,7 +75,8 @@ export class EncodeThread {
         leave();
         resolve(reply);
       };
-      const onError = (cause: unknown) => lost('failed', cause);
+      const onError = (cause: unknown) =>
+        lost(`failed (${cause instanceof Error ? cause.message : describe(cause)})`, cause);
       const onExit = () => lost('ended');
       const timer = setTimeout(() => lost(`did not answer in ${milliseconds} ms`), milliseconds);
       const leave = () => {

@@ -7,6 +7,7 @@ import { ENCODE_BASE_MS, ENCODE_MS_PER_1024 } from './limits';
 import { PreTokenizer } from './pre-tokenizer';
 import type { TokenTable } from './token-table';
 import type { TokenizerSpec } from './tokenizer-spec';
+import { wellFormed } from './well-formed';
 
 /** Texts to encode; a number among them is a token id that stays as it is. */
 export type EncodeParts = readonly (string | number)[];
@@ -57,8 +58,7 @@ export class Encoder {
             ids.push(part);
             continue;
           }
-          // A lone surrogate has no UTF-8 form; it counts as U+FFFD from here on, for the patterns too.
-          const text = (part as string & { toWellFormed(): string }).toWellFormed();
+          const text = wellFormed(part); // before the patterns see it
           if (special) this.encodeMarked(text, ids);
           else this.encodePlain(this.normalize(text), ids, false);
         }

@@ -1,4 +1,5 @@
 // index.ts - what lib/text offers: tokenizer, streaming detokenizer, chat templates.
+export type { AddedToken, Segment } from './added-tokens';
 export type { ChatMessage, Json, Role, ToolCall } from './chat-messages';
 export { ChatTemplate, type RenderChatOptions } from './chat-template';
 export { BUILT_IN_TEMPLATES, type BuiltInTemplate } from './deepseek-templates';

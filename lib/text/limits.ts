@@ -9,7 +9,7 @@ export const MAX_INLINE_LENGTH = 32 * 1024;
 
 /** Time one text may take: a fixed part, and a part per 1024 UTF-16 units (ten times what the slowest known text needs). */
 export const ENCODE_BASE_MS = 2000;
-export const ENCODE_MS_PER_1024 = 25;
+export const ENCODE_MS_PER_1024 = 5;
 
 /** Time the encoding thread may take to read its tokenizer.json. */
 export const ENCODER_START_MS = 30_000;

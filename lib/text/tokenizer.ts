@@ -90,6 +90,9 @@ export class Tokenizer {
    * @throws ERR_TOKENIZER as `load` does
    */
   static fromJson(file: string | Uint8Array, config = '{}'): Tokenizer {
+    if (typeof file !== 'string' && !(file instanceof Uint8Array))
+      throw invalidArg('file', 'the text or bytes of tokenizer.json', file);
+    if (typeof config !== 'string') throw invalidArg('config', 'the text of tokenizer_config.json', config);
     const bytes = typeof file === 'string' ? Buffer.from(file, 'utf8') : file;
     if (bytes.length > MAX_TOKENIZER_BYTES) {
       throw new MlaError(
@@ -104,7 +107,7 @@ export class Tokenizer {
   }
 
   /**
-   * Encodes a text on the calling thread: about 1 ms per KB. Use `encodeAsync` for texts of unknown length.
+   * Encodes a text on the calling thread: about 0.1 ms, and up to 0.6 ms per KB. Use `encodeAsync` for texts of unknown length.
    * @throws ERR_INVALID_ARG for what is not a text or is over 8 MiB; ERR_TOKENIZER when a pattern gives up on it
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
@@ -122,24 +125,30 @@ export class Tokenizer {
 
   /** Encodes texts as only text, apart from each other; ids between them stay. This is how scaffold and content are joined. */
   async encodeParts(parts: EncodeParts): Promise<number[]> {
-    for (const part of parts) if (typeof part === 'string') checkText(part);
+    if (!Array.isArray(parts)) throw invalidArg('parts', 'an array of texts and ids', parts);
+    parts.forEach((part: unknown, index) => {
+      if (typeof part === 'number') checkId(part, `parts[${index}]`);
+      else checkText(part, `parts[${index}]`);
+    });
+    const length = lengthOf(parts);
+    if (length > MAX_PROMPT_BYTES) throw invalidArg('parts', `at most ${MAX_PROMPT_BYTES} characters in all`, length);
     return this.encodeAnywhere(parts, false);
   }
 
   /** Encodes a prompt that the model is to continue: with BOS where tokenizer_config.json asks for it. */
-  encodePrompt(text: string, { special = true }: Pick<EncodeOptions, 'special'> = {}): Promise<number[]> {
-    return this.encodeAsync(text, { special, bos: this.addsBos });
+  async encodePrompt(text: string, options: Pick<EncodeOptions, 'special'> = {}): Promise<number[]> {
+    return this.encodeAsync(text, { ...checkOptions(options), bos: this.addsBos });
   }
 
   /**
    * The text of token ids. Ids without a token give nothing; bytes that are not UTF-8 give U+FFFD.
    * @throws ERR_INVALID_ARG for an id that is not an integer of 0 or more
    */
-  decode(ids: ArrayLike<number>, { skipSpecial = true }: DecodeOptions = {}): string {
-    for (let i = 0; i < ids.length; i++) {
-      if (!Number.isInteger(ids[i]) || (ids[i] as number) < 0)
-        throw invalidArg(`ids[${i}]`, 'an integer of 0 or more', ids[i]);
-    }
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    const { skipSpecial = true } = checkOptions(options);
+    if (typeof ids !== 'object' || ids === null || !Number.isInteger(ids.length))
+      throw invalidArg('ids', 'an array of ids', ids);
+    for (let i = 0; i < ids.length; i++) checkId(ids[i], `ids[${i}]`);
     return new TextDecoder('utf-8', { ignoreBOM: true }).decode(this.table.join(ids, skipSpecial));
   }
 
@@ -198,19 +207,28 @@ export class Tokenizer {
   }
 }
 
-function checkText(text: unknown): asserts text is string {
-  if (typeof text !== 'string') throw invalidArg('text', 'a string', text);
+function checkId(id: unknown, name: string): void {
+  if (!Number.isInteger(id) || (id as number) < 0) throw invalidArg(name, 'a token id (an integer, 0 or more)', id);
+}
+
+function checkOptions<T extends object>(options: T): T {
+  if (typeof options !== 'object' || options === null) throw invalidArg('options', 'an object', options);
+  return options;
+}
+
+function checkText(text: unknown, name = 'text'): asserts text is string {
+  if (typeof text !== 'string') throw invalidArg(name, 'a string', text);
   // A UTF-16 unit is at least one byte, so only texts near the limit are counted exactly.
   if (
     text.length > MAX_PROMPT_BYTES ||
     (text.length > MAX_PROMPT_BYTES / 3 && Buffer.byteLength(text) > MAX_PROMPT_BYTES)
   ) {
-    throw invalidArg('text', `at most ${MAX_PROMPT_BYTES} bytes of UTF-8 (8 MiB)`, text);
+    throw invalidArg(name, `at most ${MAX_PROMPT_BYTES} bytes of UTF-8 (8 MiB)`, text);
   }
 }
 
 function readEncodeOptions(options: EncodeOptions): { special: boolean; bos: boolean } {
-  const { special = true, bos = false } = options;
+  const { special = true, bos = false } = checkOptions(options);
   if (typeof special !== 'boolean') throw invalidArg('special', 'true or false', special);
   if (typeof bos !== 'boolean') throw invalidArg('bos', 'true or false', bos);
   return { special, bos };
