@@ -1,5 +1,6 @@
 // Every golden checkpoint through the public steps of the model class, against transformers in float32.
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
+import { continueAlone } from './continue';
 import { compareGreedy, type Golden, goldens } from './golden';
 
 const TOLERANCE = 1e-2;
@@ -19,31 +20,6 @@ async function scored(golden: Golden, options: LatentModelOptions) {
     return results;
   } finally {
     await model.dispose();
-  }
-}
-
-/** Greedy continuation by steps, as the engine does it. */
-async function continued(model: LatentModel, tokens: readonly number[], count: number): Promise<number[]> {
-  const sequence = model.openSequence();
-  sequence.setSampling({
-    temperature: 0,
-    topK: 0,
-    topP: 1,
-    minP: 0,
-    seed: 0,
-    stopIds: [],
-    maxLength: tokens.length + count,
-  });
-  try {
-    const ids: number[] = [];
-    let [result] = await model.step([{ sequence, tokens }]);
-    for (;;) {
-      ids.push(result?.token as number);
-      if (result?.finished !== null) return ids;
-      [result] = await model.step([{ sequence }]);
-    }
-  } finally {
-    sequence.dispose();
   }
 }
 
@@ -85,7 +61,7 @@ describe.each(goldens.map((g) => [g.name, g] as const))('%s', (_, golden) => {
     let total = 0;
     try {
       for (const prompt of golden.prompts) {
-        const ours = await continued(model, prompt.tokens, prompt.greedy.length);
+        const ours = await continueAlone(model, prompt.tokens, prompt.greedy.length);
         expect(ours).toHaveLength(prompt.greedy.length);
         const result = compareGreedy(prompt.greedy, prompt.greedyGaps, ours);
         expect(result.firstWrong).toBe(-1);
