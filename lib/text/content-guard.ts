@@ -15,11 +15,14 @@ const REASONING_TAG = /(<\/?think>)/;
 export class ContentGuard {
   /** Character of a spelling -> its private stand-in. */
   private readonly standIns = new Map<string, string>();
-  /** Stands before a reasoning tag that came from content. */
+  /** Stands directly before a reasoning tag that is content. */
   private readonly mark: string;
-  private readonly guarded: RegExp;
-  private readonly restored: RegExp;
+  /** The first character of a spelling that starts like a word, where the whole spelling follows; null when there is none. */
+  private readonly words: RegExp | null;
+  /** A stand-in or the mark as `tojson(ensure_ascii=true)` writes it. */
+  private readonly escaped: RegExp;
   private readonly markedTag: RegExp;
+  private readonly starters: readonly string[];
   private readonly originals = new Map<string, string>();
 
   /**
@@ -45,49 +48,51 @@ export class ContentGuard {
     this.mark = free();
     for (const [character, replacement] of this.standIns) this.originals.set(replacement, character);
 
-    const parts = [...starters].map(escapePattern);
-    for (const word of words.sort((a, b) => b.length - a.length)) {
-      const first = String.fromCodePoint(word.codePointAt(0) as number);
-      parts.push(`${escapePattern(first)}(?=${escapePattern(word.slice(first.length))})`);
-    }
-    const any = parts.length > 0 ? parts.join('|') : '(?!)';
-    this.guarded = new RegExp(any, 'gu');
-    // `tojson(ensure_ascii=true)` writes a stand-in as \uXXXX.
-    const all = [...this.originals.keys(), this.mark];
-    this.restored = new RegExp(all.map((character) => `${character}|${unicodeEscape(character)}`).join('|'), 'giu');
-    this.markedTag = new RegExp(`${this.mark}(\\s*)<(?=\\/?think>)`, 'gu');
+    this.starters = [...starters];
+    const patterns = words
+      .sort((a, b) => b.length - a.length)
+      .map((word) => {
+        const first = String.fromCodePoint(word.codePointAt(0) as number);
+        return `${escapePattern(first)}(?=${escapePattern(word.slice(first.length))})`;
+      });
+    this.words = patterns.length > 0 ? new RegExp(patterns.join('|'), 'gu') : null;
+    this.escaped = new RegExp([...this.originals.keys(), this.mark].map(unicodeEscape).join('|'), 'giu');
+    this.markedTag = new RegExp(`(?:${this.mark}|${unicodeEscape(this.mark)})<(?=\\/?think>)`, 'giu');
   }
 
   /** Guards the text of a user, a system or a tool message, or any other value that is not the template's own. */
   guard(text: string): string {
-    return text.replace(this.guarded, (found) => this.standIns.get(found) as string);
+    let guarded = text;
+    for (const starter of this.starters) guarded = guarded.replaceAll(starter, this.standIns.get(starter) as string);
+    return this.words === null ? guarded : guarded.replace(this.words, (found) => this.standIns.get(found) as string);
   }
 
   /** Guards an earlier answer: as `guard`, but `<think>` and `</think>` stay readable and are only marked. */
   guardAnswer(text: string): string {
-    const parts = text.split(REASONING_TAG); // texts at even places, tags between them
-    return parts
-      .map((part, index) => {
-        if (index % 2 === 1) return part;
-        // The mark goes before white space: templates trim what stands next to a tag.
-        const body = index + 1 < parts.length ? part.trimEnd() : part;
-        return this.guard(body) + (index + 1 < parts.length ? this.mark + part.slice(body.length) : '');
-      })
+    return text
+      .split(REASONING_TAG) // texts at even places, tags between them
+      .map((part, index) => (index % 2 === 0 ? this.guard(part) : this.mark + part))
       .join('');
   }
 
-  /** To be applied to a template's whole output, before it is cut: reasoning tags that are content are guarded like the rest. */
+  /**
+   * To be applied to a template's whole output, before it is cut: reasoning tags that are content are guarded like the rest.
+   * A template that takes an answer apart and joins it again cannot be told from one that prints it; its tags are then text too.
+   */
   settleTags(output: string): string {
     const opening = this.standIns.get('<') ?? '<';
-    return output.replace(this.markedTag, (_, space: string) => `${space}${opening}`).replaceAll(this.mark, '');
+    return output.replace(this.markedTag, () => opening).replaceAll(this.mark, '');
   }
 
   /** The text as it was, for a piece of output that holds no token. */
   restore(text: string): string {
-    return text.replace(this.restored, (found) => {
-      const character = found.length === 1 ? found : String.fromCharCode(Number.parseInt(found.slice(2), 16));
-      return this.originals.get(character) ?? '';
-    });
+    let restored = text;
+    for (const [standIn, original] of this.originals) restored = restored.replaceAll(standIn, () => original);
+    if (!restored.includes('\\u') && !restored.includes('\\U')) return restored;
+    return restored.replace(
+      this.escaped,
+      (found) => this.originals.get(String.fromCharCode(Number.parseInt(found.slice(2), 16))) ?? '',
+    );
   }
 }
 

@@ -61,9 +61,28 @@ test('reasoning tags in an answer can be seen and cut by a template, and are con
   const last = answer.split('</think>').at(-1) as string;
   expect(through(guard, last.trim())).toBe('more');
   const between = (answer.split('</think>')[0] as string).split('<think>').at(-1) as string;
-  expect(through(guard, between.trim())).toBe('hidden <｜User｜>');
+  expect(through(guard, between.trim())).toBe('hidden <｜User｜>\n'); // the mark keeps the end from being trimmed
   const second = answer.split('</think>')[1] as string;
   expect(through(guard, second.trimStart())).toBe('shown ');
+});
+
+test('a tag that is content stays content through JSON, lines and trimming', () => {
+  const guard = new ContentGuard(TOKENS, []);
+  const answer = guard.guardAnswer(' \n<think>a\n\n</think>');
+  const asciiJson = JSON.stringify(answer).replace(
+    /[\u0080-\uffff]/g,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+  for (const output of [
+    answer.trim(),
+    JSON.stringify(answer),
+    asciiJson,
+    answer.split('\n').at(-1) as string,
+    answer.replaceAll('\n', ''),
+  ]) {
+    expect(guard.settleTags(output)).not.toMatch(/<\/?think>/);
+    expect(guard.restore(guard.settleTags(output))).toContain('</think>');
+  }
 });
 
 test('escaped stand-ins, as tojson(ensure_ascii=true) writes them, come back too', () => {
@@ -95,12 +114,14 @@ test('a tokenizer without added tokens needs no stand-ins', () => {
   expect(through(guard, guard.guardAnswer('<think>x</think> y'))).toBe('<think>x</think> y');
 });
 
-test('4 MiB of white space, tags or starters take well under a second', () => {
+test('4 MiB of white space, tags or starters take about a second at most', () => {
   const guard = new ContentGuard(TOKENS, []);
   const size = 4 * 1024 * 1024;
   for (const text of [' '.repeat(size), '\n '.repeat(size / 2), '<'.repeat(size), '</think> '.repeat(size / 9)]) {
-    const started = performance.now();
-    expect(through(guard, guard.guardAnswer(text))).toBe(text);
-    expect(performance.now() - started).toBeLessThan(3000);
+    const before = process.cpuUsage();
+    const same = through(guard, guard.guardAnswer(text)) === text;
+    const { user, system } = process.cpuUsage(before);
+    expect(same).toBe(true);
+    expect((user + system) / 1000).toBeLessThan(1500);
   }
 });

@@ -82,7 +82,8 @@ function withCall(name: string, json: string): ChatMessage[] {
 }
 
 /** A template that prints every text it gets, trimmed, joined without anything between, and as JSON. */
-const NAIVE = `{{ bos_token }}{% for m in messages %}<｜User｜>{{ m.content | trim if m.content else '' }}{{ m.content }}{{ m.content }}{% if m.tool_calls %}
+const NAIVE = `{{ bos_token }}{% for m in messages %}<｜User｜>{{ m.content | trim if m.content else '' }}{{ m.content }}{{ m.content }}{% if m.content %}{{ m.content | tojson }}{{ m.content | tojson(ensure_ascii=true) }}
+{{- m.content.split('\n') | last | trim }}{% endif %}{% if m.tool_calls %}
 {%- for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments }}{{ c | tojson }}{{ c | tojson(ensure_ascii=true) }}{% endfor %}{% endif %}{% endfor %}`;
 
 describe.each(['DeepSeek-V3', 'with <think>'])('%s', (which) => {
