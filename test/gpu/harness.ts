@@ -23,7 +23,8 @@
 //   - with `rows`: that single rows and halves give the bits they have in the whole.
 //
 // The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
-// threads, which tries the cases themselves where there is no GPU.
+// threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 leaves out comparisons of more
+// than 2 MB, for runs under tools that make everything a hundred times slower; it says which.
 import { type Device, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
 import { Inputs, Planned, PlannedSplit, poisonByte } from './inputs';
@@ -217,6 +218,9 @@ export function openTested(): Device {
   throw new Error(`NODE_MLA_TEST_DEVICE must be cpu or cuda:N; got "${TESTED_DEVICE}"`);
 }
 
+const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
+const SMALL_BYTES = 2e6;
+
 function devices(): { reference: Side; tested: Side } {
   sides ??= {
     reference: new Side('cpu', openDevice('cpu', { threads: 0 })),
@@ -240,6 +244,10 @@ export async function compareVerb<V extends keyof Verbs>(
   options: CompareOptions = {},
 ): Promise<void> {
   const planned = makeArgs(new Inputs(options.seed ?? 1));
+  if (SMALL && bytesOf(planned) > SMALL_BYTES) {
+    console.log(`${verb} ${options.label ?? shapesOf(planned)}: left out, ${(bytesOf(planned) / 1e6).toFixed(1)} MB`);
+    return;
+  }
   const { reference, tested } = devices();
   try {
     const expected = await (await Placement.make(reference, verb, planned)).run(false);
@@ -298,6 +306,10 @@ function compareOutputs(
   const label = options.label ?? shapesOf(planned);
   console.log(`${verb} ${label}: ${figures.join(', ')}`);
   if (problems.length > 0) throw new Error(`${verb} ${label}\n  ${problems.join('\n  ')}`);
+}
+
+function bytesOf(planned: object): number {
+  return Object.values(planned).reduce((sum, value) => sum + (value instanceof Planned ? value.bytes.length : 0), 0);
 }
 
 function shapesOf(planned: object): string {
