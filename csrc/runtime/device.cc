@@ -69,13 +69,13 @@ Device::~Device() {
 Status Device::open(Factory factory, std::shared_ptr<LostLatch> latch, std::shared_ptr<Device>* out) {
   if (latch->lost()) return latch->status();
   std::shared_ptr<Device> device(new Device(std::move(latch)));
-  std::promise<Status> opened;
-  std::future<Status> result = opened.get_future();
+  // Shared, because set_value() may still touch the promise when get() has returned.
+  auto opened = std::make_shared<std::promise<Status>>();
+  std::future<Status> result = opened->get_future();
   try {
-    device->thread_ = std::thread([self = device.get(), &factory, &opened] {
+    device->thread_ = std::thread([self = device.get(), factory = std::move(factory), opened] {
       pthread_setname_np(pthread_self(), "mla-device");
-      // `factory` and `opened` live until the value is set, and no longer.
-      self->loop(factory, [&opened](Status status) { opened.set_value(std::move(status)); });
+      self->loop(factory, [&opened](Status status) { opened->set_value(std::move(status)); });
     });
   } catch (const std::system_error& error) {
     return Status::Error(Code::kOutOfMemory, std::string("the device's thread could not be started: ") + error.what());
