@@ -483,7 +483,7 @@ function readGeneration(settings: Fields | undefined): GenerationSettings {
     do_sample: settings?.has('do_sample') ? settings.boolean('do_sample') : null,
     temperature: number('temperature', 0, 100),
     top_k: settings?.has('top_k') ? settings.integer('top_k', 0, 2 ** 24) : null,
-    top_p: number('top_p', 0, 1),
+    top_p: settings?.has('top_p') ? settings.number('top_p', 0, 1) : null,
     min_p: number('min_p', 0, 1),
   };
 }

@@ -340,7 +340,7 @@ describe('readConfig', () => {
   test.each([
     ['{"temperature":-1}', /temperature: found -1, expected a number from 0 to 100/],
     ['{"temperature":"hot"}', /temperature: found "hot"/],
-    ['{"top_p":1.5}', /top_p: found 1.5, expected a number from 0 to 1/],
+    ['{"top_p":1.5}', /top_p: found 1.5, expected a number above 0 and at most 1/],
     ['{"top_k":-1}', /top_k: found -1, expected an integer/],
     ['{"min_p":2}', /min_p: found 2/],
     ['{"do_sample":1}', /do_sample: found 1, expected true or false/],
