@@ -328,6 +328,16 @@ describe('failures', () => {
     }
   });
 
+  test('dispose waits for a text that is being scored', async () => {
+    const { model, fake } = makeModel();
+    const scored = model.score([1, 2]);
+    await Promise.resolve();
+    await Promise.resolve();
+    await model.dispose();
+    expect(fake.busyAtDispose).toBe(0);
+    await scored.catch(() => {});
+  });
+
   test('dispose ends what runs and what waits with ERR_DISPOSED, and refuses new work', async () => {
     const { model, fake } = makeModel({ maxSequences: 1 });
     const all = [1, 2].map((id) => model.generate([id], { maxTokens: 1000 }).result);
@@ -339,6 +349,7 @@ describe('failures', () => {
     for (const promise of [...all, scored]) expect(await rejection(promise)).toMatchObject({ code: 'ERR_DISPOSED' });
     await Promise.all([done, model.dispose(), model[Symbol.asyncDispose]()]);
     expect(fake.disposed).toBe(true);
+    expect(fake.busyAtDispose).toBe(0);
     expect(fake.stepsInFlight).toBe(0);
     expect(() => model.generate([1])).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
     expect(await rejection(unstarted.result)).toMatchObject({ code: 'ERR_DISPOSED' });
