@@ -1,4 +1,4 @@
-// attention_decode.cc - absorbed attention over the paged cache. Test: test/cpu/reference-attention.test.ts.
+// attention_decode.cc - absorbed attention over the paged cache. Test: test/cpu/reference-decode.test.ts.
 //
 // The keys of a row are cut into splits of kDecodeSplit tokens. A piece of work is one split against up to kDecodeRows
 // query rows of a sequence, all heads together, so that a cache row is loaded once for all of them. It leaves, per row

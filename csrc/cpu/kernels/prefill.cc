@@ -1,5 +1,5 @@
 // prefill.cc - causal multi-head attention of packed queries over one chunk of up-projected keys. Test:
-// test/cpu/reference-attention.test.ts.
+// test/cpu/reference-prefill.test.ts.
 //
 // One piece of work is a tile of kPrefillQueries query rows of one sequence and head. It walks over tiles of
 // kPrefillKeys keys with the running maximum and sum of an online softmax. Everything is kept with queries along the
