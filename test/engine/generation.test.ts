@@ -40,6 +40,13 @@ describe('chunks and result', () => {
     expect(chunks.map(({ tokens }) => tokens.length)).toEqual([1, 2, 3, 4, 1, 1]);
   });
 
+  test('what ends the text is a token of the result and not part of the text, a stop token too', async () => {
+    const { model } = makeModel({ next: saying('one.two', 1) });
+    const { text, tokens, finishReason } = await model.generate([1], { stopTokens: ['.'.charCodeAt(0)] }).result;
+    expect({ text, finishReason }).toEqual({ text: 'one', finishReason: 'stop' });
+    expect(tokens).toEqual([...Buffer.from('one.')]);
+  });
+
   test('half a character at the end becomes U+FFFD, in chunks and in the result', async () => {
     const { model } = makeModel({ next: saying('x😀', 1) });
     const generation = model.generate([0], { maxTokens: 3 });
