@@ -63,25 +63,24 @@ void RecordCommand::run(Device& device) {
 }
 
 void ReadCommand::run(Device& device) {
-  if (!stream_->failure.ok()) {
-    done_(stream_->failure, nullptr);
-    return;
-  }
   std::shared_ptr<HostBuffer> buffer;
-  if (bytes_ > 0) {
-    const Status status = device.guarded([&] {
+  Status status = stream_->failure;
+  if (status.ok() && bytes_ > 0) {
+    status = device.guarded([&] {
       BackendStream* backend = nullptr;
       MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
       MLA_RETURN_IF_ERROR(device.host_buffer(bytes_, &buffer));
       ++stream_->issued;
       return device.mutable_backend().download(buffer, data_, bytes_, *backend);
     });
-    if (!status.ok()) {
-      done_(status, nullptr);
-      return;
-    }
   }
-  // The source may be released once the command is gone: give it back behind the copy, not before.
+  // From here on the copy is in the stream, and memory is given back behind it; so whoever gets the answer can count on
+  // this command holding nothing.
+  source_.reset();
+  if (!status.ok()) {
+    done_(std::move(status), nullptr);
+    return;
+  }
   device.fence(*stream_, [buffer, done = std::move(done_)](Status status) { done(std::move(status), buffer); });
 }
 
