@@ -1,4 +1,5 @@
 // What a caller sees of a generation: chunks, result, one consumer, back-pressure, abort at every stage, failures.
+import * as abortListeners from '../../lib/engine/abort-listeners';
 import { MAX_UNREAD_CHUNKS } from '../../lib/engine/generation';
 import type { Chunk } from '../../lib/engine/result';
 import { MlaError } from '../../lib/errors';
@@ -280,6 +281,41 @@ describe('abort', () => {
     const error = await rejection(generation.result);
     expect(error).toBeInstanceOf(MlaError);
     expect(error).toMatchObject({ code: 'ERR_ABORTED' });
+  });
+
+  test('leaving while next() waits ends that next() without an error', async () => {
+    const { model } = makeModel();
+    const iterator = model.generate([1])[Symbol.asyncIterator]();
+    const pending = iterator.next();
+    await iterator.return?.();
+    expect(await pending).toEqual({ done: true, value: undefined });
+  });
+
+  test('whatever the end, the signal is let go', async () => {
+    let held = 0;
+    const spy = jest.spyOn(abortListeners, 'onAbort').mockImplementation(() => {
+      let mine = 1;
+      held++;
+      return () => {
+        held -= mine;
+        mine = 0;
+      };
+    });
+    try {
+      const { model, fake } = makeModel();
+      const { signal } = new AbortController();
+      await model.generate([1], { maxTokens: 2, signal }).result;
+      for await (const _ of model.generate([1], { signal })) break;
+      await model.score([1], { signal });
+      fake.gate = async () => {
+        throw new Error('lost');
+      };
+      await rejection(model.generate([1], { signal }).result);
+      expect(spy).toHaveBeenCalledTimes(4);
+      expect(held).toBe(0);
+    } finally {
+      spy.mockRestore();
+    }
   });
 
   test('return() before next() leaves without having started', async () => {
