@@ -6,7 +6,7 @@ import path from 'node:path';
 
 const BUILD = path.join(__dirname, '../../.build/cmake-release');
 
-const PROGRAMS = ['cpu-matrix', 'thread-pool'];
+const PROGRAMS = ['cpu-matrix', 'cpu-attention', 'thread-pool'];
 
 beforeAll(() => {
   if (!existsSync(path.join(BUILD, 'CMakeCache.txt'))) {
