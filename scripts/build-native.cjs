@@ -105,14 +105,19 @@ function install(built, target) {
   else fs.renameSync(next, target);
 }
 
-function build(config) {
-  const sanitize = process.env.NODE_MLA_SANITIZE === 'ON';
+/** What the command line and the environment ask for. */
+function readOptions(config) {
+  if (!['Release', 'Debug'].includes(config)) throw new BuildError(`expected Release or Debug, got "${config}".`);
   const cuda = process.env.NODE_MLA_CUDA ?? 'auto';
   if (!['auto', 'ON', 'OFF'].includes(cuda))
     throw new BuildError(`NODE_MLA_CUDA must be auto, ON or OFF; got "${cuda}".`);
   const env = { ...process.env };
   env.CMAKE_BUILD_PARALLEL_LEVEL ??= String(os.availableParallelism());
   requireCompiler(env);
+  return { config, cuda, sanitize: env.NODE_MLA_SANITIZE === 'ON', env };
+}
+
+function build({ config, cuda, sanitize, env }) {
   const folder = path.join(WORK, `cmake-${config.toLowerCase()}${sanitize ? '-sanitize' : ''}`);
   const { version } = require(path.join(ROOT, 'package.json'));
   const configure = [
@@ -139,8 +144,8 @@ function build(config) {
 
 function main(config = 'Release') {
   try {
-    if (!['Release', 'Debug'].includes(config)) throw new BuildError(`expected Release or Debug, got "${config}".`);
-    withLock(() => build(config));
+    const options = readOptions(config);
+    withLock(() => build(options));
     return 0;
   } catch (error) {
     if (!(error instanceof BuildError)) throw error;
