@@ -174,6 +174,28 @@ describe('mlaDecode', () => {
     expect((await lab.get(args.lse))[0]).toBe(Math.fround(1e6 * (rows[best * 4] as number)));
   });
 
+  it('rounds probabilities to the activations before they weigh values', async () => {
+    // Two keys of nearly equal weight and opposite values: what is left of the values is mostly the rounding.
+    const score = -0.01;
+    const sum = 1 + Math.exp(score);
+    for (const act of ACTS) {
+      const args = {
+        q: await lab.put(act, [1, 1, 2], [0, 1]),
+        q_start: await lab.put('i32', [2], [0, 1]),
+        cache: await lab.put('f32', [1, 64, 2], [-1, rounded(act, score), 1, 0, ...new Array(124).fill(Number.NaN)]),
+        block_table: await lab.put('i32', [1, 1], [0]),
+        lengths: await lab.put('i32', [1], [2]),
+        plan: await lab.poison('i32', [lab.device.decodePlanInts(1, 1)]),
+        out: await lab.poison(act, [1, 1, 1]),
+        lse: await lab.poison('f32', [1, 1]),
+        scale: 1,
+      };
+      await lab.run('mlaDecode', args);
+      const p = rounded(act, Math.exp(rounded(act, score)));
+      expectWithin(await lab.get(args.out), [(1 - p) / sum], (_, e) => 2 * EPSILON[act] * e + 1e-7);
+    }
+  });
+
   it('does nothing for no rows and no sequences', async () => {
     const cache = await pagedCache(lab, new Random(1), 'f32', 8, [5]);
     const args = {
