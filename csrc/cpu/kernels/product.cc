@@ -38,27 +38,65 @@ MLA_INLINE F load_weight_tail(const W* p, F, int n) {
 MLA_INLINE F load_weight_tail(const F32Rounded* p, F, int n) { return round_vec<Bf16>(load_tail(&p->value, n)); }
 MLA_INLINE F load_weight_tail(const F8E4M3* p, F scale, int n) { return load_tail(p, n) * scale; }
 
-/// Continues (or starts) the accumulators of R x C outputs over k in [begin, end).
-template <int R, int C, class W>
-void tile(const float* const* x, const Columns<W>& columns, int64_t begin, int64_t end, bool start, F* acc_memory) {
-  constexpr bool kScaled = __is_same(W, F8E4M3);
-  F acc[R][C];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) acc[r][c] = start ? zero() : acc_memory[r * C + c];
+/// f8e4m3 columns without NaN whose scales can take the factor 2^120 of load_f8_bits(): one product per value instead
+/// of two, and no look at each value. The result has the same bits: both factors are exact, the product rounds once.
+struct PlainF8 {
+  F8E4M3 value;
+};
+MLA_INLINE F load_weight(const PlainF8* p, F scale) { return load_f8_bits(&p->value) * scale; }
+MLA_INLINE F load_weight_tail(const PlainF8* p, F scale, int n) {
+  F8E4M3 x[kLanes] = {};
+  std::memcpy(x, p, static_cast<size_t>(n));
+  return load_f8_bits(x) * scale;
+}
+
+constexpr float kPlainScaleLimit = 128;  // times 2^120 and 448 it is still finite
+
+template <class W>
+constexpr bool kIsScaled = __is_same(W, F8E4M3) || __is_same(W, PlainF8);
+
+/// Whether C columns of k values are plain.
+template <int C>
+bool is_plain(const Columns<F8E4M3>& columns, int64_t k) {
+  U found = {};
+  for (int c = 0; c < C; ++c) {
+    const F8E4M3* const p = columns.w[c];
+    int64_t i = 0;
+    for (; i + kLanes * 4 <= k; i += kLanes * 4) {
+      U bytes;
+      std::memcpy(&bytes, p + i, sizeof bytes);
+      found |= (bytes & 0x7f7f7f7fu) + 0x01010101u;  // the top bit of a byte is set where all lower bits were
+    }
+    for (; i < k; ++i) {
+      if ((p[i].bits & 0x7f) == 0x7f) return false;
+    }
+    for (int64_t block = 0; block * kScaleBlock < k; ++block) {
+      if (!(__builtin_fabsf(columns.scale[c][block]) < kPlainScaleLimit)) return false;
+    }
   }
-  int64_t k = begin;
-  while (k < end) {
-    int64_t stop = end;
-    F scale[C] = {};
-    if constexpr (kScaled) {
+  return !any_bits(found & 0x80808080u);
+}
+
+/// Sums R x C outputs over all of k, lane by lane.
+template <int R, int C, class W>
+void tile(const float* const* x, const Columns<W>& columns, int64_t depth, F* acc_memory) {
+  F acc[R][C] = {};
+  const int64_t whole = depth - depth % kLanes;
+  int64_t k = 0;
+  F scale[C] = {};
+  while (k < whole) {
+    int64_t stop = whole;
+    if constexpr (kIsScaled<W>) {
       const int64_t block = k / kScaleBlock;
       if ((block + 1) * kScaleBlock < stop) stop = (block + 1) * kScaleBlock;
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) scale[c] = set1(columns.scale[c][block]);
+      if constexpr (__is_same(W, PlainF8)) {
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) scale[c] = scale[c] * set1(0x1p120f);
+      }
     }
-    for (; k + kLanes <= stop; k += kLanes) {
+    for (; k < stop; k += kLanes) {
       F w[C];
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) w[c] = load_weight(columns.w[c] + k, scale[c]);
@@ -69,32 +107,34 @@ void tile(const float* const* x, const Columns<W>& columns, int64_t begin, int64
         for (int c = 0; c < C; ++c) acc[r][c] = fma(v, w[c], acc[r][c]);
       }
     }
-    if (k < stop) {
-      const int rest = static_cast<int>(stop - k);
-      for (int c = 0; c < C; ++c) {
-        const F w = load_weight_tail(columns.w[c] + k, scale[c], rest);
-        for (int r = 0; r < R; ++r) acc[r][c] = fma(load_tail(x[r] + k, rest), w, acc[r][c]);
-      }
-      k = stop;
-    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) acc_memory[r * C + c] = acc[r][c];
   }
+  if (whole == depth) return;
+  // The tail works on the memory, so that the loop above is plain enough to keep all accumulators in registers.
+  const int rest = static_cast<int>(depth - whole);
+  for (int c = 0; c < C; ++c) {
+    F s = zero();
+    if constexpr (kIsScaled<W>) s = set1(columns.scale[c][whole / kScaleBlock]);
+    if constexpr (__is_same(W, PlainF8)) s = s * set1(0x1p120f);
+    const F w = load_weight_tail(columns.w[c] + whole, s, rest);
+    for (int r = 0; r < R; ++r) acc_memory[r * C + c] = fma(load_tail(x[r] + whole, rest), w, acc_memory[r * C + c]);
+  }
 }
 
 template <class W>
-void tile_rows(int rows, const float* const* x, const Columns<W>& w, int64_t begin, int64_t end, bool start, F* acc) {
+void tile_rows(int rows, const float* const* x, const Columns<W>& w, int64_t depth, F* acc) {
   switch (rows) {
-    case 1: return tile<1, kPanel>(x, w, begin, end, start, acc);
-    case 2: return tile<2, kPanel>(x, w, begin, end, start, acc);
-    case 3: return tile<3, kPanel>(x, w, begin, end, start, acc);
+    case 1: return tile<1, kPanel>(x, w, depth, acc);
+    case 2: return tile<2, kPanel>(x, w, depth, acc);
+    case 3: return tile<3, kPanel>(x, w, depth, acc);
 #if defined(MLA_SIMD_512)
-    case 4: return tile<4, kPanel>(x, w, begin, end, start, acc);
-    case 5: return tile<5, kPanel>(x, w, begin, end, start, acc);
-    case 6: return tile<6, kPanel>(x, w, begin, end, start, acc);
+    case 4: return tile<4, kPanel>(x, w, depth, acc);
+    case 5: return tile<5, kPanel>(x, w, depth, acc);
+    case 6: return tile<6, kPanel>(x, w, depth, acc);
 #endif
   }
 }
@@ -173,26 +213,39 @@ struct RowTiles {
   int begin(int i) const { return rows * i / count; }
 };
 
+/// One row of x times kSingleRowColumns columns, or several times kPanel.
+template <class W>
+void few_rows(const Columns<W>& w, int64_t depth, int cols, const float* const* x, int rows, F* acc, float* y) {
+  if (rows == 1) {
+    tile<1, kSingleRowColumns>(x, w, depth, acc);
+    return finish<kSingleRowColumns>(acc, 1, cols, y);
+  }
+  const RowTiles tiles(rows);
+  for (int i = 0; i < tiles.count; ++i) {
+    const int r = tiles.begin(i), n = tiles.begin(i + 1) - r;
+    tile_rows(n, x + r, w, depth, acc);
+    finish<kPanel>(acc, n, cols, y + r * kColBlock);
+  }
+}
+
 template <class W>
 void multiply_few_as(const Weights& weights, int64_t col0, int cols, const float* const* x, int rows, F* acc,
                      float* y) {
-  const int64_t last = col0 + cols - 1;
-  if (rows == 1) {
-    for (int c = 0; c < cols; c += kSingleRowColumns) {
-      const Columns<W> w = columns_at<W>(weights, col0 + c, kSingleRowColumns, last);
-      tile<1, kSingleRowColumns>(x, w, 0, weights.k, true, acc);
-      finish<kSingleRowColumns>(acc, 1, cols - c, y + c);
+  const int step = rows == 1 ? kSingleRowColumns : kPanel;
+  for (int c = 0; c < cols; c += step) {
+    const Columns<W> w = columns_at<W>(weights, col0 + c, step, col0 + cols - 1);
+    if constexpr (__is_same(W, F8E4M3)) {
+      if (rows == 1 ? is_plain<kSingleRowColumns>(w, weights.k) : is_plain<kPanel>(w, weights.k)) {
+        Columns<PlainF8> plain;
+        for (int i = 0; i < step; ++i) {
+          plain.w[i] = reinterpret_cast<const PlainF8*>(w.w[i]);
+          plain.scale[i] = w.scale[i];
+        }
+        few_rows(plain, weights.k, cols - c, x, rows, acc, y + c);
+        continue;
+      }
     }
-    return;
-  }
-  const RowTiles tiles(rows);
-  for (int c = 0; c < cols; c += kPanel) {
-    const Columns<W> w = columns_at<W>(weights, col0 + c, kPanel, last);
-    for (int i = 0; i < tiles.count; ++i) {
-      const int r = tiles.begin(i), n = tiles.begin(i + 1) - r;
-      tile_rows(n, x + r, w, 0, weights.k, true, acc);
-      finish<kPanel>(acc, n, cols - c, y + r * kColBlock + c);
-    }
+    few_rows(w, weights.k, cols - c, x, rows, acc, y + c);
   }
 }
 
