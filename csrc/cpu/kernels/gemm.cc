@@ -1,4 +1,4 @@
-// gemm.cc - dense products: gemm and swiglu.
+// gemm.cc - dense products: gemm and swiglu. Test: test/cpu/matrix-gemm.test.ts.
 #include "cpu/kernels/product.h"
 
 namespace mla::cpu::MLA_CPU_ISA {

@@ -1,4 +1,7 @@
 // product.cc - the tiles of product.h: R rows of x times C rows of w, all R * C accumulators in registers.
+// Test: test/native-cpp/cpu-matrix.cc, for each instruction set.
+//
+// Tried without gain: software prefetch of the weights of a single row, 1 KiB or one group of columns ahead.
 #include "cpu/kernels/product.h"
 
 namespace mla::cpu::MLA_CPU_ISA {
@@ -14,6 +17,8 @@ static_assert(kRowBlock % kTileRows == 0);
 
 // Eight rows of w give a single row of x enough independent chains to hide the latency of the additions.
 constexpr int kSingleRowColumns = 8;
+
+/// Float32 weights beside bf16 activations, rounded as they are read.
 struct F32Rounded {
   float value;
 };
