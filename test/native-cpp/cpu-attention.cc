@@ -1,6 +1,7 @@
 // cpu-attention.cc - attention, routing, sampling and conversions of every instruction set this processor has, against
-// the best one, which the jest tests compare with float64. Attention may differ by float32 rounding; whatever is defined
-// bit by bit (choices of tokens and experts, random numbers, stored formats, copies) must be the same everywhere.
+// the best one, which the jest tests compare with float64. Attention may differ by float32 rounding; whatever is
+// defined bit by bit (choices of tokens and experts, random numbers, stored formats, copies) must be the same
+// everywhere.
 #include "support.h"
 
 namespace mla::cpu {
@@ -86,8 +87,15 @@ void test_decode(const std::string& isa, const KernelTable& best, const KernelTa
   Tensor table(DType::kI32, {4, 5}), plan(DType::kI32, {4}), out(act, {14, heads, c}), lse(DType::kF32, {14, heads});
   table.ints([](int64_t i) { return i == 0 || i == 5 || i == 15 ? 8 - i / 5 : i < 5 ? i : 2147480000; });
   Tensor starts = ints({1, 5, 6, 6, 13}), lengths = ints({290, 64, 0, 33});
-  const MlaDecodeParams p{.q = q.view, .q_start = starts.view, .cache = cache.view, .block_table = table.view,
-                          .lengths = lengths.view, .plan = plan.view, .out = out.view, .lse = lse.view, .scale = 0.1f};
+  const MlaDecodeParams p{.q = q.view,
+                          .q_start = starts.view,
+                          .cache = cache.view,
+                          .block_table = table.view,
+                          .lengths = lengths.view,
+                          .plan = plan.view,
+                          .out = out.view,
+                          .lse = lse.view,
+                          .scale = 0.1f};
   both(isa + " mlaDecode", best.mlaDecode, t.mlaDecode, p, {&out, &lse}, noise(act));
 }
 
@@ -99,16 +107,24 @@ void test_prefill(const std::string& isa, const KernelTable& best, const KernelT
   Tensor q_start = ints({0, 129, 129, 148}), k_start = ints({0, 200, 201, 256});
   Tensor q_pos = ints({71, 4, 3}), k_pos = ints({0, 0, 2});
   Tensor out(DType::kF32, {rows, heads * v}), lse(DType::kF32, {rows, heads});
-  const MlaPrefillParams p{.q = q.view, .k_nope = k_nope.view, .k_rope = k_rope.view, .value = value.view,
-                           .q_start = q_start.view, .k_start = k_start.view, .q_pos = q_pos.view, .k_pos = k_pos.view,
-                           .out = out.view, .lse = lse.view, .scale = 0.3f};
+  const MlaPrefillParams p{.q = q.view,
+                           .k_nope = k_nope.view,
+                           .k_rope = k_rope.view,
+                           .value = value.view,
+                           .q_start = q_start.view,
+                           .k_start = k_start.view,
+                           .q_pos = q_pos.view,
+                           .k_pos = k_pos.view,
+                           .out = out.view,
+                           .lse = lse.view,
+                           .scale = 0.3f};
   both(isa + " mlaPrefill", best.mlaPrefill, t.mlaPrefill, p, {&out, &lse}, noise(act));
 
   Tensor a = Tensor(act, {rows, heads * v}).random(), b = Tensor(DType::kF32, {rows, heads * v}).random();
   Tensor lse_a = Tensor(DType::kF32, {rows, heads}).random(5), lse_b = Tensor(DType::kF32, {rows, heads}).random(5);
   Tensor merged(act, {rows, heads * v});
-  const MergeAttentionParams m{.a = a.view, .lse_a = lse_a.view, .b = b.view, .lse_b = lse_b.view,
-                               .out = merged.view, .lse = lse.view};
+  const MergeAttentionParams m{
+      .a = a.view, .lse_a = lse_a.view, .b = b.view, .lse_b = lse_b.view, .out = merged.view, .lse = lse.view};
   both(isa + " mergeAttention", best.mergeAttention, t.mergeAttention, m, {&merged, &lse}, 4e-6);
 }
 
@@ -120,9 +136,19 @@ void test_route(const std::string& isa, const KernelTable& best, const KernelTab
   Tensor positions = count_up(rows), normed(act, {rows, d}), ids(DType::kI32, {rows, k + shared});
   Tensor weights(DType::kF32, {rows, k + shared}), offsets(DType::kI32, {experts + shared + 1});
   Tensor order(DType::kI32, {rows * (k + shared)}), slots(DType::kI32, {rows, k + shared});
-  MoeRouteParams p{.x = x.view, .norm = norm.view, .gate = gate.view, .bias = bias.view, .positions = positions.view,
-                   .normed = normed.view, .ids = ids.view, .weights = weights.view, .offsets = offsets.view,
-                   .order = order.view, .slots = slots.view, .eps = 1e-6f, .scale = 2.5f};
+  MoeRouteParams p{.x = x.view,
+                   .norm = norm.view,
+                   .gate = gate.view,
+                   .bias = bias.view,
+                   .positions = positions.view,
+                   .normed = normed.view,
+                   .ids = ids.view,
+                   .weights = weights.view,
+                   .offsets = offsets.view,
+                   .order = order.view,
+                   .slots = slots.view,
+                   .eps = 1e-6f,
+                   .scale = 2.5f};
   p.top_k = k;
   p.shared = shared;
   p.n_group = 4;
@@ -135,11 +161,12 @@ void test_route(const std::string& isa, const KernelTable& best, const KernelTab
 }
 
 void test_sample(const std::string& isa, const KernelTable& best, const KernelTable& t, int64_t width) {
-  const float kinds[][4] = {{0, 0, 1, 0},      {1, 0, 1, 0},     {0.7f, 0, 1, 0},       {2, 30, 1, 0},
-                            {1, 0, 0.9f, 0},   {3, 0, 0.99f, 0}, {1, 0, 1, 0.05f},      {1.3f, 50, 0.8f, 0.02f}};
+  const float kinds[][4] = {{0, 0, 1, 0},    {1, 0, 1, 0},     {0.7f, 0, 1, 0},  {2, 30, 1, 0},
+                            {1, 0, 0.9f, 0}, {3, 0, 0.99f, 0}, {1, 0, 1, 0.05f}, {1.3f, 50, 0.8f, 0.02f}};
   const int64_t rows = 64;
   Tensor logits = Tensor(DType::kF32, {rows, width}).random(6), settings(DType::kF32, {rows, kSamplingColumns});
-  Tensor seeds(DType::kI64, {rows}), positions = count_up(rows), ids(DType::kI32, {rows}), counts(DType::kI32, {rows, width});
+  Tensor seeds(DType::kI64, {rows}), positions = count_up(rows), ids(DType::kI32, {rows}),
+                                     counts(DType::kI32, {rows, width});
   for (int64_t b = 0; b < rows; ++b) {
     float* s = settings.view.as<float>() + b * kSamplingColumns;
     for (int i = 0; i < 4; ++i) s[i] = kinds[b % 8][i];
