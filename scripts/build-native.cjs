@@ -57,9 +57,9 @@ function isAlive(pid) {
 }
 
 /** Two builds in one folder would spoil each other: the second waits. */
-function withLock(body) {
+function withLock(folder, body) {
   fs.mkdirSync(WORK, { recursive: true });
-  const lock = path.join(WORK, 'lock');
+  const lock = path.join(WORK, `${path.basename(folder)}.lock`);
   const sleeper = new Int32Array(new SharedArrayBuffer(4));
   for (;;) {
     try {
@@ -114,11 +114,12 @@ function readOptions(config) {
   const env = { ...process.env };
   env.CMAKE_BUILD_PARALLEL_LEVEL ??= String(os.availableParallelism());
   requireCompiler(env);
-  return { config, cuda, sanitize: env.NODE_MLA_SANITIZE === 'ON', env };
+  const sanitize = env.NODE_MLA_SANITIZE === 'ON';
+  const folder = path.join(WORK, `cmake-${config.toLowerCase()}${sanitize ? '-sanitize' : ''}`);
+  return { config, cuda, sanitize, env, folder };
 }
 
-function build({ config, cuda, sanitize, env }) {
-  const folder = path.join(WORK, `cmake-${config.toLowerCase()}${sanitize ? '-sanitize' : ''}`);
+function build({ config, cuda, sanitize, env, folder }) {
   const { version } = require(path.join(ROOT, 'package.json'));
   const configure = [
     `-S${ROOT}`,
@@ -145,7 +146,7 @@ function build({ config, cuda, sanitize, env }) {
 function main(config = 'Release') {
   try {
     const options = readOptions(config);
-    withLock(() => build(options));
+    withLock(options.folder, () => build(options));
     return 0;
   } catch (error) {
     if (!(error instanceof BuildError)) throw error;

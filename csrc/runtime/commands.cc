@@ -10,8 +10,7 @@ void StreamCommand::run(Device& device) {
   stream_->failure = device.guarded([&] {
     MLA_RETURN_IF_ERROR(device.injected_failure());
     BackendStream* backend = nullptr;
-    MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
-    ++stream_->issued;
+    MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
     return execute(device, *backend);
   });
 }
@@ -38,15 +37,15 @@ Status ReplayCommand::execute(Device& device, BackendStream& stream) {
 }
 
 Status WaitCommand::execute(Device& device, BackendStream& stream) {
-  if (other_->backend == nullptr) return Status::Ok();  // nothing has been issued to it
-  return device.mutable_backend().order_after(stream, *other_->backend);
+  if (other_->work == nullptr) return Status::Ok();  // nothing has been issued to it
+  return device.mutable_backend().order_after(stream, *other_->work->backend);
 }
 
 void CompileCommand::run(Device& device) {
   graph_->failure = device.guarded([&] {
     MLA_RETURN_IF_ERROR(device.injected_failure());
     BackendStream* backend = nullptr;
-    MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
+    MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
     std::unique_ptr<BackendGraph> compiled;
     MLA_RETURN_IF_ERROR(device.mutable_backend().compile(operations_, workspace_, *backend, &compiled));
     graph_->backend = device.resources()->adopt(std::move(compiled));
@@ -57,7 +56,7 @@ void CompileCommand::run(Device& device) {
 
 void RecordCommand::run(Device& device) {
   Status first = std::exchange(stream_->failure, Status::Ok());
-  device.fence(*stream_, [first = std::move(first), done = std::move(done_)](Status status) {
+  device.fence(stream_->work, [first = std::move(first), done = std::move(done_)](Status status) {
     done(first.ok() ? std::move(status) : first);
   });
 }
@@ -68,9 +67,8 @@ void ReadCommand::run(Device& device) {
   if (status.ok() && bytes_ > 0) {
     status = device.guarded([&] {
       BackendStream* backend = nullptr;
-      MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
       MLA_RETURN_IF_ERROR(device.host_buffer(bytes_, &buffer));
-      ++stream_->issued;
+      MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
       return device.mutable_backend().download(buffer, data_, bytes_, *backend);
     });
   }
@@ -81,7 +79,7 @@ void ReadCommand::run(Device& device) {
     done_(std::move(status), nullptr);
     return;
   }
-  device.fence(*stream_, [buffer, done = std::move(done_)](Status status) { done(std::move(status), buffer); });
+  device.fence(stream_->work, [buffer, done = std::move(done_)](Status status) { done(std::move(status), buffer); });
 }
 
 void AllocateCommand::run(Device& device) {
