@@ -28,3 +28,4 @@ export { ERROR_CODES, type ErrorCode, MlaError } from './errors';
 export type { LoadProgress, MemoryPlan } from './model';
 export type { DeviceInfo } from './native';
 export type { BuiltInTemplate, ChatMessage, Json, Role, ToolCall } from './text';
+export { BUILT_IN_TEMPLATES } from './text';

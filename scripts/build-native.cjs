@@ -59,9 +59,9 @@ function isAlive(pid) {
 }
 
 /** Two builds in one folder would spoil each other: the second waits. */
-function withLock(body) {
+function withLock(folder, body) {
   fs.mkdirSync(WORK, { recursive: true });
-  const lock = path.join(WORK, 'lock');
+  const lock = path.join(WORK, `${path.basename(folder)}.lock`);
   const sleeper = new Int32Array(new SharedArrayBuffer(4));
   for (;;) {
     try {
@@ -107,8 +107,9 @@ function install(built, target) {
   else fs.renameSync(next, target);
 }
 
-function build(config) {
-  const sanitize = process.env.NODE_MLA_SANITIZE === 'ON';
+/** What the command line and the environment ask for. */
+function readOptions(config) {
+  if (!['Release', 'Debug'].includes(config)) throw new BuildError(`expected Release or Debug, got "${config}".`);
   const cuda = process.env.NODE_MLA_CUDA ?? 'auto';
   if (!['auto', 'ON', 'OFF'].includes(cuda))
     throw new BuildError(`NODE_MLA_CUDA must be auto, ON or OFF; got "${cuda}".`);
@@ -118,8 +119,13 @@ function build(config) {
   const env = { ...process.env };
   env.CMAKE_BUILD_PARALLEL_LEVEL ??= String(os.availableParallelism());
   requireCompiler(env);
+  const sanitize = env.NODE_MLA_SANITIZE === 'ON';
   const variant = `${sanitize ? '-sanitize' : ''}${archs === '' ? '' : '-archs'}`;
   const folder = path.join(WORK, `cmake-${config.toLowerCase()}${variant}`);
+  return { config, cuda, archs, sanitize, env, folder };
+}
+
+function build({ config, cuda, archs, sanitize, env, folder }) {
   const { version } = require(path.join(ROOT, 'package.json'));
   const configure = [
     `-S${ROOT}`,
@@ -145,8 +151,8 @@ function build(config) {
 
 function main(config = 'Release') {
   try {
-    if (!['Release', 'Debug'].includes(config)) throw new BuildError(`expected Release or Debug, got "${config}".`);
-    withLock(() => build(config));
+    const options = readOptions(config);
+    withLock(options.folder, () => build(options));
     return 0;
   } catch (error) {
     if (!(error instanceof BuildError)) throw error;

@@ -12,7 +12,7 @@ const ts = require('typescript');
 const { treeFiles } = require('./check-shape.cjs');
 
 /** Made by a build, so absent from a fresh checkout. */
-const GENERATED = /^(build|prebuilds|docs\/api|coverage|node_modules)(\/|$)/;
+const GENERATED = /^(build|prebuilds|models\/build|docs\/api|coverage|node_modules)(\/|$)/;
 const SOURCE_NAME = /^[\w.-]+\.(ts|cts|mts|cjs|h|cc|cu|cuh|gyp|md|sh)$/;
 const SHELL = new Set(['', 'sh', 'bash', 'shell', 'console', 'text']);
 /** Variables that belong to the system or to other programs. */

@@ -62,9 +62,11 @@ class Environment {
 /// The T behind a value, or null if it is anything else.
 template <class T>
 T* unwrap(napi_env env, napi_value value) {
+  napi_valuetype type = napi_undefined;
   bool tagged = false;
   void* data = nullptr;
-  if (value == nullptr ||
+  // The type first: looking for a tag on undefined would leave a JavaScript exception behind.
+  if (value == nullptr || napi_typeof(env, value, &type) != napi_ok || type != napi_object ||
       napi_check_object_type_tag(env, value, &kTypeTags[static_cast<int>(T::kClass)], &tagged) != napi_ok || !tagged ||
       napi_unwrap(env, value, &data) != napi_ok) {
     return nullptr;

@@ -169,6 +169,26 @@ Status read_planned_operation(napi_env env, const napi_value* values, size_t cou
   return reader.status;
 }
 
-const char* verb_name(const Op& op) { return kVerbNames[op.index() - 1]; }
+Status check_sizes(const Backend& backend, const Op& op, int64_t workspace_bytes) {
+  const char* verb = kVerbNames[op.index() - 1];
+  const int64_t needed = backend.workspace_bytes(op);
+  if (needed > workspace_bytes) {
+    return Status::Error(Code::kInvalidArg, std::string(verb) + " needs a workspace of " + std::to_string(needed) +
+                                                " bytes for these shapes; the stream's has " +
+                                                std::to_string(workspace_bytes) + " (see useWorkspace).");
+  }
+  int64_t plan = 0;
+  int64_t ints = 0;
+  if (const auto* p = std::get_if<DecodePlanParams>(&op)) {
+    plan = p->plan.numel();
+    ints = backend.decode_plan_ints(p->lengths.dim(0), p->heads);
+  } else if (const auto* p = std::get_if<MlaDecodeParams>(&op)) {
+    plan = p->plan.numel();
+    ints = backend.decode_plan_ints(p->lengths.dim(0), p->q.dim(1));
+  }
+  if (plan >= ints) return Status::Ok();
+  return Status::Error(Code::kInvalidArg, std::string(verb) + ": plan must have at least " + std::to_string(ints) +
+                                              " elements (see decodePlanInts); got " + std::to_string(plan) + ".");
+}
 
 }  // namespace mla::addon

@@ -27,7 +27,8 @@ Status read_operation(napi_env env, const runtime::Device& device, const napi_va
 /// The same for planning: each tensor is an array [dtype, ...dims] of numbers.
 Status read_planned_operation(napi_env env, const napi_value* values, size_t count, Op* op);
 
-/// The verb's name.
-const char* verb_name(const Op& op);
+/// Whether the scratch memory is large enough, and the plan of an operation that has one: what check() cannot know,
+/// because each backend has its own sizes.
+Status check_sizes(const Backend& backend, const Op& op, int64_t workspace_bytes);
 
 }  // namespace mla::addon

@@ -73,11 +73,7 @@ Status Stream::run(napi_env env, const napi_value* values, size_t count) {
   const auto accept = [&]() -> Status {
     MLA_RETURN_IF_ERROR(read_operation(env, *state_->device, values, count, &op, &holds));
     MLA_RETURN_IF_ERROR(check(op));
-    const int64_t needed = state_->device->backend().workspace_bytes(op);
-    if (needed <= 0 || needed <= workspace_.bytes()) return Status::Ok();
-    return Status::Error(Code::kInvalidArg, std::string(verb_name(op)) + " needs a workspace of " +
-                                                std::to_string(needed) + " bytes for these shapes; the stream's has " +
-                                                std::to_string(workspace_.bytes()) + " (see useWorkspace).");
+    return check_sizes(state_->device->backend(), op, workspace_.bytes());
   };
   Status status = accept();
   if (capture_ != nullptr) {

@@ -7,9 +7,9 @@
 // Element types: `act` is float32 or bf16, one of them for all activations of a call. `weight` is float32, bf16 or
 // f8e4m3; f8e4m3 needs the matching `*_scale` (float32, one per 128x128 block, value = q * scale).
 //
-// Rounding: operands of matrix products are rounded to `act`; products accumulate in float32; whatever is not a named
-// tensor stays float32; each named output is rounded once. This holds for every number of rows, so that batch 1 equals
-// batch N and decode equals prefill.
+// Rounding: operands of matrix products are rounded to `act`, but fp8 weights enter as q * scale, unrounded; products
+// accumulate in float32; whatever is not a named tensor stays float32; each named output is rounded once. This holds
+// for every number of rows, so that batch 1 equals batch N and decode equals prefill.
 //
 // Padding: a row with positions[t] < 0 is padding. It reads nothing, routes to no expert and writes no cache; its
 // outputs are zero (or untouched where the output is also an input).

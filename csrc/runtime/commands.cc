@@ -10,8 +10,7 @@ void StreamCommand::run(Device& device) {
   stream_->failure = device.guarded([&] {
     MLA_RETURN_IF_ERROR(device.injected_failure());
     BackendStream* backend = nullptr;
-    MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
-    ++stream_->issued;
+    MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
     return execute(device, *backend);
   });
 }
@@ -38,15 +37,15 @@ Status ReplayCommand::execute(Device& device, BackendStream& stream) {
 }
 
 Status WaitCommand::execute(Device& device, BackendStream& stream) {
-  if (other_->backend == nullptr) return Status::Ok();  // nothing has been issued to it
-  return device.mutable_backend().order_after(stream, *other_->backend);
+  if (other_->work == nullptr) return Status::Ok();  // nothing has been issued to it
+  return device.mutable_backend().order_after(stream, *other_->work->backend);
 }
 
 void CompileCommand::run(Device& device) {
   graph_->failure = device.guarded([&] {
     MLA_RETURN_IF_ERROR(device.injected_failure());
     BackendStream* backend = nullptr;
-    MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
+    MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
     std::unique_ptr<BackendGraph> compiled;
     MLA_RETURN_IF_ERROR(device.mutable_backend().compile(operations_, workspace_, *backend, &compiled));
     graph_->backend = device.resources()->adopt(std::move(compiled));
@@ -57,32 +56,30 @@ void CompileCommand::run(Device& device) {
 
 void RecordCommand::run(Device& device) {
   Status first = std::exchange(stream_->failure, Status::Ok());
-  device.fence(*stream_, [first = std::move(first), done = std::move(done_)](Status status) {
+  device.fence(stream_->work, [first = std::move(first), done = std::move(done_)](Status status) {
     done(first.ok() ? std::move(status) : first);
   });
 }
 
 void ReadCommand::run(Device& device) {
-  if (!stream_->failure.ok()) {
-    done_(stream_->failure, nullptr);
-    return;
-  }
   std::shared_ptr<HostBuffer> buffer;
-  if (bytes_ > 0) {
-    const Status status = device.guarded([&] {
+  Status status = stream_->failure;
+  if (status.ok() && bytes_ > 0) {
+    status = device.guarded([&] {
       BackendStream* backend = nullptr;
-      MLA_RETURN_IF_ERROR(device.backend_stream(*stream_, &backend));
       MLA_RETURN_IF_ERROR(device.host_buffer(bytes_, &buffer));
-      ++stream_->issued;
+      MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
       return device.mutable_backend().download(buffer, data_, bytes_, *backend);
     });
-    if (!status.ok()) {
-      done_(status, nullptr);
-      return;
-    }
   }
-  // The source may be released once the command is gone: give it back behind the copy, not before.
-  device.fence(*stream_, [buffer, done = std::move(done_)](Status status) { done(std::move(status), buffer); });
+  // From here on the copy is in the stream, and memory is given back behind it; so whoever gets the answer can count on
+  // this command holding nothing.
+  source_.reset();
+  if (!status.ok()) {
+    done_(std::move(status), nullptr);
+    return;
+  }
+  device.fence(stream_->work, [buffer, done = std::move(done_)](Status status) { done(std::move(status), buffer); });
 }
 
 void AllocateCommand::run(Device& device) {

@@ -2,7 +2,7 @@
 
 #include <pthread.h>
 
-#include <condition_variable>
+#include <algorithm>
 #include <exception>
 #include <future>
 #include <new>
@@ -69,13 +69,13 @@ Device::~Device() {
 Status Device::open(Factory factory, std::shared_ptr<LostLatch> latch, std::shared_ptr<Device>* out) {
   if (latch->lost()) return latch->status();
   std::shared_ptr<Device> device(new Device(std::move(latch)));
-  std::promise<Status> opened;
-  std::future<Status> result = opened.get_future();
+  // Shared, because set_value() may still touch the promise when get() has returned.
+  auto opened = std::make_shared<std::promise<Status>>();
+  std::future<Status> result = opened->get_future();
   try {
-    device->thread_ = std::thread([self = device.get(), &factory, &opened] {
+    device->thread_ = std::thread([self = device.get(), factory = std::move(factory), opened] {
       pthread_setname_np(pthread_self(), "mla-device");
-      // `factory` and `opened` live until the value is set, and no longer.
-      self->loop(factory, [&opened](Status status) { opened.set_value(std::move(status)); });
+      self->loop(factory, [&opened](Status status) { opened->set_value(std::move(status)); });
     });
   } catch (const std::system_error& error) {
     return Status::Error(Code::kOutOfMemory, std::string("the device's thread could not be started: ") + error.what());
@@ -89,14 +89,6 @@ Status Device::state() const {
   if (closing()) return disposed();
   if (latch_->lost()) return latch_->status();
   return Status::Ok();
-}
-
-StreamRef Device::create_stream() {
-  auto stream = std::make_shared<Stream>(resources_);
-  std::lock_guard lock(mutex_);
-  std::erase_if(streams_, [](const auto& weak) { return weak.expired(); });
-  streams_.push_back(stream);
-  return stream;
 }
 
 void Device::submit(std::unique_ptr<Command> command) {
@@ -190,50 +182,43 @@ Status Device::injected_failure() {
   return command_failure_;
 }
 
-Status Device::backend_stream(Stream& stream, BackendStream** out) {
-  if (stream.backend == nullptr) {
-    MLA_RETURN_IF_ERROR(guarded([&] {
-      std::unique_ptr<BackendStream> made;
-      MLA_RETURN_IF_ERROR(backend_->create_stream(&made));
-      stream.backend = resources_->adopt(std::move(made));
-      return Status::Ok();
-    }));
+Status Device::begin_work(Stream& stream, BackendStream** out) {
+  if (stream.work == nullptr) {
+    std::unique_ptr<BackendStream> made;
+    MLA_RETURN_IF_ERROR(backend_->create_stream(&made));
+    auto work = std::make_shared<StreamWork>(resources_->adopt(std::move(made)));
+    working_.push_back(work);
+    stream.work = std::move(work);
   }
-  *out = stream.backend;
+  ++stream.work->issued;
+  *out = stream.work->backend;
   return Status::Ok();
 }
 
-void Device::fence(Stream& stream, std::function<void(Status)> done) {
-  if (stream.backend == nullptr) {
-    done(Status::Ok());  // nothing has been issued
+void Device::fence(const std::shared_ptr<StreamWork>& work, std::function<void(Status)> done) {
+  if (work == nullptr) {
+    done(Status::Ok());
     return;
   }
   auto once = std::make_shared<Once>();
-  once->callback = [this, finished = stream.finished, issued = stream.issued, done = std::move(done)](Status status) {
+  once->callback = [this, work, issued = work->issued, done = std::move(done)](Status status) {
     if (status.sticky) note(status);
-    uint64_t before = finished->load();
-    while (before < issued && !finished->compare_exchange_weak(before, issued)) {
+    uint64_t before = work->finished.load();
+    while (before < issued && !work->finished.compare_exchange_weak(before, issued)) {
     }
     done(std::move(status));
   };
   const Status status = guarded([&] {
-    backend_->fence(*stream.backend, [once](Status s) { once->call(std::move(s)); });
+    backend_->fence(*work->backend, [once](Status s) { once->call(std::move(s)); });
     return Status::Ok();
   });
   if (!status.ok()) once->call(status);
 }
 
 void Device::fence_all(std::shared_ptr<void> token) {
-  std::vector<StreamRef> working;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& weak : streams_) {
-      if (StreamRef stream = weak.lock()) working.push_back(std::move(stream));
-    }
-  }
   if (latch_->lost()) return;  // the work will never finish, and the backend must not be asked
-  for (const StreamRef& stream : working) {
-    if (!stream->idle()) fence(*stream, [token](Status) {});
+  for (const auto& work : working_) {
+    if (!work->idle()) fence(work, [token](Status) {});
   }
 }
 
@@ -259,7 +244,12 @@ void Device::release_passed() {
     std::lock_guard lock(mutex_);
     passed.swap(passed_);
   }
-  for (const auto& retired : passed) resources_->release(*backend_, retired);
+  for (const auto& retired : passed) {
+    std::erase_if(working_, [&](const auto& work) {
+      return std::find(retired.begin(), retired.end(), work->backend) != retired.end();
+    });
+    resources_->release(*backend_, retired);
+  }
 }
 
 void Device::drain() {

@@ -54,7 +54,7 @@ class Device {
   /// For its const queries. Only while state() is not kDisposed.
   const Backend& backend() const { return *backend_; }
   const std::shared_ptr<Resources>& resources() const { return resources_; }
-  StreamRef create_stream();
+  StreamRef create_stream() { return std::make_shared<Stream>(resources_); }
   /// Appends a command. After close() it is destroyed without a call, since state() has told the caller.
   void submit(std::unique_ptr<Command> command);
   /// Stops after the command that runs now; the others are cancelled with kDisposed. `closed` is called at the end, on
@@ -68,10 +68,10 @@ class Device {
   void fail_command(int64_t k, Status status);
 
   // ---- the command thread ----
-  /// For stream-bound commands: the backend's stream, made at the first use.
-  Status backend_stream(Stream& stream, BackendStream** out);
-  /// Calls done once, when everything issued to `stream` so far has finished.
-  void fence(Stream& stream, std::function<void(Status)> done);
+  /// For commands that are about to give the backend work: its stream, made at the first use.
+  Status begin_work(Stream& stream, BackendStream** out);
+  /// Calls done once, when everything issued so far has finished. `work` may be null: nothing has been issued.
+  void fence(const std::shared_ptr<StreamWork>& work, std::function<void(Status)> done);
   /// Allocates; when there is no memory, waits for retired memory to come back and tries once more.
   Status allocate(int64_t bytes, StorageRef* out);
   /// Memory for a transfer to or from the host.
@@ -109,7 +109,8 @@ class Device {
   std::function<void()> closed_;
   int64_t failing_command_ = -1;
   Status command_failure_;
-  std::vector<std::weak_ptr<Stream>> streams_;
+
+  std::vector<std::shared_ptr<StreamWork>> working_;  // command thread: all streams that are not released yet
 
   std::atomic<bool> closing_{false};
 };

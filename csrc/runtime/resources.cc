@@ -93,9 +93,9 @@ void Resources::close(Backend& backend) noexcept {
     owned.swap(owned_);
     retired_.clear();
   }
-  // Graphs may refer to streams and memory, streams to memory.
-  std::erase_if(owned, [](const auto& item) { return item.second.graph != nullptr; });
+  // The work on streams uses graphs and memory, graphs use memory.
   std::erase_if(owned, [](const auto& item) { return item.second.stream != nullptr; });
+  std::erase_if(owned, [](const auto& item) { return item.second.graph != nullptr; });
   for (const auto& [block, entry] : owned) backend.release(block);
 }
 

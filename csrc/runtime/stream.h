@@ -9,20 +9,26 @@
 
 namespace mla::runtime {
 
+/// A stream inside the backend and how far it has come. Outlives its Stream: what was issued last still has to finish.
+struct StreamWork {
+  BackendStream* backend;
+  uint64_t issued = 0;                // commands given to the backend; command thread
+  std::atomic<uint64_t> finished{0};  // how many of them are known to have finished; fences write it, from any thread
+
+  bool idle() const { return finished.load(std::memory_order_acquire) == issued; }
+};
+
 /// One ordered queue of work. Shared by the JavaScript handle and by the commands that are still queued. Everything but
 /// the destructor runs on the command thread.
 class Stream {
  public:
   explicit Stream(std::shared_ptr<Resources> owner) : owner_(std::move(owner)) {}
-  ~Stream() { owner_->retire(backend); }
+  ~Stream() {
+    if (work != nullptr) owner_->retire(work->backend);
+  }
 
-  BackendStream* backend = nullptr;  // made at the first use
+  std::shared_ptr<StreamWork> work;  // made at the first use
   Status failure;                    // first failure since the last record; commands are skipped until then
-  uint64_t issued = 0;               // commands given to the backend
-  /// How many of `issued` are known to have finished; fences write it from any thread.
-  const std::shared_ptr<std::atomic<uint64_t>> finished = std::make_shared<std::atomic<uint64_t>>(0);
-
-  bool idle() const { return finished->load(std::memory_order_acquire) == issued; }
 
  private:
   std::shared_ptr<Resources> owner_;

@@ -156,18 +156,6 @@ const NEUTRAL: Record<string, readonly JsonValue[]> = {
   quantization: [],
 };
 
-function readGeneration(settings: Fields | undefined): GenerationSettings {
-  const number = (name: string, above: number, max: number): number | null =>
-    settings?.has(name) ? settings.number(name, above, max) : null;
-  return {
-    do_sample: settings?.has('do_sample') ? settings.boolean('do_sample') : null,
-    temperature: number('temperature', -Number.MIN_VALUE, 100),
-    top_k: settings?.has('top_k') ? settings.integer('top_k', 0, 2 ** 24) : null,
-    top_p: number('top_p', 0, 1),
-    min_p: number('min_p', -Number.MIN_VALUE, 1),
-  };
-}
-
 /**
  * Reads config.json of a model folder, with generation_config.json for what ends a text.
  * @throws ERR_FILE, ERR_CONFIG or ERR_UNSUPPORTED_MODEL, naming field, found value and what is expected or supported
@@ -479,5 +467,23 @@ function readQuantization(fields: Fields, outer: Fields): Fp8Quantization | null
     fmt: 'e4m3',
     weight_block_size: [128, 128],
     scale_fmt: scale === 'ue8m0' ? 'ue8m0' : null,
+  };
+}
+
+function readGeneration(settings: Fields | undefined): GenerationSettings {
+  const number = (name: string, least: number, most: number): number | null => {
+    const value = settings?.get(name);
+    if (settings === undefined || value === undefined) return null;
+    if (typeof value !== 'number' || value < least || value > most) {
+      throw settings.broken(name, `a number from ${least} to ${most}`);
+    }
+    return value;
+  };
+  return {
+    do_sample: settings?.has('do_sample') ? settings.boolean('do_sample') : null,
+    temperature: number('temperature', 0, 100),
+    top_k: settings?.has('top_k') ? settings.integer('top_k', 0, 2 ** 24) : null,
+    top_p: settings?.has('top_p') ? settings.number('top_p', 0, 1) : null,
+    min_p: number('min_p', 0, 1),
   };
 }

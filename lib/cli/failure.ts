@@ -19,6 +19,13 @@ export class ClosedPipe extends Error {
   }
 }
 
+/** A GPU was asked for, and this build of the package has no code for any. */
+export class NoGpuSupport extends Error {
+  constructor(override readonly cause: MlaError) {
+    super(cause.message);
+  }
+}
+
 /** Flags that do not go together, or lack something. */
 export class UsageError extends Error {}
 
@@ -36,6 +43,7 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof ClosedPipe) return EXIT.ok;
   if (error instanceof Interrupted) return EXIT.interrupted;
   if (error instanceof UsageError) return EXIT.usage;
+  if (error instanceof NoGpuSupport) return EXIT.noDevice;
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   if (error instanceof MlaError) return CODES[error.code] ?? EXIT.failure;
   return EXIT.failure;
@@ -45,6 +53,7 @@ export function exitCodeOf(error: unknown): number {
 export function lineOf(error: unknown): string | null {
   if (error instanceof ClosedPipe || error instanceof CommanderError) return null;
   if (error instanceof Interrupted) return 'mla: interrupted';
+  if (error instanceof NoGpuSupport) return lineOf(error.cause);
   if (error instanceof UsageError) return `mla: ${oneLine(error.message)} (add --help for the list of flags)`;
   if (error instanceof MlaError) return `mla: ${oneLine(error.message)} (${error.code})`;
   const { code, message } = error instanceof Error ? (error as NodeJS.ErrnoException) : { message: String(error) };

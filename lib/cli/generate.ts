@@ -130,7 +130,8 @@ async function stream(generation: Generation, hasTokenizer: boolean): Promise<vo
   note(summaryOf(usage, timings));
 }
 
-async function printJson(generation: Generation): Promise<void> {
+/** One object; after an interrupt, with what has come until then. */
+export async function printJson(generation: Generation): Promise<void> {
   const tokens: number[] = [];
   let text = '';
   try {

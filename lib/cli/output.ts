@@ -51,17 +51,17 @@ export class LoadBar {
     if (this.bar === null) {
       this.began = now;
       this.bar = new SingleBar({
-        format: 'loading {bar} {loaded}/{all} GiB {rate} GiB/s ETA {eta}s',
+        format: 'loading {bar} {loaded} of {all}, {rate}, ETA {eta} s',
         stream: process.stderr,
         hideCursor: true,
         clearOnComplete: true,
       });
-      this.bar.start(totalBytes, 0, { loaded: '0.0', all: gib(totalBytes), rate: '-' });
+      this.bar.start(totalBytes, 0, { loaded: size(0), all: size(totalBytes), rate: '-' });
     }
     const seconds = (now - this.began) / 1000;
     this.bar.update(loadedBytes, {
-      loaded: gib(loadedBytes),
-      rate: seconds > 0 ? gib(loadedBytes / seconds) : '-',
+      loaded: size(loadedBytes),
+      rate: seconds > 0 ? `${size(loadedBytes / seconds)}/s` : '-',
     });
   };
 
@@ -72,6 +72,6 @@ export class LoadBar {
   }
 }
 
-function gib(bytes: number): string {
-  return (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
+function size(bytes: number): string {
+  return bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(0)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 }

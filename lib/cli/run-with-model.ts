@@ -1,5 +1,8 @@
 // cli/run-with-model.ts - loads the model that the flags name, does something with it, and takes it down again.
 import { loadModel, type Model } from '../engine';
+import { MlaError } from '../errors';
+import { build } from '../native';
+import { NoGpuSupport } from './failure';
 import { loadOptionsOf, type ModelFlags } from './flags';
 import { LoadBar } from './output';
 
@@ -13,6 +16,10 @@ export async function runWithModel<T>(
   let model: Model;
   try {
     model = await loadModel(flags.model, { ...loadOptionsOf(flags), onProgress: bar.update, signal });
+  } catch (error) {
+    const wantsGpu = flags.device.startsWith('cuda') && !build().cuda;
+    if (wantsGpu && error instanceof MlaError && error.code === 'ERR_UNSUPPORTED') throw new NoGpuSupport(error);
+    throw error;
   } finally {
     bar.stop();
   }

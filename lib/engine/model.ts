@@ -183,6 +183,7 @@ export class Model implements AsyncDisposable {
     return this.disposed;
   }
 
+  /** As {@link Model.dispose}, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }

@@ -55,7 +55,8 @@ export function invalidArg(name: string, expected: string, actual: unknown): Mla
 /** A short printable form of any value; never throws, whatever the value is. */
 export function describe(value: unknown): string {
   try {
-    if (typeof value === 'string') return value.length > 60 ? `a string of ${value.length} characters` : JSON.stringify(value);
+    if (typeof value === 'string')
+      return value.length > 60 ? `a string of ${value.length} characters` : JSON.stringify(value);
     if (typeof value === 'bigint') return `${value}n`;
     if (typeof value === 'function') return 'a function';
     if (Array.isArray(value)) return `an array of ${value.length}`;

@@ -11,9 +11,11 @@ export class NativeEvent implements Event {
 
   constructor(raw: RawEvent) {
     this.#raw = raw;
-    this.done = raw.done.then((result) => {
+    // An async function, because then() of a native promise would give a promise of another realm under jest.
+    this.done = (async () => {
+      const result = await raw.done;
       if (result !== undefined) throw failureError(result);
-    });
+    })();
     // A caller may look at `done` later, or never: that must not end the process.
     this.done.catch(() => {});
   }

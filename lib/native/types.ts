@@ -23,7 +23,7 @@ export interface DeviceInfo {
   kind: 'cpu' | 'cuda';
   /** processor or GPU, as it names itself */
   name: string;
-  /** which kernels run: 'baseline' | 'avx2' | 'avx512' on the CPU, 'sm_90a' | 'portable' on CUDA */
+  /** which kernels run: 'generic' | 'x86-64-v2' | 'avx2' | 'avx512' on the CPU, 'sm_90a' | 'portable' on CUDA */
   path: string;
   /** bytes */
   memoryTotal: number;

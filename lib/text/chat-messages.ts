@@ -5,8 +5,8 @@ import { MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_MESSAGES, MAX_RENDERED_LENGTH, MAX
 import { wellFormed } from './well-formed';
 
 /** Who says a message. */
-export type Role = (typeof ROLES)[number];
-const ROLES = ['system', 'user', 'assistant', 'tool'] as const;
+export type Role = 'system' | 'user' | 'assistant' | 'tool';
+const ROLES: readonly Role[] = ['system', 'user', 'assistant', 'tool'];
 
 /** Plain data, as JSON has it. */
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };

@@ -6,7 +6,7 @@ import type { ChatMessage } from './chat-messages';
 
 /** Names of the built-in formats. V2.5 has that of deepseek-v3. */
 export const BUILT_IN_TEMPLATES = ['deepseek-v2', 'deepseek-v3', 'deepseek-r1', 'deepseek-v3.1'] as const;
-/** One of {@link BUILT_IN_TEMPLATES}. */
+/** A built-in format, by its name. V2.5 has that of deepseek-v3. */
 export type BuiltInTemplate = (typeof BUILT_IN_TEMPLATES)[number];
 
 export interface BuiltInOptions {

@@ -325,6 +325,28 @@ describe('readConfig', () => {
       (await readConfig(write({ 'config.json': v2, 'generation_config.json': { eos_token_id: 5 } }))).eos_token_id,
     ).toEqual([5]);
   });
+  test('generation_config.json advises on sampling', () => {
+    const text = JSON.stringify(TINY);
+    const none = { do_sample: null, temperature: null, top_k: null, top_p: null, min_p: null };
+    expect(parseConfig(text).generation).toEqual(none);
+    expect(parseConfig(text, 'c', '{"do_sample":true,"temperature":0,"top_k":50,"top_p":0.95}').generation).toEqual({
+      ...none,
+      do_sample: true,
+      temperature: 0,
+      top_k: 50,
+      top_p: 0.95,
+    });
+  });
+  test.each([
+    ['{"temperature":-1}', /temperature: found -1, expected a number from 0 to 100/],
+    ['{"temperature":"hot"}', /temperature: found "hot"/],
+    ['{"top_p":1.5}', /top_p: found 1.5, expected a number above 0 and at most 1/],
+    ['{"top_k":-1}', /top_k: found -1, expected an integer/],
+    ['{"min_p":2}', /min_p: found 2/],
+    ['{"do_sample":1}', /do_sample: found 1, expected true or false/],
+  ])('generation_config.json: %s is refused', async (generation, text) => {
+    await fails(() => parseConfig(JSON.stringify(TINY), 'c', generation), 'ERR_CONFIG', text);
+  });
   test('errors name the file', async () => {
     await fails(() => readConfig(write({})), 'ERR_FILE', /found no config\.json/);
     await fails(() => readConfig(path.join(write({}), 'none')), 'ERR_FILE', /none": found ENOENT/);

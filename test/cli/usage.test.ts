@@ -1,6 +1,6 @@
 // The command line without a model: help, version, wrong usage, and what exit codes mean.
 import { CommanderError } from 'commander';
-import { ClosedPipe, exitCodeOf, Interrupted, lineOf, UsageError } from '../../lib/cli/failure';
+import { ClosedPipe, exitCodeOf, Interrupted, lineOf, NoGpuSupport, UsageError } from '../../lib/cli/failure';
 import { parseTokens } from '../../lib/cli/input';
 import { type ErrorCode, MlaError } from '../../lib/errors';
 import { runCli } from './run-cli';
@@ -133,6 +133,7 @@ describe('parts', () => {
   test.each<[string, unknown, number]>([
     ['an interrupt', new Interrupted(), 130],
     ['a closed pipe', new ClosedPipe(), 0],
+    ['a GPU for a build without', new NoGpuSupport(new MlaError('ERR_UNSUPPORTED', 'x')), 3],
     ['wrong flags', new UsageError('x'), 2],
     ['an unknown flag', new CommanderError(1, 'commander.unknownOption', 'x'), 2],
     ['--version', new CommanderError(0, 'commander.version', 'x'), 0],

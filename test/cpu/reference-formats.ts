@@ -79,6 +79,29 @@ function encodeBits(format: Format, x: number): number {
   return sign + (exponent + bias) * 2 ** mantissaBits + (value / 2 ** exponent - 1) * 2 ** mantissaBits;
 }
 
+/** The values of all bit patterns of a narrow format, made once. */
+const tables = new Map<Format, Float64Array>();
+
+function tableOf(format: Format): Float64Array {
+  let table = tables.get(format);
+  if (table === undefined) {
+    const bits = 1 + format.exponentBits + format.mantissaBits;
+    table = Float64Array.from({ length: 2 ** bits }, (_, code) => decodeBits(format, code));
+    tables.set(format, table);
+  }
+  return table;
+}
+
+const single = new Float32Array(1);
+const singleBits = new Uint32Array(single.buffer);
+
+/** A bf16 is the upper half of a float32; most values that are stored here are exact already. */
+function encodeBf16(x: number): number {
+  single[0] = x;
+  const bits = singleBits[0] as number;
+  return single[0] === x && (bits & 0xffff) === 0 ? bits >>> 16 : encodeBits(FORMATS.bf16, x);
+}
+
 /** Numbers as the bytes of a tensor. 64-bit integers are given as numbers too. */
 export function encode(dtype: DType, values: ArrayLike<number>): Uint8Array {
   const n = values.length;
@@ -90,7 +113,8 @@ export function encode(dtype: DType, values: ArrayLike<number>): Uint8Array {
   else if (dtype === 'i64') array = BigInt64Array.from(Array.from(values, (x) => BigInt(x)));
   else if (dtype === 'f8e8m0') array = Uint8Array.from(values, (x) => (Number.isNaN(x) ? 255 : Math.log2(x) + 127));
   else if (dtype === 'f8e4m3') array = Uint8Array.from(values, (x) => encodeBits(FORMATS.f8e4m3, x));
-  else array = Uint16Array.from(values, (x) => encodeBits(FORMATS[dtype], x));
+  else if (dtype === 'bf16') array = Uint16Array.from(values, encodeBf16);
+  else array = Uint16Array.from(values, (x) => encodeBits(FORMATS.f16, x));
   if (n === 0) return new Uint8Array(0);
   return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
 }
@@ -104,5 +128,6 @@ export function decode(dtype: DType, bytes: ArrayBuffer): Float64Array {
   if (dtype === 'i64') return Float64Array.from(Array.from(new BigInt64Array(bytes), Number));
   const small = dtype === 'f8e8m0' || dtype === 'f8e4m3' ? new Uint8Array(bytes) : new Uint16Array(bytes);
   if (dtype === 'f8e8m0') return Float64Array.from(small, (b) => (b === 255 ? Number.NaN : 2 ** (b - 127)));
-  return Float64Array.from(small, (b) => decodeBits(FORMATS[dtype], b));
+  const table = tableOf(FORMATS[dtype]);
+  return Float64Array.from(small, (b) => table[b] as number);
 }

@@ -8,11 +8,17 @@ function multiply(a: number, b: number): [number, number] {
   return [(a >>> 16) * (b >>> 16) + Math.floor(middle / 65536) + Math.floor(other / 65536), Math.imul(a, b) >>> 0];
 }
 
-/** Philox4x32-10: four words of a 64-bit key and a counter of four words. */
-export function philox(key: bigint, counter: readonly [number, number, number, number]): number[] {
+/** The two words of a 64-bit key, low one first. */
+export type Key = readonly [number, number];
+
+export function keyOf(seed: bigint): Key {
+  return [Number(BigInt.asUintN(32, seed)), Number(BigInt.asUintN(64, seed) >> 32n)];
+}
+
+/** Philox4x32-10: four words of a key and a counter of four words. */
+export function philox(key: Key, counter: readonly [number, number, number, number]): number[] {
   let [c0, c1, c2, c3] = counter;
-  let k0 = Number(BigInt.asUintN(32, key));
-  let k1 = Number(BigInt.asUintN(64, key) >> 32n);
+  let [k0, k1] = key;
   for (let round = 0; round < 10; round++) {
     const a = multiply(c0, 0xd2511f53);
     const b = multiply(c2, 0xcd9e8d57);
@@ -28,13 +34,13 @@ function uniform(word: number): number {
 }
 
 /** Gumbel noise of token `id` at a position. */
-export function gumbelOf(seed: bigint, position: number, id: number): number {
-  const word = philox(seed, [position, Math.floor(id / 4), 0, 0])[id % 4] as number;
+export function gumbelOf(key: Key, position: number, id: number): number {
+  const word = philox(key, [position, id >>> 2, 0, 0])[id % 4] as number;
   return -Math.log(-Math.log(uniform(word)));
 }
 
 /** Standard normal of element i of fillRandom. */
-export function normalOf(seed: bigint, i: number): number {
-  const words = philox(seed, [i % 2 ** 32, Math.floor(i / 2 ** 32), 0, 0]);
+export function normalOf(key: Key, i: number): number {
+  const words = philox(key, [i % 2 ** 32, Math.floor(i / 2 ** 32), 0, 0]);
   return Math.sqrt(-2 * Math.log(uniform(words[0] as number))) * Math.cos(2 * Math.PI * uniform(words[1] as number));
 }

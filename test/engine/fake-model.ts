@@ -67,6 +67,9 @@ export class FakeModel implements EngineModel {
   readonly open = new Set<FakeSequence>();
   disposed = false;
   stepsInFlight = 0;
+  scoring = 0;
+  /** Work in flight when dispose was called. */
+  busyAtDispose = 0;
   maxStepsInFlight = 0;
   refusals = 0;
   /** Steps wait here before they resolve; replace it to hold or fail them. `index` counts steps from 0. */
@@ -147,7 +150,9 @@ export class FakeModel implements EngineModel {
   }
 
   async score(tokens: readonly number[], { top = 0, logits = false } = {}) {
+    this.scoring++;
     await this.gate(-1);
+    this.scoring--;
     return {
       logprobs: Float32Array.from(tokens, (_, i) => (i === 0 ? Number.NaN : -i)),
       top: tokens.map((_, i) => (i === 0 ? [] : Array.from({ length: top }, (_, k) => ({ id: k, logprob: -k - 1 })))),
@@ -157,6 +162,7 @@ export class FakeModel implements EngineModel {
 
   async dispose(): Promise<void> {
     this.disposed = true;
+    this.busyAtDispose = this.stepsInFlight + this.scoring;
     await this.tail;
   }
 

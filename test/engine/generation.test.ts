@@ -1,4 +1,5 @@
 // What a caller sees of a generation: chunks, result, one consumer, back-pressure, abort at every stage, failures.
+import * as abortListeners from '../../lib/engine/abort-listeners';
 import { MAX_UNREAD_CHUNKS } from '../../lib/engine/generation';
 import type { Chunk } from '../../lib/engine/result';
 import { MlaError } from '../../lib/errors';
@@ -38,6 +39,13 @@ describe('chunks and result', () => {
     const chunks = await collect(model.generate([0]));
     expect(chunks.map(({ text }) => text)).toEqual(['a', 'é', '€', '😀', 'z', '']);
     expect(chunks.map(({ tokens }) => tokens.length)).toEqual([1, 2, 3, 4, 1, 1]);
+  });
+
+  test('what ends the text is a token of the result and not part of the text, a stop token too', async () => {
+    const { model } = makeModel({ next: saying('one.two', 1) });
+    const { text, tokens, finishReason } = await model.generate([1], { stopTokens: ['.'.charCodeAt(0)] }).result;
+    expect({ text, finishReason }).toEqual({ text: 'one', finishReason: 'stop' });
+    expect(tokens).toEqual([...Buffer.from('one.')]);
   });
 
   test('half a character at the end becomes U+FFFD, in chunks and in the result', async () => {
@@ -275,6 +283,41 @@ describe('abort', () => {
     expect(error).toMatchObject({ code: 'ERR_ABORTED' });
   });
 
+  test('leaving while next() waits ends that next() without an error', async () => {
+    const { model } = makeModel();
+    const iterator = model.generate([1])[Symbol.asyncIterator]();
+    const pending = iterator.next();
+    await iterator.return?.();
+    expect(await pending).toEqual({ done: true, value: undefined });
+  });
+
+  test('whatever the end, the signal is let go', async () => {
+    let held = 0;
+    const spy = jest.spyOn(abortListeners, 'onAbort').mockImplementation(() => {
+      let mine = 1;
+      held++;
+      return () => {
+        held -= mine;
+        mine = 0;
+      };
+    });
+    try {
+      const { model, fake } = makeModel();
+      const { signal } = new AbortController();
+      await model.generate([1], { maxTokens: 2, signal }).result;
+      for await (const _ of model.generate([1], { signal })) break;
+      await model.score([1], { signal });
+      fake.gate = async () => {
+        throw new Error('lost');
+      };
+      await rejection(model.generate([1], { signal }).result);
+      expect(spy).toHaveBeenCalledTimes(4);
+      expect(held).toBe(0);
+    } finally {
+      spy.mockRestore();
+    }
+  });
+
   test('return() before next() leaves without having started', async () => {
     const { model, fake } = makeModel();
     const generation = model.generate([1]);
@@ -328,6 +371,16 @@ describe('failures', () => {
     }
   });
 
+  test('dispose waits for a text that is being scored', async () => {
+    const { model, fake } = makeModel();
+    const scored = model.score([1, 2]);
+    await Promise.resolve();
+    await Promise.resolve();
+    await model.dispose();
+    expect(fake.busyAtDispose).toBe(0);
+    await scored.catch(() => {});
+  });
+
   test('dispose ends what runs and what waits with ERR_DISPOSED, and refuses new work', async () => {
     const { model, fake } = makeModel({ maxSequences: 1 });
     const all = [1, 2].map((id) => model.generate([id], { maxTokens: 1000 }).result);
@@ -339,6 +392,7 @@ describe('failures', () => {
     for (const promise of [...all, scored]) expect(await rejection(promise)).toMatchObject({ code: 'ERR_DISPOSED' });
     await Promise.all([done, model.dispose(), model[Symbol.asyncDispose]()]);
     expect(fake.disposed).toBe(true);
+    expect(fake.busyAtDispose).toBe(0);
     expect(fake.stepsInFlight).toBe(0);
     expect(() => model.generate([1])).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED' }));
     expect(await rejection(unstarted.result)).toMatchObject({ code: 'ERR_DISPOSED' });

@@ -93,6 +93,40 @@ void test_gemm(const Table& t, DType act, DType wt, int64_t rows, int64_t n, int
   compare(what, y, expected, n, 1e-5);
 }
 
+/// f8e4m3 has a short way for ordinary weights; NaN and large scales must take the other one, with the same bits.
+void test_rare_f8(const Table& t) {
+  const int64_t rows = 25, n = 150, k = 300;
+  Tensor x(DType::kF32, {rows, k}), w(DType::kF8E4M3, {n, k}), scale(DType::kF32, {2, 3}), y(DType::kF32, {rows, n});
+  x.random();
+  w.random();
+  scale.random(0.01f, 0.02f);
+  scale.view.as<float>()[1] = 0x1p100f;  // of rows 0 to 127
+  w.view.as<F8E4M3>()[140 * k + 299] = {0xff};
+  w.view.as<F8E4M3>()[149 * k + 10] = {0x7f};
+  const std::string what = std::string(t.name) + " gemm with NaN and large scales";
+  all_ways(what, rows, y, [&](Machine& m, int64_t begin, int64_t count) {
+    GemmParams p;
+    p.x = rows_of(x.view, begin, count);
+    p.w = w.view;
+    p.w_scale = scale.view;
+    p.y = rows_of(y.view, begin, count);
+    return m.run(t.gemm, p);
+  });
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0, size = 0;
+      for (int64_t q = 0; q < k; ++q) {
+        const double product = x.at(i * k + q) * weight_at(w.view, scale.view, j / 128, j, q, DType::kF32);
+        sum += product;
+        size += std::fabs(product);
+      }
+      ++comparisons;
+      const double got = y.at(i * n + j);
+      if (j == 140 || j == 149 ? !std::isnan(got) : !(std::fabs(got - sum) <= 1e-5 * size)) return fail(what);
+    }
+  }
+}
+
 /// Row of an interleaved gate/up matrix that holds channel i of gate (part 0) or up (part 1).
 int64_t interleaved(int64_t i, int part) { return i / 8 * 16 + part * 8 + i % 8; }
 
@@ -484,6 +518,7 @@ void test_log_probs(const Table& t, DType act, DType wt, int64_t rows, int64_t d
 
 void test_all(const Table& t) {
   test_expert_order(t);
+  test_rare_f8(t);
   for (DType act : kActs) {
     for (DType w : kWeights) {
       test_gemm(t, act, w, 0, 16, 16, false, act);

@@ -89,7 +89,7 @@ class Tensor {
 };
 
 /// Rows [begin, begin + count) of the first dimension.
-View rows_of(View v, int64_t begin, int64_t count) {
+[[maybe_unused]] View rows_of(View v, int64_t begin, int64_t count) {
   if (!v.present() || v.dim(0) == 0) return v;
   v.data = v.as<char>() + begin * (v.bytes() / v.dim(0));
   v.shape[0] = count;
@@ -126,8 +126,8 @@ class Machine {
 };
 
 /// Largest difference against `expected`, in units of `tolerance`, over rows of n; the scale of a row is its norm.
-void compare(const std::string& what, const Tensor& got, const std::vector<double>& expected, int64_t n,
-             double tolerance) {
+[[maybe_unused]] void compare(const std::string& what, const Tensor& got, const std::vector<double>& expected,
+                              int64_t n, double tolerance) {
   for (int64_t row = 0; row * n < got.view.numel(); ++row) {
     double norm = 0;
     for (int64_t i = 0; i < n; ++i) norm += expected[row * n + i] * expected[row * n + i];
@@ -147,8 +147,8 @@ void compare(const std::string& what, const Tensor& got, const std::vector<doubl
 
 /// Runs `run(machine, begin, count, outputs)` for all rows at once and in parts, on one thread and on three; every way
 /// must give the same bits. Leaves the outputs of the first way.
-void all_ways(const std::string& what, int64_t rows, Tensor& out,
-              const std::function<Status(Machine&, int64_t, int64_t)>& run) {
+[[maybe_unused]] void all_ways(const std::string& what, int64_t rows, Tensor& out,
+                               const std::function<Status(Machine&, int64_t, int64_t)>& run) {
   Machine one(1), three(3);
   out.poison();
   Status s = run(one, 0, rows);

@@ -159,9 +159,8 @@ Status valueExpand(const ValueExpandParams& p, Context& ctx) {
     run_products(
         ctx, EvenBlocks{heads, rows}, rows, c, 0, v,
         [&](int64_t head) { return weights_of(p.w_uv, View{}, head, false, p.u.dtype); },
-        [&](const RowBlock& b, bool fresh, float* scratch, int64_t stride, const float** ptrs) {
-          for (int r = 0; r < b.rows; ++r)
-            ptrs[r] = operand_row(u + ((b.row0 + r) * heads + b.group) * c, c, fresh, scratch + r * stride);
+        [&](const RowBlock& b, int r, bool fresh, float* to) {
+          return operand_row(u + ((b.row0 + r) * heads + b.group) * c, c, fresh, to);
         },
         [&](const RowBlock& b, int64_t col, int cols, const float* part) {
           for (int r = 0; r < b.rows; ++r)

@@ -1,4 +1,4 @@
-// attention_decode.cc - absorbed attention over the paged cache. Test: test/cpu/reference-attention.test.ts.
+// attention_decode.cc - absorbed attention over the paged cache. Test: test/cpu/reference-decode.test.ts.
 //
 // The keys of a row are cut into splits of kDecodeSplit tokens. A piece of work is one split against up to kDecodeRows
 // query rows of a sequence, all heads together, so that a cache row is loaded once for all of them. It leaves, per row
@@ -175,8 +175,8 @@ void widen_rows(const T* from, int64_t rows, int64_t n, int64_t width, float* to
 template <class Act, class Cache>
 Keys load_keys(const MlaDecodeParams& p, const DecodeScratch& s, const DecodeItem& item, int64_t n, float* buffer) {
   const int64_t row = p.q.dim(2);
-  const bool in_place = sizeof(Cache) == sizeof(float) && sizeof(Act) == sizeof(float) && row == s.width &&
-                        p.out.dim(2) == s.out_width;
+  const bool in_place =
+      sizeof(Cache) == sizeof(float) && sizeof(Act) == sizeof(float) && row == s.width && p.out.dim(2) == s.out_width;
   const int32_t* pages = p.block_table.as<int32_t>() + item.sequence * p.block_table.dim(1) + item.split * kTiles;
   Keys keys{};
   keys.stride = s.width;
@@ -350,7 +350,8 @@ Status mlaDecode(const MlaDecodeParams& p, Context& ctx) {
   Carver carver{ctx.workspace.as<uint8_t>()};
   const DecodeScratch s = decode_scratch(p, ctx.pool->threads(), &carver);
   visit_float(p.q.dtype, [&](auto act_tag) {
-    visit_float(p.cache.dtype, [&](auto cache_tag) { decode<decltype(act_tag), decltype(cache_tag)>(p, s, *ctx.pool); });
+    visit_float(p.cache.dtype,
+                [&](auto cache_tag) { decode<decltype(act_tag), decltype(cache_tag)>(p, s, *ctx.pool); });
   });
   return Status::Ok();
 }

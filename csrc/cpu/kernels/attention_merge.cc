@@ -1,4 +1,4 @@
-// attention_merge.cc - merges two partial attentions by their log-sum-exp. Test: test/cpu/reference-attention.test.ts.
+// attention_merge.cc - merges two partial attentions by their log-sum-exp. Test: test/cpu/reference-prefill.test.ts.
 //
 //   lse = log(e^lse_a + e^lse_b); out = a * e^(lse_a - lse) + b * e^(lse_b - lse)
 #include "cpu/kernels.h"

@@ -50,14 +50,14 @@ struct DecodeRow {
 };
 
 struct DecodeScratch {
-  int64_t width;       // floats of a query or key row, padded
-  int64_t out_width;   // floats of an output row, padded
-  int64_t slot_floats; // one partial result: H output rows, then H maxima, then H sums
+  int64_t width;        // floats of a query or key row, padded
+  int64_t out_width;    // floats of an output row, padded
+  int64_t slot_floats;  // one partial result: H output rows, then H maxima, then H sums
   int64_t slots;
   float* partial;
   DecodeItem* items;
   DecodeRow* rows;
-  float* worker;       // per thread: queries, keys, probabilities
+  float* worker;  // per thread: queries, keys, probabilities
   int64_t worker_floats;
 };
 

@@ -1,4 +1,4 @@
-// gemm.cc - dense products: gemm and swiglu.
+// gemm.cc - dense products: gemm and swiglu. Test: test/cpu/matrix-gemm.test.ts.
 #include "cpu/kernels/product.h"
 
 namespace mla::cpu::MLA_CPU_ISA {
@@ -15,9 +15,8 @@ Status gemm(const GemmParams& p, Context& ctx) {
       Y* const y = p.y.as<Y>();
       run_products(
           ctx, EvenBlocks{1, rows}, rows, k, 0, n, [&](int64_t) { return w; },
-          [&](const RowBlock& b, bool fresh, float* scratch, int64_t stride, const float** ptrs) {
-            for (int r = 0; r < b.rows; ++r)
-              ptrs[r] = operand_row(x + (b.row0 + r) * k, k, fresh, scratch + r * stride);
+          [&](const RowBlock& b, int r, bool fresh, float* to) {
+            return operand_row(x + (b.row0 + r) * k, k, fresh, to);
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r) {
@@ -39,8 +38,8 @@ Status swiglu(const SwigluParams& p, Context& ctx) {
     X* const out = p.out.as<X>();
     run_products(
         ctx, EvenBlocks{1, rows}, rows, k, 0, n, [&](int64_t) { return w; },
-        [&](const RowBlock& b, bool fresh, float* scratch, int64_t stride, const float** ptrs) {
-          for (int r = 0; r < b.rows; ++r) ptrs[r] = operand_row(x + (b.row0 + r) * k, k, fresh, scratch + r * stride);
+        [&](const RowBlock& b, int r, bool fresh, float* to) {
+          return operand_row(x + (b.row0 + r) * k, k, fresh, to);
         },
         [&](const RowBlock& b, int64_t col, int cols, const float* part) {
           for (int r = 0; r < b.rows; ++r)

@@ -75,21 +75,18 @@ Status latentCompress(const LatentCompressParams& p, Context& ctx) {
       const int64_t count = rows - row0 < kLatentRows ? rows - row0 : kLatentRows;
       run_products(
           ctx, EvenBlocks{1, count}, rows, d, 0, n, [&](int64_t) { return weights; },
-          [&](const RowBlock& b, bool fresh, float* scratch, int64_t stride, const float** ptrs) {
-            for (int r = 0; r < b.rows; ++r) {
-              float* const to = scratch + r * stride;
-              ptrs[r] = to;
-              if (!fresh) continue;
-              const int64_t t = row0 + b.row0 + r;
-              if (positions[t] < 0) {
-                std::memset(to, 0, sizeof(float) * static_cast<size_t>(d));
-                continue;
-              }
-              visit_float(p.norm.dtype, [&](auto tag) {
-                using W = decltype(tag);
-                normed_operand(x + t * d, p.norm.as<const W>(), p.eps, d, to);
-              });
+          [&](const RowBlock& b, int r, bool fresh, float* to) -> const float* {
+            if (!fresh) return to;
+            const int64_t t = row0 + b.row0 + r;
+            if (positions[t] < 0) {
+              std::memset(to, 0, sizeof(float) * static_cast<size_t>(d));
+              return to;
             }
+            visit_float(p.norm.dtype, [&](auto tag) {
+              using W = decltype(tag);
+              normed_operand(x + t * d, p.norm.as<const W>(), p.eps, d, to);
+            });
+            return to;
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r) narrow(part + r * kColBlock, cols, y + (b.row0 + r) * n + col);

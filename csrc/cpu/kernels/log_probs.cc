@@ -60,9 +60,8 @@ Status logProbs(const LogProbsParams& p, Context& ctx) {
       const int64_t count = rows - row0 < kLogitRows ? rows - row0 : kLogitRows;
       run_products(
           ctx, EvenBlocks{1, count}, rows, d, 0, vocab, [&](int64_t) { return weights; },
-          [&](const RowBlock& b, bool fresh, float* scratch, int64_t stride, const float** ptrs) {
-            for (int r = 0; r < b.rows; ++r)
-              ptrs[r] = operand_row(x + (row0 + b.row0 + r) * d, d, fresh, scratch + r * stride);
+          [&](const RowBlock& b, int r, bool fresh, float* to) {
+            return operand_row(x + (row0 + b.row0 + r) * d, d, fresh, to);
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r) narrow(part + r * kColBlock, cols, logits + (b.row0 + r) * vocab + col);

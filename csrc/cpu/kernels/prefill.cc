@@ -1,5 +1,5 @@
 // prefill.cc - causal multi-head attention of packed queries over one chunk of up-projected keys. Test:
-// test/cpu/reference-attention.test.ts.
+// test/cpu/reference-prefill.test.ts.
 //
 // One piece of work is a tile of kPrefillQueries query rows of one sequence and head. It walks over tiles of
 // kPrefillKeys keys with the running maximum and sum of an online softmax. Everything is kept with queries along the
@@ -81,11 +81,11 @@ void product(Matrix a, int64_t rows, int64_t depth, const float* b, const float*
 
 /// Scratch of one thread. Arrays along queries are cut into panels: [panel][row][kPanel].
 struct Tile {
-  float* queries;  // [panels][width][kPanel]
-  float* keys;     // [kPrefillKeys][width]
-  float* values;   // [kPrefillKeys][v]
-  float* out;      // [panels][v][kPanel]
-  float* scores;   // [kPrefillKeys][kPanel], of one panel at a time
+  float* queries;                 // [panels][width][kPanel]
+  float* keys;                    // [kPrefillKeys][width]
+  float* values;                  // [kPrefillKeys][v]
+  float* out;                     // [panels][v][kPanel]
+  float* scores;                  // [kPrefillKeys][kPanel], of one panel at a time
   float *largest, *sum, *factor;  // [kPrefillQueries]
 };
 
@@ -105,9 +105,9 @@ Tile cut_scratch(float* worker, int64_t width, int64_t v) {
 /// Which rows a piece of work covers.
 struct Piece {
   int64_t head;
-  int64_t row, rows;       // query rows of q
-  int64_t key, keys;       // key rows of this sequence
-  int64_t shift;           // query i of the tile sees keys j <= i + shift
+  int64_t row, rows;  // query rows of q
+  int64_t key, keys;  // key rows of this sequence
+  int64_t shift;      // query i of the tile sees keys j <= i + shift
 };
 
 /// to[column][i] = from[i][column] for 4 x 4 elements.
@@ -208,8 +208,8 @@ bool all_finite(const float* x, int64_t n) {
 
 /// The second product where a value that some query must not see is not finite: 0 * NaN would reach that query. Takes
 /// each query's own keys only, with the operations of product_tile.
-void accumulate_visible(const Piece& piece, int64_t j, int64_t n, int64_t first, int64_t queries, int64_t v,
-                        float* out, const Tile& t) {
+void accumulate_visible(const Piece& piece, int64_t j, int64_t n, int64_t first, int64_t queries, int64_t v, float* out,
+                        const Tile& t) {
   for (int64_t i = 0; i < queries; ++i) {
     const int64_t last = first + i + piece.shift - j;
     const int64_t visible = last + 1 < n ? last + 1 : n;

@@ -1,4 +1,4 @@
-// prefill_latent.cc - cached rows of several sequences into packed rows. Test: test/cpu/reference-attention.test.ts.
+// prefill_latent.cc - cached rows of several sequences into packed rows. Test: test/cpu/reference-decode.test.ts.
 #include "cpu/kernels.h"
 #include "cpu/kernels/attention_checks.h"
 #include "cpu/kernels/simd.h"

@@ -50,10 +50,22 @@ static inline Weights weights_of(View w, View w_scale, int64_t g, bool gate_up, 
   return out;
 }
 
-/// y[r * kColBlock + c] = x[r] . w[col0 + c] for rows <= kRowBlock and cols <= kColBlock. panel and acc are scratch as
-/// in ProductScratchPlan.
-void multiply(const Weights& w, int64_t col0, int cols, const float* const* x, int rows, float* panel, F* acc,
-              float* y);
+/// y[r * kColBlock + c] = x[r] . w[col0 + c] for cols <= kColBlock. acc is scratch as in ProductScratchPlan.
+void multiply_few(const Weights& w, int64_t col0, int cols, const float* const* x, int rows, F* acc, float* y);
+
+/// From this many rows on their operands are packed and multiplied by multiply_many(): widening weights once then costs
+/// less than widening them again in every tile.
+#if defined(MLA_SIMD_512)
+constexpr int kManyRows = 13;
+#else
+constexpr int kManyRows = 7;
+#endif
+
+/// Row r of `rows` into the packed operand [k / kDepthBlock, rows, kDepthBlock]; the end is filled with zeros.
+void pack_row(const float* row, int64_t k, int r, int rows, float* x);
+
+/// The same for packed rows; panels is scratch as in ProductScratchPlan.
+void multiply_many(const Weights& w, int64_t col0, int cols, const float* x, int rows, float* panels, F* acc, float* y);
 
 /// Some rows of one group's operand.
 struct RowBlock {
@@ -84,8 +96,8 @@ static inline int64_t columns_per_task(int64_t row_blocks, int64_t n, int thread
 
 /// Multiplies all row blocks with rows [col0, col1) of their weights.
 ///   weights(group) -> Weights
-///   load(block, scratch, stride, ptrs): sets ptrs[r] to the float32 row r of the block, in place or filled into
-///     scratch + r * stride
+///   load(block, r, fresh, to) -> the float32 row r of the block, in place or written to `to` (only if `fresh`; if not
+///     it is still there)
 ///   emit(block, col, cols, y): takes y[r * kColBlock + c], c in [0, cols), for columns col + c
 template <class Blocks, class WeightsOf, class Load, class Emit>
 static void run_products(Context& ctx, const Blocks& blocks, int64_t max_rows, int64_t k, int64_t col0, int64_t col1,
@@ -95,7 +107,6 @@ static void run_products(Context& ctx, const Blocks& blocks, int64_t max_rows, i
   const int threads = ctx.pool->threads();
   const ProductScratchPlan plan = plan_product_scratch(max_rows, k);
   char* const base = ctx.workspace.as<char>();
-  const int64_t stride = align_scratch(k * 4) / 4;
   for (int t = 0; t < threads; ++t) *reinterpret_cast<int64_t*>(base + t * plan.bytes + plan.state) = -1;
 
   const int64_t width = columns_per_task(count, col1 - col0, threads);
@@ -104,17 +115,25 @@ static void run_products(Context& ctx, const Blocks& blocks, int64_t max_rows, i
     char* const scratch = base + worker * plan.bytes;
     int64_t* const loaded = reinterpret_cast<int64_t*>(scratch + plan.state);
     float* const x = reinterpret_cast<float*>(scratch + plan.x);
+    F* const acc = reinterpret_cast<F*>(scratch + plan.acc);
     float* const y = reinterpret_cast<float*>(scratch + plan.y);
-    const float* rows[kRowBlock];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t index = task / per_block;
       const RowBlock block = blocks.at(index);
       const int64_t col = col0 + task % per_block * width;
       const int cols = static_cast<int>(col1 - col < width ? col1 - col : width);
-      load(block, *loaded != index, x, stride, rows);
+      const bool fresh = *loaded != index;
       *loaded = index;
-      multiply(weights(block.group), col, cols, rows, block.rows, reinterpret_cast<float*>(scratch + plan.panel),
-               reinterpret_cast<F*>(scratch + plan.acc), y);
+      if (block.rows < kManyRows) {
+        const float* rows[kManyRows];
+        for (int r = 0; r < block.rows; ++r) rows[r] = load(block, r, fresh, x + r * plan.stride);
+        multiply_few(weights(block.group), col, cols, rows, block.rows, acc, y);
+      } else {
+        float* const row = reinterpret_cast<float*>(scratch + plan.row);
+        for (int r = 0; fresh && r < block.rows; ++r) pack_row(load(block, r, true, row), k, r, block.rows, x);
+        multiply_many(weights(block.group), col, cols, x, block.rows, reinterpret_cast<float*>(scratch + plan.panels),
+                      acc, y);
+      }
       emit(block, col, cols, static_cast<const float*>(y));
     }
   });

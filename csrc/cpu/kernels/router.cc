@@ -10,8 +10,8 @@
 namespace mla::cpu::MLA_CPU_ISA {
 namespace {
 
-constexpr int64_t kGroup = 4;             // experts whose products are summed up together
-constexpr int64_t kBlockRows = 32;        // rows and experts of one piece of work
+constexpr int64_t kGroup = 4;       // experts whose products are summed up together
+constexpr int64_t kBlockRows = 32;  // rows and experts of one piece of work
 constexpr int64_t kBlockExperts = 16;
 constexpr int64_t kGrainProducts = 1 << 16;
 
@@ -207,15 +207,15 @@ void logits_all(const MoeRouteParams& p, float* logits, ThreadPool& pool) {
   const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int64_t expert_blocks = (experts + kBlockExperts - 1) / kBlockExperts;
   const int64_t products = (rows < kBlockRows ? rows : kBlockRows) * kBlockExperts * d;
-  pool.parallel_for(row_blocks * expert_blocks, kGrainProducts / (products + 1) + 1,
-                    [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / expert_blocks * kBlockRows, e = i % expert_blocks * kBlockExperts;
-      const int64_t n = rows - t < kBlockRows ? rows - t : kBlockRows;
-      const int64_t m = experts - e < kBlockExperts ? experts - e : kBlockExperts;
-      logit_block(p.normed.as<Act>() + t * d, n, p.gate.as<Gate>() + e * d, m, d, logits + t * stride + e, stride);
-    }
-  });
+  pool.parallel_for(
+      row_blocks * expert_blocks, kGrainProducts / (products + 1) + 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t t = i / expert_blocks * kBlockRows, e = i % expert_blocks * kBlockExperts;
+          const int64_t n = rows - t < kBlockRows ? rows - t : kBlockRows;
+          const int64_t m = experts - e < kBlockExperts ? experts - e : kBlockExperts;
+          logit_block(p.normed.as<Act>() + t * d, n, p.gate.as<Gate>() + e * d, m, d, logits + t * stride + e, stride);
+        }
+      });
 }
 
 }  // namespace

@@ -76,9 +76,16 @@ double sum_exp(const float* x, int64_t n, float largest) {
   return total;
 }
 
-/// The first index of `value`.
+/// The first index of `value`, the largest of n floats.
 int32_t find_first(const float* x, int64_t n, float value) {
-  for (int64_t i = 0; i < n; ++i) {
+  constexpr int64_t kSkip = 4 * kLanes;
+  int64_t i = 0;
+  for (; i + kSkip <= n; i += kSkip) {
+    const F a = vmax(load(x + i), load(x + i + kLanes));
+    const F b = vmax(load(x + i + 2 * kLanes), load(x + i + 3 * kLanes));
+    if (hmax(vmax(a, b)) == value) break;  // value is the largest of all
+  }
+  for (; i < n; ++i) {
     if (x[i] == value) return static_cast<int32_t>(i);
   }
   return -1;
@@ -156,7 +163,7 @@ Pick pick_among(const Candidates& c, uint64_t seed, int32_t position) {
 int32_t draw(const Row& row, const float* x, float largest, const SampleScratch& scratch) {
   const int64_t n = row.vocab;
   const float top_k = row.settings[1], top_p = row.settings[2], min_p = row.settings[3];
-  const bool by_k = top_k >= 1 && top_k < static_cast<float>(n), by_p = top_p < 1, by_min = min_p > 0;
+  const bool by_k = top_k >= 1 && top_k < static_cast<float>(n), by_p = top_p<1, by_min = min_p> 0;
   if (!by_k && !by_p && !by_min) return pick_among_all(x, n, row.seed, row.position).id;
 
   Candidates c{scratch.candidates, scratch.ids, 0};
@@ -255,11 +262,13 @@ Status sample(const SampleParams& p, Context& ctx) {
     case Fault::kNotFinite:
       return invalid_row("sample", "logits", failed, "has NaN or +infinity; expected finite logits or -infinity");
     case Fault::kNothingAllowed:
-      return invalid_row("sample", "logits", failed, "leaves no token to choose; expected one that is above -infinity "
-                                                     "and allowed by the mask");
+      return invalid_row("sample", "logits", failed,
+                         "leaves no token to choose; expected one that is above -infinity "
+                         "and allowed by the mask");
     default:
-      return invalid_row("sample", "settings", failed, "is out of range; expected temperature >= 0, repetition > 0, "
-                                                       "and no NaN");
+      return invalid_row("sample", "settings", failed,
+                         "is out of range; expected temperature >= 0, repetition > 0, "
+                         "and no NaN");
   }
 }
 

@@ -25,7 +25,8 @@ float top_k_bound(const float* x, int64_t n, int64_t k, float* scratch);
 void keep_top_k(Candidates* c, int64_t k);
 
 /// Keeps the smallest set of most likely candidates whose sum of e^(x - largest) reaches top_p * total, and at least
-/// one. `largest` is the largest x; a negative total stands for the sum over the candidates. `weights` holds c->n floats.
+/// one. `largest` is the largest x; a negative total stands for the sum over the candidates. `weights` holds c->n
+/// floats.
 void keep_top_p(Candidates* c, float top_p, float largest, double total, float* weights);
 
 /// Keeps candidates at least min_p times as likely as the most likely one.

@@ -9,6 +9,7 @@
 //   store(p, v)  store_tail(p, v, n)       p: float* | Bf16*, rounding to nearest even
 //   fma(a, b, c)                           a * b + c (one rounding where the processor has it)
 //   vmax vmin vabs vsqrt bitcast_i bitcast_f
+//   any_bits(u)                            whether any bit of any lane is set
 //   hsum(v)  hmax(v)                       over the lanes, always in the same order; hsum4 gives four sums at once
 //   exp(v)  silu(v)                        relative error of exp below 1e-6; exp(-inf) = 0, exp(+large) = inf, NaN
 //   stays dot(a, b, n)  sum_squares(x, n)        of any two loadable types; the order of additions depends on n alone
@@ -123,9 +124,14 @@ MLA_INLINE F load(const F16* p) {
 #endif
 }
 
-MLA_INLINE F load(const F8E4M3* p) {
+/// f8e4m3 values times 2^-120, exactly; NaN comes out as a number.
+MLA_INLINE F load_f8_bits(const F8E4M3* p) {
   // With the sign extended, a shift by 20 puts sign, exponent and mantissa in place and copies of the sign between.
-  const I bits = (load_s8(p) << 20) & set1_i(static_cast<int32_t>(0x87f00000u));
+  return bitcast_f((load_s8(p) << 20) & set1_i(static_cast<int32_t>(0x87f00000u)));
+}
+
+MLA_INLINE F load(const F8E4M3* p) {
+  const I bits = bitcast_i(load_f8_bits(p));
   const F value = bitcast_f(bits) * set1(0x1p120f);
   const I nan = (bits & set1_i(0x07f00000)) == set1_i(0x07f00000);
   return bitcast_f(bitcast_i(value) | (nan & set1_i(0x7fc00000)));
@@ -272,6 +278,19 @@ MLA_INLINE float hmax(F v) {
   float best = v[0];
   for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
   return best;
+}
+
+/// Whether any bit of any lane is set.
+MLA_INLINE bool any_bits(U v) {
+#if defined(MLA_SIMD_512)
+  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(MLA_SIMD_256)
+  return _mm256_testz_si256((__m256i)v, (__m256i)v) == 0;
+#elif defined(MLA_SIMD_128)
+  return _mm_testz_si128((__m128i)v, (__m128i)v) == 0;
+#else
+  return (v[0] | v[1] | v[2] | v[3]) != 0;
+#endif
 }
 
 // ---- functions ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ Status probe(int index) {
   // 0 without a driver. cudaGetDeviceCount alone could not tell "no driver" from "too old": both are error 35.
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
     cudaGetLastError();
-    return Status::Error(Code::kNoDevice, "no NVIDIA driver was found");
+    return Status::Error(Code::kNoDevice, "no NVIDIA driver was found; install one, or use the device cpu");
   }
   if (driver / 1000 < CUDART_VERSION / 1000) {
     return Status::Error(Code::kDriverTooOld, "the NVIDIA driver supports CUDA " + version_text(driver) +
@@ -30,7 +30,7 @@ Status probe(int index) {
   const cudaError_t result = cudaGetDeviceCount(&count);
   cudaGetLastError();
   if (result == cudaErrorNoDevice || (result == cudaSuccess && count == 0)) {
-    return Status::Error(Code::kNoDevice, "the NVIDIA driver reports no GPU");
+    return Status::Error(Code::kNoDevice, "the NVIDIA driver reports no GPU; use the device cpu");
   }
   if (result != cudaSuccess) {
     return Status::Error(Code::kDeviceUnusable, std::string("CUDA cannot use the GPU: ") + cudaGetErrorString(result));

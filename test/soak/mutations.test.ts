@@ -1,0 +1,163 @@
+// The golden data catches the mistakes that implementations of these models are known to make: each is made on purpose, in
+// a copy of the sources, and must move some log-probability by at least five times the tolerance.
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const ROOT = join(__dirname, '..', '..');
+const TOLERANCE = 1e-2;
+const FACTOR = 5;
+
+interface Mutation {
+  name: string;
+  file: string;
+  /** must stand in the file exactly once */
+  find: string;
+  replace: string;
+}
+
+const mutations: Mutation[] = [
+  {
+    name: 'no YaRN softmax factor',
+    file: 'lib/checkpoint/rope.ts',
+    find: 'return scale * yarnMagnitude(yarn.factor, yarn.mscale_all_dim) ** 2;',
+    replace: 'return scale;',
+  },
+  {
+    name: 'softmax scale (rank + rope)^-0.5',
+    file: 'lib/checkpoint/rope.ts',
+    find: 'const scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5;',
+    replace: 'const scale = (512 + config.qk_rope_head_dim) ** -0.5;',
+  },
+  {
+    name: 'RoPE in half layout',
+    file: 'csrc/cpu/kernels/simd.h',
+    find: `    const float a = to_f32(x[i]), b = to_f32(x[i + 1]);
+    const float c = cos_sin[i], s = cos_sin[i + 1];
+    convert(a * c - b * s, out + i);
+    convert(a * s + b * c, out + i + 1);`,
+    replace: `    const int64_t j = i / 2, h = r / 2;
+    const float a = to_f32(x[j]), b = to_f32(x[j + h]);
+    const float c = cos_sin[i], s = cos_sin[i + 1];
+    convert(a * c - b * s, out + j);
+    convert(a * s + b * c, out + j + h);`,
+  },
+  {
+    name: 'latent cached without its norm',
+    file: 'csrc/cpu/kernels/latent.cc',
+    find: 'norm_row(y + nq, p.latent_norm.as<const W>(), rms_factor(y + nq, c, p.latent_eps), c, row);',
+    replace: 'norm_row(y + nq, p.latent_norm.as<const W>(), 1.0f, c, row);',
+  },
+  {
+    name: 'routing weights with bias',
+    file: 'csrc/cpu/kernels/router.cc',
+    find: 'weights[j] = scores[e];',
+    replace: 'weights[j] = bias == nullptr ? scores[e] : scores[e] + bias[e];',
+  },
+  {
+    name: 'routed scaling factor twice',
+    file: 'csrc/cpu/kernels/router.cc',
+    find: 'weights[j] *= p.scale;',
+    replace: 'weights[j] *= p.scale * p.scale;',
+  },
+  {
+    name: 'no shared expert',
+    file: 'csrc/cpu/kernels/router.cc',
+    find: 'weights[p.top_k + j] = 1.0f;',
+    replace: 'weights[p.top_k + j] = 0.0f;',
+  },
+  {
+    name: 'group mask 0 instead of -inf',
+    file: 'csrc/cpu/kernels/router.cc',
+    find: 'choice[i] = -__builtin_inff();\n    }\n  }\n  for (int64_t e = 0; e < experts; ++e) taken[e] = 0;',
+    replace: 'choice[i] = 0.0f;\n    }\n  }\n  for (int64_t e = 0; e < experts; ++e) taken[e] = 0;',
+  },
+  {
+    name: 'mask off by one, absorbed: the newest key is hidden',
+    file: 'csrc/cpu/kernels/attention_decode.cc',
+    find: 'return n < 0 ? 0 : n;',
+    replace: 'return n <= 1 ? n : n - 1;',
+  },
+  {
+    name: 'mask off by one, expanded: the next key is seen',
+    file: 'csrc/cpu/kernels/prefill.cc',
+    find: 'tile * kPrefillQueries - p.k_pos.as<int32_t>()[b];',
+    replace: 'tile * kPrefillQueries - p.k_pos.as<int32_t>()[b] + 1;',
+  },
+];
+
+/** A copy of everything that makes the product, with a build of its own. */
+class Copy {
+  readonly dir = mkdtempSync(join(tmpdir(), 'mla-mutations-'));
+
+  constructor() {
+    for (const name of ['csrc', 'lib', 'CMakeLists.txt', 'package.json', 'tsconfig.json']) {
+      cpSync(join(ROOT, name), join(this.dir, name), { recursive: true });
+    }
+    mkdirSync(join(this.dir, 'scripts'));
+    cpSync(join(ROOT, 'scripts', 'build-native.cjs'), join(this.dir, 'scripts', 'build-native.cjs'));
+    symlinkSync(join(ROOT, 'node_modules'), join(this.dir, 'node_modules'));
+  }
+
+  build(what: 'native' | 'dist'): void {
+    const args =
+      what === 'native' ? ['scripts/build-native.cjs'] : ['node_modules/typescript/bin/tsc', '-p', '.', '--noCheck'];
+    const env = { ...process.env, NODE_MLA_CUDA: 'OFF' };
+    execFileSync(process.execPath, args, { cwd: this.dir, env, stdio: ['ignore', 'ignore', 'pipe'] });
+  }
+
+  worst(): Record<string, number> {
+    const script = join(__dirname, 'worst-difference.cjs');
+    return JSON.parse(execFileSync(process.execPath, [script, this.dir], { encoding: 'utf8' }));
+  }
+
+  /** Runs with one mutation in place. */
+  mutated(mutation: Mutation): Record<string, number> {
+    const file = join(this.dir, mutation.file);
+    const source = readFileSync(file, 'utf8');
+    expect([mutation.name, source.split(mutation.find).length - 1]).toEqual([mutation.name, 1]);
+    const what = mutation.file.startsWith('lib/') ? 'dist' : 'native';
+    writeFileSync(
+      file,
+      source.replace(mutation.find, () => mutation.replace),
+    );
+    try {
+      this.build(what);
+      return this.worst();
+    } finally {
+      writeFileSync(file, source);
+      if (what === 'dist') this.build(what);
+    }
+  }
+
+  remove(): void {
+    rmSync(this.dir, { recursive: true });
+  }
+}
+
+test('every known mistake moves the golden log-probabilities', () => {
+  const copy = new Copy();
+  try {
+    copy.build('dist');
+    copy.build('native');
+    const rows: [string, Record<string, number>][] = [['none', copy.worst()]];
+    expect(Math.max(...Object.values(rows[0]?.[1] ?? {}))).toBeLessThan(TOLERANCE);
+    for (const mutation of mutations) rows.push([mutation.name, copy.mutated(mutation)]);
+    const names = Object.keys(rows[0]?.[1] ?? {});
+    const table = [
+      `| mutation | ${names.join(' | ')} |`,
+      `|---|${names.map(() => '---').join('|')}|`,
+      ...rows.map(
+        ([name, worst]) => `| ${name} | ${names.map((n) => (worst[n] as number).toPrecision(2)).join(' | ')} |`,
+      ),
+    ];
+    console.log(table.join('\n'));
+    for (const [name, worst] of rows.slice(1)) {
+      const most = Math.max(...Object.values(worst));
+      expect([name, most >= FACTOR * TOLERANCE, most]).toEqual([name, true, most]);
+    }
+  } finally {
+    copy.remove();
+  }
+});
