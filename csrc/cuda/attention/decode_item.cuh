@@ -84,7 +84,7 @@ __device__ inline bool find_decode_item(const DecodeArgs& a, int index, int* s_f
     const int begin = item_start[b], end = item_start[b + 1];
     const int slot = slot_start[b], length = a.lengths[b];
     const int q_begin = a.q_start[b], q_end = a.q_start[b + 1];
-    if (begin <= index && index < end) {
+    if (begin >= 0 && begin <= index && index < end) {
       s_found[0] = b;
       s_found[1] = index - begin;
       s_found[2] = slot;

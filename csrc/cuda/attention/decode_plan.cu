@@ -2,9 +2,11 @@
 //
 //   split_keys = the candidate with the lowest estimated time; then prefix sums over the sequences
 //
-// The estimate is the smaller of two upper bounds on the time of greedily scheduled items, in tiles of kPlanKeys keys:
-//   ceil(items / blocks) * (longest + overhead)   and   (all tiles + items * overhead) / blocks + longest + overhead
-// plus what the merge costs. A candidate is a number of splits of the longest sequence; one split is always allowed.
+// The estimate, in tiles of kPlanKeys keys, for items that free blocks take in ascending order: the smaller of
+//   ceil(items / blocks) * t   and   max(ceil(full items / blocks) * t, all work / blocks) + mean shorter item
+// with t the time of a full split and its overhead, plus what the merge costs. A candidate is a number of splits of the
+// longest sequence; one split is always allowed. In a simulation of 21 batches (equal and random lengths, 132 blocks)
+// the choice was within 6 % of the best candidate; handing out full splits first gained nothing.
 //
 // Grid 1, block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start alone, never
 // on the order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but reads and
@@ -124,21 +126,30 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   for (int candidate = warp; candidate < kCandidates; candidate += kWarps) {
     const int splits = candidate_splits(candidate);
     const int split_tiles = (longest + splits - 1) / splits;
-    int64_t items = 0, slots = 0;
+    int64_t items = 0, slots = 0, shorter = 0, shorter_work = 0;
     for (int b = lane; b < a.sequences && split_tiles > 0; b += 32) {
       const Sequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
       const int n = (static_cast<int>(s.tiles) + split_tiles - 1) / split_tiles;
-      const int64_t more = (s.rows + a.row_tile - 1) / a.row_tile * n;
-      items += more;
-      if (n > 1) slots += more;
+      const int rest = static_cast<int>(s.tiles) - (n - 1) * split_tiles;
+      const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
+      items += row_tiles * n;
+      if (n > 1) slots += row_tiles * n;
+      if (n > 0 && rest < split_tiles) {
+        shorter += row_tiles;
+        shorter_work += row_tiles * rest;
+      }
     }
     items = sum_lanes(items);
     slots = sum_lanes(slots);
+    shorter = sum_lanes(shorter);
+    shorter_work = sum_lanes(shorter_work);
     if (lane == 0) {
-      const float longest_item = split_tiles + kItemOverhead + (slots > 0 ? kSplitOverhead : 0);
-      const float all = work + items * kItemOverhead + slots * kSplitOverhead;
-      const float waves = static_cast<float>((items + a.blocks - 1) / a.blocks) * longest_item;
-      const float cost = fminf(waves, all / a.blocks + longest_item) + slots * kMergeOverhead;
+      const float item_time = split_tiles + kItemOverhead + (slots > 0 ? kSplitOverhead : 0);
+      const float all = (work + items * kItemOverhead + slots * kSplitOverhead) / a.blocks;
+      const float waves = static_cast<float>((items + a.blocks - 1) / a.blocks) * item_time;
+      const float full_waves = static_cast<float>((items - shorter + a.blocks - 1) / a.blocks) * item_time;
+      const float filled = fmaxf(full_waves, all) + (shorter > 0 ? static_cast<float>(shorter_work) / shorter : 0);
+      const float cost = fminf(waves, filled) + slots * kMergeOverhead;
       s_cost[candidate] = slots > a.max_slots ? INFINITY : cost;
     }
   }

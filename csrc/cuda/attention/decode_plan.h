@@ -31,8 +31,8 @@ constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
 
 constexpr int64_t decode_plan_size(int64_t sequences) { return kPlanHeader + 3 * (sequences + 1); }
 
-/// Partial results that the plan may ask for: twice the blocks that run at once is enough to fill every wave.
-inline int64_t decode_max_slots(const Traits& traits) { return 2 * int64_t{traits.multiprocessors}; }
+/// Partial results that the plan may ask for: four times the blocks that run at once leaves room for uneven lengths.
+inline int64_t decode_max_slots(const Traits& traits) { return 4 * int64_t{traits.multiprocessors}; }
 
 /// The most row tiles that `rows` = T * H query rows of `sequences` sequences can have.
 inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int row_tile) {

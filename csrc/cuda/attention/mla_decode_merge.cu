@@ -109,7 +109,8 @@ __global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(Decode
   const int32_t* slot_start = a.plan + kPlanHeader + a.sequences + 1;
   const int32_t* merge_start = slot_start + a.sequences + 1;
   const int split_keys = max(a.plan[kPlanSplitKeys], kPlanKeys) / kPlanKeys * kPlanKeys;
-  const int merge_rows = max(a.plan[kPlanMergeRows], 0), all = a.tokens * a.heads;
+  // What no true plan exceeds bounds the loops under one that makes no sense.
+  const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kPlanMergeRows], 0), all);
   // Rows that belong to no sequence: before the first one and after the last one.
   const int before = min(max(a.q_start[0], 0), a.tokens) * a.heads;
   const int after = min(max(a.q_start[a.sequences], 0), a.tokens) * a.heads;
@@ -123,14 +124,15 @@ __global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(Decode
       }
       __syncthreads();
       const int b = s_sequence;
-      const int q_begin = max(a.q_start[b], 0), rows = (min(a.q_start[b + 1], a.tokens) - q_begin) * a.heads;
+      const int q_begin = max(a.q_start[b], 0), tokens = max(min(a.q_start[b + 1], a.tokens) - q_begin, 0);
+      const int rows = tokens * a.heads;
       const int in_sequence = static_cast<int>(index) - merge_start[b], tile = in_sequence / a.row_tile;
       if (in_sequence < 0 || in_sequence >= rows) continue;
       r.row = int64_t{q_begin} * a.heads + in_sequence;
       r.slot_stride = (rows + a.row_tile - 1) / a.row_tile;
       r.slot = int64_t{max(slot_start[b], 0)} + tile;
       r.tile_row = in_sequence - tile * a.row_tile;
-      r.splits = a.lengths[b] > 0 ? (a.lengths[b] - 1) / split_keys + 1 : 0;
+      r.splits = a.lengths[b] > 0 ? min((a.lengths[b] - 1) / split_keys + 1, a.slots) : 0;
     } else {
       r.row = index - merge_rows;
       if (r.row >= before) r.row += after - before;
