@@ -73,12 +73,16 @@ template <int kRow, int kRowBytes>
 __device__ __forceinline__ void load_tile(const Bf16* from, int rows, uint8_t* stage) {
   constexpr int kChunks = kRow / 8;
   const uint32_t to = shared_address(stage);
+  const bool whole = rows == kKeys;  // all tiles of a sequence but its last
   static_assert(kKeys * kChunks % kThreads == 0);
 #pragma unroll
   for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
     const int chunk = i * kThreads + threadIdx.x, row = chunk / kChunks, column = chunk % kChunks;
-    const bool valid = row < rows;
-    cp_async16_stream(to + row * kRowBytes + column * 16, from + (valid ? chunk * 8 : 0), valid);
+    if (whole) {
+      cp_async16_stream(to + row * kRowBytes + column * 16, from + chunk * 8);
+    } else {
+      cp_async16(to + row * kRowBytes + column * 16, from + chunk * 8, row < rows);
+    }
   }
 }
 
