@@ -1,4 +1,4 @@
-// gpu-tests.cjs - compiles lib/ and test/gpu/ into .build/gpu and runs the tests there with node --test: on a machine
+// gpu-tests.cjs - compiles lib/ and test/gpu/ into a folder of .build/ and runs the tests there with node --test: on a machine
 // with a GPU, after `npm run build:native`.
 //
 //   npm run test:gpu [-- NAME...]     NAME: files of test/gpu without .test.ts; all of them without
@@ -10,13 +10,12 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const ROOT = path.resolve(__dirname, '..');
-const OUT = path.join(ROOT, '.build', 'gpu');
+const WORK = path.join(ROOT, '.build');
 /** What the compiled files look for beside them: the addon, data of tests, the bundled model. */
 const DATA = ['build', 'package.json', 'models', 'test/golden', 'bench'];
 
 /** Compiles into `out`. Throws when the compiler finds errors, which it prints. */
 function compile(out) {
-  fs.rmSync(out, { recursive: true, force: true });
   const tsc = require.resolve('typescript/bin/tsc', { paths: [ROOT] });
   const run = spawnSync(
     process.execPath,
@@ -40,15 +39,22 @@ function testFiles(out, names) {
 }
 
 function main(names) {
-  compile(OUT);
-  for (const name of DATA) {
-    const link = path.join(OUT, name);
-    fs.mkdirSync(path.dirname(link), { recursive: true });
-    fs.symlinkSync(path.relative(path.dirname(link), path.join(ROOT, name)), link);
+  // A folder of its own: two runs at once must not compile into each other.
+  fs.mkdirSync(WORK, { recursive: true });
+  const out = fs.mkdtempSync(path.join(WORK, 'gpu-'));
+  try {
+    compile(out);
+    for (const name of DATA) {
+      const link = path.join(out, name);
+      fs.mkdirSync(path.dirname(link), { recursive: true });
+      fs.symlinkSync(path.relative(path.dirname(link), path.join(ROOT, name)), link);
+    }
+    // One file at a time: they share the GPU's memory, and some of them measure it.
+    const args = ['--test', '--test-concurrency=1', '--expose-gc', ...testFiles(out, names)];
+    return spawnSync(process.execPath, args, { cwd: out, stdio: 'inherit' }).status ?? 1;
+  } finally {
+    fs.rmSync(out, { recursive: true, force: true });
   }
-  // One file at a time: they share the GPU's memory, and some of them measure it.
-  const args = ['--test', '--test-concurrency=1', '--expose-gc', ...testFiles(OUT, names)];
-  return spawnSync(process.execPath, args, { cwd: OUT, stdio: 'inherit' }).status ?? 1;
 }
 
 module.exports = { compile, testFiles };
