@@ -2,13 +2,14 @@
 //
 //   load_chunk(row, at, n, vector, v)    elements at .. at + 8 of a row of n as floats; zeros past n
 //   store_chunk(row, at, n, vector, v)   the elements among them that exist
-//   `vector` says that whole chunks may be accessed by 16 bytes: rows start at multiples of 16 bytes. It is the same for
-//   all threads of a launch, and the results do not depend on it.
-//   block_sum_of(x, scratch)             sum over all threads, warps in ascending order; scratch: 32 values of shared
+//   `vector` says that whole chunks may be accessed by 16 bytes: rows start at multiples of 16 bytes. It is the same
+//   for all threads of a launch, and the results do not depend on it. block_sum_of(x, scratch)             sum over all
+//   threads, warps in ascending order; scratch: 32 values of shared
 //                                        memory. Two barriers.
 //   block_best_of(best, scratch)         the same for the largest value; ties to the lowest index
 //   block_scan_of(x, scratch)            inclusive prefix sum over the threads of the block
-//   order_key(x), from_order_key(k)      unsigned integers in the order of the floats; -0 is +0, NaN is least, none is 0
+//   order_key(x), from_order_key(k)      unsigned integers in the order of the floats; -0 is +0, NaN is least, none is
+//   0
 #pragma once
 #include <cstdint>
 

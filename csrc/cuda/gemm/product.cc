@@ -13,8 +13,8 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 /// Rows a group has on average, rounded up.
 int64_t mean_rows(const Product& p) { return p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups); }
 
-/// Above this many rows of a group the weights are not the bottleneck any more, or would be read several times.
-constexpr int64_t kStreamMeanRows = 12;
+/// Above this many rows of a group the weights would be read several times.
+constexpr int64_t kStreamMeanRows = 16;
 constexpr int64_t kStreamEvenRows = 32;
 
 bool streams(const Product& p) {
@@ -30,10 +30,11 @@ int stream_row_tiles(const Product& p) {
   return 4;
 }
 
-/// 128 where that still gives every multiprocessor a tile, 64 elsewhere.
-int tile_side(const Product& p, int multiprocessors) {
-  if (p.offsets != nullptr && mean_rows(p) < 96) return 64;
-  if (p.offsets == nullptr && p.rows <= 64) return 64;
+/// Height of the tiles: 128 where that still gives every multiprocessor a tile and the rows fill it.
+int tile_rows(const Product& p, int multiprocessors) {
+  const int64_t mean = mean_rows(p);
+  if (p.offsets != nullptr && mean <= 48) return 32;
+  if (mean <= (p.offsets != nullptr ? 96 : 64)) return 64;
   const int64_t row_tiles = p.offsets == nullptr ? p.groups * ceil_div(p.rows, 128) : ceil_div(p.rows, 128);
   return row_tiles * ceil_div(p.n, 128) >= multiprocessors ? 128 : 64;
 }
@@ -56,9 +57,9 @@ cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t s
     return f8 ? launch_product_stream_f8(p, row_tiles, multiprocessors, stream)
               : launch_product_stream_bf16(p, row_tiles, multiprocessors, stream);
   }
-  const int side = tile_side(p, multiprocessors);
-  return f8 ? launch_product_tile_f8(p, side, multiprocessors, stream)
-            : launch_product_tile_bf16(p, side, multiprocessors, stream);
+  const int height = tile_rows(p, multiprocessors);
+  return f8 ? launch_product_tile_f8(p, height, multiprocessors, stream)
+            : launch_product_tile_bf16(p, height, multiprocessors, stream);
 }
 
 bool combines(const Product& p, const Combine& c, int shared_bytes_per_block) {

@@ -102,9 +102,9 @@ cudaError_t launch_combine_stream_f8(const Product& p, const Combine& c, int row
 inline int combine_row_tiles(const Combine& c) { return c.tokens <= 8 ? 1 : 2; }
 int64_t combine_stream_bytes(const Product& p, const Combine& c, int row_tiles);
 
-/// Many rows: tiles of 64x64 or 128x128 results.
-cudaError_t launch_product_tile_bf16(const Product& p, int tile, int multiprocessors, cudaStream_t stream);
-cudaError_t launch_product_tile_f8(const Product& p, int tile, int multiprocessors, cudaStream_t stream);
+/// Many rows: tiles of 32x128 (rows of x by rows of w), 64x64 or 128x128 results.
+cudaError_t launch_product_tile_bf16(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream);
 
 /// Any types, any sizes; float32 fused multiply-adds.
 cudaError_t launch_product_fma(const Product& p, cudaStream_t stream);

@@ -82,6 +82,7 @@ struct Stream {
   int row_blocks;
   int segments;
   int items;  // of this block
+  int first;  // its first item; combined, its first 16-row block of w
   int lane, g, q;
 
   __device__ Item item(int i) const {
@@ -90,9 +91,9 @@ struct Stream {
     if constexpr (kCombine) {
       const int turn = i / tiles;
       index = i - turn * tiles;
-      out.block = blockIdx.x + turn * gridDim.x;
+      out.block = first + turn;
     } else {
-      const int at = blockIdx.x + i * gridDim.x;
+      const int at = first + i;
       index = at / row_blocks;
       out.block = at - index * row_blocks;
     }
@@ -126,6 +127,7 @@ struct Stream {
     Cursor at;
     const W* low;  // rows g and g + 8 of the item, from this lane's first k on; null past the end of w
     const W* high;
+    bool whole;  // all 16 rows exist
   };
 
   __device__ void aim(Loader& loader) const {
@@ -134,6 +136,7 @@ struct Stream {
     const Item it = item(loader.at.i);
     loader.low = weight_row(it, g);
     loader.high = weight_row(it, g + 8);
+    loader.whole = (it.block + 1) * kItemRows <= p.n;
     if (loader.low != nullptr) loader.low += q * Chunk<W>::kLoad;
     if (loader.high != nullptr) loader.high += q * Chunk<W>::kLoad;
   }
@@ -142,14 +145,22 @@ struct Stream {
   __device__ void load(Loader& loader, uint32_t ring) const {
     if (loader.at.i < items) {
       const int k0 = loader.at.segment * kSegment;
-      const int left = static_cast<int>(p.k) - k0 - q * Chunk<W>::kLoad;
+      if (loader.whole && k0 + kSegment <= p.k) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const bool inside = c * Chunk<W>::kWidth < left;
-        const int64_t k = k0 + c * Chunk<W>::kWidth;
-        const bool low = inside && loader.low != nullptr, high = inside && loader.high != nullptr;
-        cp_async16_stream(ring + (2 * c) * 512, low ? static_cast<const void*>(loader.low + k) : p.w, low);
-        cp_async16_stream(ring + (2 * c + 1) * 512, high ? static_cast<const void*>(loader.high + k) : p.w, high);
+        for (int c = 0; c < kChunks; ++c) {
+          cp_async16_stream(ring + (2 * c) * 512, loader.low + k0 + c * Chunk<W>::kWidth);
+          cp_async16_stream(ring + (2 * c + 1) * 512, loader.high + k0 + c * Chunk<W>::kWidth);
+        }
+      } else {
+        const int left = static_cast<int>(p.k) - k0 - q * Chunk<W>::kLoad;
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          const bool inside = c * Chunk<W>::kWidth < left;
+          const int k = k0 + c * Chunk<W>::kWidth;
+          const bool low = inside && loader.low != nullptr, high = inside && loader.high != nullptr;
+          cp_async16(ring + (2 * c) * 512, low ? static_cast<const void*>(loader.low + k) : p.w, low);
+          cp_async16(ring + (2 * c + 1) * 512, high ? static_cast<const void*>(loader.high + k) : p.w, high);
+        }
       }
       const int i = loader.at.i;
       loader.at.segment += kStreamWarps;
@@ -168,14 +179,23 @@ struct Stream {
       if (r >= it.tile.count) continue;
       const int64_t row = operand_rows == nullptr ? it.tile.row0 + r : operand_rows[it.tile.row0 + r];
       if (row < 0) continue;
-      x[t] = static_cast<const Bf16*>(p.x) + it.tile.group * p.x_group + row * p.x_row;
+      x[t] = static_cast<const Bf16*>(p.x) + it.tile.group * p.x_group + row * p.x_row + q * (kScaled ? 16 : 8);
     }
   }
 
-  /// The k that this lane's j-th load of x in a segment begins with: those of its weights.
-  __device__ int x_offset(int j) const {
-    if constexpr (kScaled) return (j / 2) * 64 + q * 16 + (j % 2) * 8;
-    return j * 32 + q * 8;
+  /// This lane's four loads of x in a segment: the k of its weights. Zeros for what does not exist.
+  __device__ void load_x(const Bf16* const (&rows)[kRowTiles], int segment, uint4 (&x)[kRowTiles][4]) const {
+    const int k0 = segment * kSegment;
+    const int left = static_cast<int>(p.k) - k0 - q * (kScaled ? 16 : 8);
+    const bool whole = k0 + kSegment <= p.k;
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int k = kScaled ? j / 2 * 64 + j % 2 * 8 : j * 32;
+        x[t][j] = rows[t] != nullptr && (whole || k < left) ? load16(rows[t] + k0 + k) : make_uint4(0, 0, 0, 0);
+      }
+    }
   }
 
   /// acc += the segment in the ring times x.
@@ -291,18 +311,19 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
       .row_blocks = row_blocks,
       .segments = static_cast<int>((p.k + kSegment - 1) / kSegment),
       .items = 0,
+      .first = 0,
       .lane = lane,
       .g = lane / 4,
       .q = lane % 4};
-  const auto turns = [](int count) {
-    return count > static_cast<int>(blockIdx.x)
-               ? (count - 1 - static_cast<int>(blockIdx.x)) / static_cast<int>(gridDim.x) + 1
-               : 0;
+  // This block's share of a number of items, or of columns.
+  const auto share = [&](int64_t count) {
+    s.first = static_cast<int>(count * blockIdx.x / gridDim.x);
+    return static_cast<int>(count * (blockIdx.x + 1) / gridDim.x) - s.first;
   };
 
   if (!uneven) {
     s.tiles = s.per_group * static_cast<int>(p.groups);
-    s.items = turns(s.tiles * row_blocks);
+    s.items = share(static_cast<int64_t>(s.tiles) * row_blocks);
     // The first weights start on their way while the kernel before still runs: 16 rows of up to 256 bytes.
     typename S::Cursor at{0, warp};
     at.normalize(s.segments);
@@ -345,11 +366,11 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
     }
     __syncthreads();
     s.tiles = listed_tiles;
-    s.items = kCombine ? turns(row_blocks) * s.tiles : turns(s.tiles * row_blocks);
+    s.items = kCombine ? share(row_blocks) * s.tiles : share(static_cast<int64_t>(s.tiles) * row_blocks);
   }
 
   // What the loader asks for runs kStages segments ahead of what is multiplied.
-  typename S::Loader loader{{0, warp}, nullptr, nullptr};
+  typename S::Loader loader{{0, warp}, nullptr, nullptr, false};
   loader.at.normalize(s.segments);
   s.aim(loader);
 #pragma unroll 1
@@ -379,14 +400,7 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
           aimed = i;
         }
         uint4 x[kRowTiles][4];
-#pragma unroll
-        for (int t = 0; t < kRowTiles; ++t) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int64_t k = at.segment * kSegment + s.x_offset(j);
-            x[t][j] = x_rows[t] != nullptr && k < p.k ? load16(x_rows[t] + k) : make_uint4(0, 0, 0, 0);
-          }
-        }
+        s.load_x(x_rows, at.segment, x);
         cp_async_wait<S::kStages - 1>();
         float acc[kRowTiles][4] = {};
         s.multiply(ring + stage * S::kLoads * 32, x, acc);
@@ -433,8 +447,8 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
   }
   if constexpr (kCombine) {
     if (s.tiles == 0) {
-      for (int i = 0; i < turns(row_blocks); ++i)
-        combine_parts(combine, blockIdx.x + i * gridDim.x, 0, parts, slots, weights);
+      const int blocks = share(row_blocks);
+      for (int i = 0; i < blocks; ++i) combine_parts(combine, s.first + i, 0, parts, slots, weights);
     }
   }
 }

@@ -4,11 +4,12 @@
 // Grid: as many blocks as fit; each takes tiles blockIdx, blockIdx + gridDim, ... and goes on loading across them.
 // Tiles
 //   are walked 8 row tiles at a time, so that weights and rows that blocks share at the same time stay in L2.
-// Tile: kSide x kSide results. 128: 8 warps of 64x32, one block a multiprocessor; 64: 4 warps of 32x32, several.
-// Stage: 64 k of kSide rows of x and of w, 3 stages (64: 4) through cp.async. A row of x (and of bf16 weights) is 8
+// Tile: rows of x by rows of w. 128x128: 8 warps of 64x32, one block a multiprocessor; 64x64 and, for experts with few
+//   rows, 32x128: 4 warps of 32x32, several blocks.
+// Stage: 64 k of both operands, 3 (4) stages through cp.async. A row of x (and of bf16 weights) is 8
 //   pieces of 16 bytes; odd rows have piece j at j ^ 5, so that the eight lanes that read at once, two rows of four
 //   pieces, hit different banks. Rows of fp8 weights are 4 pieces and need none of that.
-// Registers: a segment's sums and the totals, 64 floats each per thread with 128, 32 with 64.
+// Registers: a segment's sums and the totals, 64 floats each per thread with 128x128, else 32.
 // Tensor cores: rows of x are A, weights B. An fp8 scale is constant over a tile (two with gate and up) and a segment.
 // Test: test/gpu/matrix.test.ts.
 #pragma once
@@ -22,27 +23,28 @@ namespace mla::cuda {
 constexpr int kStageK = 64;
 constexpr int kRowTilesAtATime = 8;
 
-template <class W, int kSide>
+template <class Weight, int kTileRows, int kTileColumns>
 struct TileShape {
+  using W = Weight;
+  static constexpr int kRows = kTileRows, kColumns = kTileColumns;
   static constexpr bool kScaled = sizeof(W) == 1;
-  static constexpr int kWarpsDown = 2;             // along rows of x
-  static constexpr int kWarpsAcross = kSide / 32;  // along rows of w
+  static constexpr int kWarpsDown = kRows == 32 ? 1 : 2;  // along rows of x
+  static constexpr int kWarpsAcross = kColumns / 32;      // along rows of w
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
-  static constexpr int kBlocks = kSide == 128 ? 1 : 3;
-  static constexpr int kStages = kSide == 128 ? 3 : 4;
-  static constexpr int kDown = kSide / kWarpsDown / 16;  // 16-row pieces of a warp
+  static constexpr int kBlocks = kRows == 128 ? 1 : kRows == 64 ? 3 : 2;
+  static constexpr int kStages = kRows == 128 ? 3 : 4;
+  static constexpr int kDown = kRows / kWarpsDown / 16;  // 16-row pieces of a warp
   static constexpr int kAcross = 4;                      // 8-column pieces of a warp
-  static constexpr int kXBytes = kSide * kStageK * 2;
-  static constexpr int kWBytes = kSide * kStageK * static_cast<int>(sizeof(W));
+  static constexpr int kXBytes = kRows * kStageK * 2;
+  static constexpr int kWBytes = kColumns * kStageK * static_cast<int>(sizeof(W));
   static constexpr int kSharedBytes = kStages * (kXBytes + kWBytes);
   static constexpr int kXPieces = kXBytes / 16 / kThreads;  // of a thread, per stage
   static constexpr int kWPieces = kWBytes / 16 / kThreads;
   static constexpr int kWRowPieces = kStageK * static_cast<int>(sizeof(W)) / 16;
 };
 
-template <class W, int kSide>
+template <class S>
 struct TileWalk {
-  using S = TileShape<W, kSide>;
   const Product& p;
   int row_tiles, column_tiles, per_group;
 
@@ -54,16 +56,16 @@ struct TileWalk {
     const int first = static_cast<int>(index / band) * kRowTilesAtATime;
     const int height = min(kRowTilesAtATime, row_tiles - first);
     const int within = static_cast<int>(index % band);
-    n0 = static_cast<int64_t>(within / height) * kSide;
+    n0 = static_cast<int64_t>(within / height) * S::kColumns;
     const int row_tile = first + within % height;
-    return p.offsets == nullptr ? even_tile(row_tile, per_group, kSide, p.rows) : uneven_tile(p, row_tile, kSide);
+    return p.offsets == nullptr ? even_tile(row_tile, per_group, S::kRows, p.rows) : uneven_tile(p, row_tile, S::kRows);
   }
 };
 
 /// What a thread copies of each stage.
-template <class W, int kSide>
+template <class S>
 struct TileLoader {
-  using S = TileShape<W, kSide>;
+  using W = typename S::W;
   const Bf16* x[S::kXPieces];  // null where there is no row
   const W* w;                  // row n0 + its first row
   int w_rows;                  // rows of w from there on
@@ -83,7 +85,7 @@ struct TileLoader {
     w = static_cast<const W*>(p.w) + tile.group * p.w_group + (n0 + w_row) * p.k +
         threadIdx.x % S::kWRowPieces * Chunk<W>::kLoad;
     const int64_t left = p.n - n0 - w_row;
-    w_rows = static_cast<int>(left < kSide ? left : kSide);
+    w_rows = static_cast<int>(left < S::kColumns ? left : S::kColumns);
     step = 0;
   }
 
@@ -114,10 +116,9 @@ struct TileLoader {
 };
 
 /// acc += the stage's 64 k.
-template <class W, int kSide>
+template <class S>
 __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int warp_row, int warp_column, int lane,
-                                               float (&acc)[TileShape<W, kSide>::kDown][4][4]) {
-  using S = TileShape<W, kSide>;
+                                               float (&acc)[S::kDown][4][4]) {
   const int g = lane / 4, q = lane % 4, odd = g % 2 * 5;
   const unsigned char* const x = stage + (warp_row + g) * 128;
   const unsigned char* const w = stage + S::kXBytes + (warp_column + g) * (S::kWRowPieces * 16);
@@ -176,11 +177,9 @@ __device__ __forceinline__ void put_pair(const Product& p, int64_t at, float a, 
   }
 }
 
-template <class W, int kSide>
+template <class S>
 __device__ __forceinline__ void emit_tile(const Product& p, RowTile tile, int64_t n0, int warp_row, int warp_column,
-                                          int lane, bool pairs,
-                                          const float (&total)[TileShape<W, kSide>::kDown][4][4]) {
-  using S = TileShape<W, kSide>;
+                                          int lane, bool pairs, const float (&total)[S::kDown][4][4]) {
   const int g = lane / 4, q = lane % 4;
 #pragma unroll
   for (int i = 0; i < S::kDown; ++i) {
@@ -221,19 +220,17 @@ __device__ __forceinline__ void emit_tile(const Product& p, RowTile tile, int64_
   }
 }
 
-template <class W, int kSide>
-__global__ void __launch_bounds__(TileShape<W, kSide>::kThreads, TileShape<W, kSide>::kBlocks)
-    product_tile_kernel(const __grid_constant__ Product p) {
-  using S = TileShape<W, kSide>;
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) product_tile_kernel(const __grid_constant__ Product p) {
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int kStageBytes = S::kXBytes + S::kWBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int warp_row = warp % S::kWarpsDown * (kSide / S::kWarpsDown), warp_column = warp / S::kWarpsDown * 32;
+  const int warp_row = warp % S::kWarpsDown * (S::kRows / S::kWarpsDown), warp_column = warp / S::kWarpsDown * 32;
 
   pdl_wait();
-  TileWalk<W, kSide> walk{p, 0, static_cast<int>((p.n + kSide - 1) / kSide),
-                          static_cast<int>((p.rows + kSide - 1) / kSide)};
-  walk.row_tiles = p.offsets == nullptr ? walk.per_group * static_cast<int>(p.groups) : count_tiles(p, kSide);
+  TileWalk<S> walk{p, 0, static_cast<int>((p.n + S::kColumns - 1) / S::kColumns),
+                   static_cast<int>((p.rows + S::kRows - 1) / S::kRows)};
+  walk.row_tiles = p.offsets == nullptr ? walk.per_group * static_cast<int>(p.groups) : count_tiles(p, S::kRows);
   const int64_t tiles = walk.count();
   const int steps = static_cast<int>((p.k + kStageK - 1) / kStageK);
   const int segments = (steps + 1) / 2;
@@ -241,7 +238,7 @@ __global__ void __launch_bounds__(TileShape<W, kSide>::kThreads, TileShape<W, kS
                      (reinterpret_cast<uintptr_t>(p.y) & 7) == 0 && (reinterpret_cast<uintptr_t>(p.residual) & 3) == 0;
 
   // The loader runs kStages - 1 stages ahead, into the next tile if need be.
-  TileLoader<W, kSide> loader;
+  TileLoader<S> loader;
   int64_t loading = blockIdx.x;
   const auto aim = [&] {
     if (loading >= tiles) return;
@@ -285,7 +282,7 @@ __global__ void __launch_bounds__(TileShape<W, kSide>::kThreads, TileShape<W, kS
         // This stage has arrived for everyone, and nobody reads the one before any more: it is loaded next.
         __syncthreads();
         load(stage == 0 ? S::kStages - 1 : stage - 1);
-        multiply_stage<W, kSide>(shared + stage * kStageBytes, warp_row, warp_column, lane, acc);
+        multiply_stage<S>(shared + stage * kStageBytes, warp_row, warp_column, lane, acc);
         stage = stage == S::kStages - 1 ? 0 : stage + 1;
       }
 #pragma unroll
@@ -302,32 +299,38 @@ __global__ void __launch_bounds__(TileShape<W, kSide>::kThreads, TileShape<W, kS
       }
     }
     if (index + gridDim.x >= tiles) pdl_launch_dependents();
-    emit_tile<W, kSide>(p, tile, n0, warp_row, warp_column, lane, pairs, total);
+    emit_tile<S>(p, tile, n0, warp_row, warp_column, lane, pairs, total);
   }
 }
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <class W, int kSide>
+template <class S>
 cudaError_t launch_tile(const Product& p, int multiprocessors, cudaStream_t stream) {
-  using S = TileShape<W, kSide>;
-  int64_t row_tiles = p.groups * div_up<int64_t>(p.rows, kSide);
-  if (p.offsets != nullptr) row_tiles = p.rows / kSide + (p.groups < p.rows ? p.groups : p.rows);
-  const int64_t tiles = row_tiles * div_up<int64_t>(p.n, kSide);
+  int64_t row_tiles = p.groups * div_up<int64_t>(p.rows, S::kRows);
+  if (p.offsets != nullptr) row_tiles = p.rows / S::kRows + (p.groups < p.rows ? p.groups : p.rows);
+  const int64_t tiles = row_tiles * div_up<int64_t>(p.n, S::kColumns);
   const int64_t resident = static_cast<int64_t>(S::kBlocks) * multiprocessors;
-  return launch_pdl(product_tile_kernel<W, kSide>, dim3(static_cast<unsigned>(tiles < resident ? tiles : resident)),
+  return launch_pdl(product_tile_kernel<S>, dim3(static_cast<unsigned>(tiles < resident ? tiles : resident)),
                     dim3(S::kThreads), S::kSharedBytes, stream, p);
 }
 
 template <class W>
-cudaError_t launch_product_tile(const Product& p, int tile, int multiprocessors, cudaStream_t stream) {
-  return tile == 128 ? launch_tile<W, 128>(p, multiprocessors, stream) : launch_tile<W, 64>(p, multiprocessors, stream);
+cudaError_t launch_product_tile(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream) {
+  switch (tile_rows) {
+    case 32: return launch_tile<TileShape<W, 32, 128>>(p, multiprocessors, stream);
+    case 64: return launch_tile<TileShape<W, 64, 64>>(p, multiprocessors, stream);
+    default: return launch_tile<TileShape<W, 128, 128>>(p, multiprocessors, stream);
+  }
 }
 
 template <class W>
 cudaError_t load_product_tile(int shared_bytes_per_block) {
-  const cudaError_t error = load_into_context(product_tile_kernel<W, 64>, shared_bytes_per_block);
-  return error != cudaSuccess ? error : load_into_context(product_tile_kernel<W, 128>, shared_bytes_per_block);
+  const auto load = [&](auto kernel) { return load_into_context(kernel, shared_bytes_per_block); };
+  cudaError_t error = load(product_tile_kernel<TileShape<W, 32, 128>>);
+  if (error == cudaSuccess) error = load(product_tile_kernel<TileShape<W, 64, 64>>);
+  if (error == cudaSuccess) error = load(product_tile_kernel<TileShape<W, 128, 128>>);
+  return error;
 }
 
 }  // namespace mla::cuda
