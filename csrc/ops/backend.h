@@ -1,7 +1,11 @@
 // backend.h - what a backend is: memory, ordered execution of operations, graphs. Two of them exist, cpu and cuda.
 //
-// Threads: allocate, release and the const queries may be called from any thread. Everything that takes a
-// BackendStream is called from the device's command thread only, in the order of the commands.
+// Threads: the const queries may be called from any thread. Everything else, creation and destruction included, happens
+// on the device's command thread, in the order of the commands.
+//
+// Ends: streams are destroyed first (a stream's destructor returns when its work is done or abandoned, and after the
+// last callback of its fences), then graphs, then memory is released, then the backend goes. release() and destruction
+// of a graph or stream come when all work issued before has passed; on a lost device they come at once.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,7 +28,7 @@ struct DeviceInfo {
   int multiprocessors = 0;  // cuda
 };
 
-/// State of one ordered queue inside the backend (a CUDA stream); the CPU backend needs none of its own.
+/// One ordered queue inside the backend (a CUDA stream); the CPU backend has no state of its own in it.
 class BackendStream {
  public:
   virtual ~BackendStream() = default;

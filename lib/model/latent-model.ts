@@ -237,9 +237,12 @@ export class LatentModel implements AsyncDisposable {
       const ids = new Int32Array(bytes, 0, B);
       const finished = new Int32Array(bytes, B * 4, B);
       const logprobs = new Float32Array(bytes, B * 8, B);
-      return sequences.map(({ row }, i) => {
+      return sequences.map((sequence, i) => {
+        const { row } = sequence;
         const token = sampled[i] === true ? (ids[row] as number) : -1;
         const end = token < 0 ? 0 : finished[row];
+        // the device has made the row padding by itself; it need not be parked
+        if (end !== 0) sequence.live = false;
         return {
           token,
           logprob: token < 0 ? Number.NaN : (logprobs[row] as number),
