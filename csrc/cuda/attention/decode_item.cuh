@@ -56,7 +56,7 @@ inline DecodeArgs make_decode_args(const MlaDecodeParams& p, float* partial_out,
 
 /// The most work items that a plan for these shapes has.
 inline int64_t decode_max_items(const MlaDecodeParams& p, int slots) {
-  return slots + decode_max_row_tiles(p.q.dim(0) * p.q.dim(1), p.lengths.dim(0), decode_row_tile(p.q.dim(1)));
+  return slots + decode_max_row_tiles(p.q.dim(0) * p.q.dim(1), p.lengths.dim(0), p.q.dim(1));
 }
 
 /// One split of a sequence's keys against one row tile.
@@ -74,10 +74,10 @@ struct DecodeItem {
 /// The block's item, the same in all threads; false if it has none. Uses s_found, shared memory of 6 ints. Every value
 /// is made safe: rows lie within T * H, keys within the row of the block table.
 __device__ inline bool find_decode_item(const DecodeArgs& a, int index, int* s_found, DecodeItem* item) {
+  if (index >= a.plan[kPlanItems]) return false;  // the way of most blocks of a small batch
   const int32_t* item_start = a.plan + kPlanHeader;
   const int32_t* slot_start = item_start + a.sequences + 1;
   const int split_keys = max(a.plan[kPlanSplitKeys], kPlanKeys) / kPlanKeys * kPlanKeys;
-  if (index >= a.plan[kPlanItems]) return false;
   if (threadIdx.x == 0) s_found[0] = -1;
   __syncthreads();
   for (int b = threadIdx.x; b < a.sequences; b += blockDim.x) {

@@ -95,13 +95,13 @@ struct PlanArgs {
   int sequences;
   int heads;
   int row_tile;
-  int blocks;  // that run at once
-  int max_slots;
+  int blocks;  // that run at once: one on each multiprocessor
 };
 
 __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   __shared__ unsigned long long s_work;  // key tiles of all row tiles
   __shared__ unsigned long long s_longest;
+  __shared__ unsigned long long s_row_tiles;
   __shared__ float s_cost[kCandidates];
   __shared__ int s_split_tiles;
   __shared__ Counts s_warp_totals[kWarps];
@@ -109,6 +109,7 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   if (tid == 0) {
     s_work = 0;
     s_longest = 0;
+    s_row_tiles = 0;
   }
   __syncthreads();
   pdl_wait();
@@ -116,11 +117,16 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
 
   for (int b = tid; b < a.sequences; b += kThreads) {
     const Sequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-    atomicAdd(&s_work, static_cast<unsigned long long>((s.rows + a.row_tile - 1) / a.row_tile * s.tiles));
+    const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
+    atomicAdd(&s_row_tiles, static_cast<unsigned long long>(row_tiles));
+    atomicAdd(&s_work, static_cast<unsigned long long>(row_tiles * s.tiles));
     atomicMax(&s_longest, static_cast<unsigned long long>(s.tiles));
   }
   __syncthreads();
   const float work = static_cast<float>(s_work);
+  const int64_t blocks = a.blocks, tiles = static_cast<int64_t>(s_row_tiles);
+  // As decode_max_slots() on the host, which knows no more than a bound on the row tiles.
+  const int64_t max_slots = (tiles * 4 <= blocks ? 1 : 4) * blocks;
   const int longest = static_cast<int>(s_longest);  // at most 2^31 / 32
 
   for (int candidate = warp; candidate < kCandidates; candidate += kWarps) {
@@ -150,7 +156,7 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
       const float full_waves = static_cast<float>((items - shorter + a.blocks - 1) / a.blocks) * item_time;
       const float filled = fmaxf(full_waves, all) + (shorter > 0 ? static_cast<float>(shorter_work) / shorter : 0);
       const float cost = fminf(waves, filled) + slots * kMergeOverhead;
-      s_cost[candidate] = slots > a.max_slots ? INFINITY : cost;
+      s_cost[candidate] = slots > max_slots ? INFINITY : cost;
     }
   }
   __syncthreads();
@@ -241,7 +247,6 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.heads = static_cast<int>(p.heads);
   args.row_tile = decode_row_tile(p.heads);
   args.blocks = launch.traits->multiprocessors;
-  args.max_slots = static_cast<int>(decode_max_slots(*launch.traits));
   return cuda_status(launch_pdl(decode_plan_kernel, dim3(1), dim3(kThreads), 0, launch.stream, args),
                      "decode_plan_kernel");
 }

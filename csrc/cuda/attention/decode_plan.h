@@ -12,6 +12,7 @@
 //   merge_start[b]  rows before sequence b that the merge kernel writes: those of several splits, and of none (zeros)
 #pragma once
 #include <cstdint>
+#include <numeric>
 
 #include "cuda/launch.h"
 
@@ -31,12 +32,18 @@ constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
 
 constexpr int64_t decode_plan_size(int64_t sequences) { return kPlanHeader + 3 * (sequences + 1); }
 
-/// Partial results that the plan may ask for: four times the blocks that run at once leaves room for uneven lengths.
-inline int64_t decode_max_slots(const Traits& traits) { return 4 * int64_t{traits.multiprocessors}; }
-
 /// The most row tiles that `rows` = T * H query rows of `sequences` sequences can have.
-inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int row_tile) {
-  return (rows + sequences * (row_tile - 1)) / row_tile;
+inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int64_t heads) {
+  const int64_t row_tile = decode_row_tile(heads);
+  // A sequence's rows are a multiple of the heads: that bounds what its last tile lacks.
+  return (rows + sequences * (row_tile - std::gcd(heads, row_tile))) / row_tile;
+}
+
+/// Partial results that the plan may ask for with so many row tiles. Few tiles are cut into no more items than run at
+/// once: each one is a block that the GPU has to start, with or without work. Many need finer cuts to even out their
+/// lengths. Never falls with the number of tiles, so that the most that the shapes allow is enough for every plan.
+constexpr int64_t decode_max_slots(int64_t multiprocessors, int64_t row_tiles) {
+  return (row_tiles * 4 <= multiprocessors ? 1 : 4) * multiprocessors;
 }
 
 }  // namespace mla::cuda

@@ -18,10 +18,10 @@ struct Shape {
     const int64_t rows = p.q.dim(0) * p.q.dim(1), sequences = p.lengths.dim(0);
     row_tile = decode_row_tile(p.q.dim(1));
     c = p.out.dim(2);
+    const int64_t row_tiles = decode_max_row_tiles(rows, sequences, p.q.dim(1));
     // No more partial results than row tiles have splits, and no more splits than tiles of keys.
-    const int64_t most = decode_max_row_tiles(rows, sequences, static_cast<int>(row_tile)) * p.block_table.dim(1) *
-                         (kPageTokens / kPlanKeys);
-    slots = decode_max_slots(traits);
+    const int64_t most = row_tiles * p.block_table.dim(1) * (kPageTokens / kPlanKeys);
+    slots = decode_max_slots(traits.multiprocessors, row_tiles);
     if (slots > most) slots = most;
   }
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }

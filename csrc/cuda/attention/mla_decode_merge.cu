@@ -177,7 +177,7 @@ Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, cons
   const int chunks = (args.c + kWarpColumns - 1) / kWarpColumns;
   const int64_t rows = p.q.dim(0) * p.q.dim(1), multiprocessors = launch.traits->multiprocessors;
   // With fewer row tiles than a fraction of the GPU there can be many splits, which then are worth more warps.
-  const int64_t row_tiles = decode_max_row_tiles(rows, args.sequences, args.row_tile);
+  const int64_t row_tiles = decode_max_row_tiles(rows, args.sequences, args.heads);
   const int groups = row_tiles * 8 <= multiprocessors ? kMaxGroups : 1;
   const int64_t blocks = rows < multiprocessors * 8 ? rows : multiprocessors * 8;
   return cuda_status(launch_pdl(mla_decode_merge_kernel<Act>, dim3(static_cast<unsigned>(blocks)),
