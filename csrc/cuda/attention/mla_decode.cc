@@ -1,7 +1,7 @@
 // mla_decode.cc - absorbed attention over the paged cache: which kernels run, and their workspace.
 //
-// Work items of the plan (decode_plan.h) by the tensor-core kernel where dimensions and types fit it, else by the plain
-// one; then the merge kernel, which also writes the rows that no item covers. Test: test/gpu/attention.test.ts.
+// Work items of the plan (decode_plan.h) by the tensor core kernel where dimensions and types fit it and tensors begin at
+// multiples of 16 bytes, else by the plain one; then the merge kernel, which also writes the rows that no item covers. Test: test/gpu/attention.test.ts.
 #include "common/checked.h"
 #include "cuda/attention/decode_plan.h"
 #include "cuda/attention/kernels.h"
@@ -32,7 +32,7 @@ struct Shape {
 
 int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   const Shape shape(p, traits);
-  return shape.out_bytes() + shape.max_sum_bytes();
+  return shape.out_bytes() + shape.max_sum_bytes() + kAlign;  // the tensor may begin anywhere
 }
 
 Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
@@ -40,8 +40,9 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0)));
   const Shape shape(p, *launch.traits);
   DecodePartials partials;
-  partials.out = launch.workspace.as<float>();
-  partials.max_sum = reinterpret_cast<float*>(launch.workspace.as<uint8_t>() + shape.out_bytes());
+  const auto base = round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(launch.workspace.data)), kAlign);
+  partials.out = reinterpret_cast<float*>(base);
+  partials.max_sum = reinterpret_cast<float*>(base + shape.out_bytes());
   partials.slots = static_cast<int>(shape.slots);
   if (p.lengths.dim(0) > 0) {
     if (decode_portable_fits(p, *launch.traits)) {

@@ -98,7 +98,8 @@ __device__ Part sum_splits(const DecodeArgs& a, const MergeRow& r, int begin, in
 }
 
 template <class Act>
-__global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(DecodeArgs a, int chunks, int groups) {
+__global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(DecodeArgs a, int chunks, int groups,
+                                                                          bool vector) {
   __shared__ Part s_parts[kMaxGroups][kMaxChunks][32];
   __shared__ int s_sequence;
   const int tid = threadIdx.x, lane = tid % 32, chunk = tid / 32 % chunks, group = tid / 32 / chunks;
@@ -165,7 +166,7 @@ __global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(Decode
     if (column < a.c) {
       const float4 x =
           make_float4(part.out.x * inverse, part.out.y * inverse, part.out.z * inverse, part.out.w * inverse);
-      store4(static_cast<Act*>(a.out) + r.row * a.c + column, x, a.c - column, a.c % 4 == 0);
+      store4(static_cast<Act*>(a.out) + r.row * a.c + column, x, a.c - column, vector);
     }
     if (tid == 0) a.lse[r.row] = natural_lse(part.largest, part.sum);
   }
@@ -180,9 +181,10 @@ Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, cons
   const int64_t row_tiles = decode_max_row_tiles(rows, args.sequences, args.heads);
   const int groups = row_tiles * 8 <= multiprocessors ? kMaxGroups : 1;
   const int64_t blocks = rows < multiprocessors * 8 ? rows : multiprocessors * 8;
-  return cuda_status(launch_pdl(mla_decode_merge_kernel<Act>, dim3(static_cast<unsigned>(blocks)),
-                                dim3(32 * chunks * groups), 0, launch.stream, args, chunks, groups),
-                     "mla_decode_merge_kernel");
+  return cuda_status(
+      launch_pdl(mla_decode_merge_kernel<Act>, dim3(static_cast<unsigned>(blocks)), dim3(32 * chunks * groups), 0,
+                 launch.stream, args, chunks, groups, args.c % 4 == 0 && aligned16(args.out)),
+      "mla_decode_merge_kernel");
 }
 
 }  // namespace

@@ -360,8 +360,8 @@ Status load_one(const Traits& traits) {
 
 bool decode_portable_fits(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
-  return p.q.dtype == DType::kBF16 && (c == 512 || c == 256) && p.q.dim(2) - c == kRope &&
-         Sizes<512, 2>::stages(traits.shared_bytes_per_block) >= 2;
+  return p.q.dtype == DType::kBF16 && (c == 512 || c == 256) && p.q.dim(2) - c == kRope && aligned16(p.q.data) &&
+         aligned16(p.cache.data) && aligned16(p.out.data) && Sizes<512, 2>::stages(traits.shared_bytes_per_block) >= 2;
 }
 
 Status launch_decode_portable(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {

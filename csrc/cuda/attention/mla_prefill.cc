@@ -1,4 +1,6 @@
-// mla_prefill.cc - causal attention over up-projected keys: which kernel runs. Test: test/gpu/attention.test.ts.
+// mla_prefill.cc - causal attention over up-projected keys: which kernel runs: the tensor core one where
+// dimensions and types fit it and tensors begin at multiples of 16 bytes, else the plain one. Test:
+// test/gpu/attention.test.ts.
 #include "cuda/attention/kernels.h"
 
 namespace mla::cuda {

@@ -275,6 +275,9 @@ R with_dimensions(int64_t n, int64_t v, F&& f, R none) {
 
 bool prefill_portable_fits(const MlaPrefillParams& p, const Traits& traits) {
   if (p.q.dtype != DType::kBF16 || p.k_rope.dim(1) != kRope || !(p.scale > 0)) return false;
+  for (const View& view : {p.q, p.k_nope, p.k_rope, p.value, p.out}) {
+    if (!aligned16(view.data)) return false;
+  }
   return with_dimensions(
       p.k_nope.dim(2), p.value.dim(2),
       [&]<int kNope, int kV, int kRowTiles>() {
