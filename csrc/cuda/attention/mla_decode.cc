@@ -1,7 +1,8 @@
 // mla_decode.cc - absorbed attention over the paged cache: which kernels run, and their workspace.
 //
-// Work items of the plan (decode_plan.h) by the tensor core kernel where dimensions and types fit it and tensors begin at
-// multiples of 16 bytes, else by the plain one; then the merge kernel, which also writes the rows that no item covers. Test: test/gpu/attention.test.ts.
+// Work items of the plan (decode_plan.h) by the tensor core kernel where dimensions and types fit it and tensors begin
+// at multiples of 16 bytes, else by the plain one; then the merge kernel, which also writes the rows that no item
+// covers. Test: test/gpu/attention.test.ts.
 #include "common/checked.h"
 #include "cuda/attention/decode_plan.h"
 #include "cuda/attention/kernels.h"
