@@ -11,12 +11,15 @@
 //   output: warp w owns an eighth of the c columns; probabilities come from shared memory, rounded to bf16.
 // Three barriers an iteration: tile there and the oldest slot free; partial scores there; probabilities there.
 //
-// Shared memory: 2 to 6 stages of 32 * (2 * (c + r) + 16) bytes (the 16 keep ldmatrix free of bank conflicts), 6 or 12
-// KB besides. Registers: 9 * kRowTiles * 4 for queries and 8 * kRowTiles * 4 for the output at c = 512. Precision:
-// products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second product; an f32 cache
-// is rounded to bf16 when it is read. Keys past the length and keys of pages that do not exist count as zero rows with
-// p = 0. A key that is not finite reaches every row of the item, also those that it comes after. Limits: c is 512 or
-// 256, r is 64, pages of 64. Test: test/gpu/attention.test.ts.
+// Shared memory: 2 to 6 stages of 32 * (2 * (c + r) + 16) bytes (the 16 keep ldmatrix free of bank conflicts), 12 or 23
+// KB besides; as many stages as the GPU has room for, one block an SM. Registers at c = 512: 36 * kRowTiles for queries
+// and 32 * kRowTiles for the output.
+//
+// Precision: products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second product;
+// an f32 cache is rounded to bf16 when it is read. Keys past the length and keys of pages that do not exist count as
+// zero rows with p = 0. A key that is not finite reaches every row of the item, also those that it comes after.
+//
+// Limits: c is 512 or 256, r is 64, pages of 64. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
 
 #include "cuda/attention/decode_item.cuh"

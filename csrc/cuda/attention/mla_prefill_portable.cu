@@ -9,10 +9,13 @@
 // are computed, the keys of the next one during softmax and second product; two barriers a tile. Queries stay in shared
 // memory, scores, probabilities and the output in registers. Two blocks an SM hide one another's softmax.
 //
-// Shared memory: rows padded by 16 bytes against bank conflicts; 92 KB for 128/128, 99 KB for 192/256 (n/v), 67 KB for
-// 64/128. Precision: products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second
-// product. Rows past the end of the keys count as zeros with p = 0. A key or value that is not finite reaches the
-// queries of a tile that it comes after as well.
+// Shared memory: rows padded by 16 bytes against bank conflicts; 92 KB for 128/128, 99 KB for 192/256 (n/v), 68 KB for
+// 64/128.
+//
+// Precision: products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second product.
+// Rows past the end of the keys count as zeros with p = 0. A key or value that is not finite reaches the queries of a
+// tile that it comes after as well.
+//
 // Limits: bf16; n/v as above, r = 64; scale > 0. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
 
