@@ -6,7 +6,7 @@
 // Grid: blocks walk the 64x64 tiles of results; block: 256 threads, 4x4 results each. Columns of a thread are c, c + 8,
 //   c + 32, c + 40, so that with gate and up it holds both of a pair.
 // Shared memory: 16 k of 64 rows of both operands as float32, 8.5 KB.
-// Test: test/gpu/matrix.test.ts.
+// Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/product_device.cuh"
 

@@ -13,7 +13,7 @@
 //   one warp per row tile, in turn, adds them in ascending order and writes results while the others go on.
 // Tensor cores: weights are the 16 rows of A, rows of x the 8 columns of B.
 // Shared memory: ring 64 KB, fragments 16 to 32 KB, lists of uneven groups; combined also 64 bytes a pair.
-// Test: test/gpu/matrix.test.ts.
+// Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"

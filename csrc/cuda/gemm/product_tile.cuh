@@ -11,7 +11,7 @@
 //   pieces, hit different banks. Rows of fp8 weights are 4 pieces and need none of that.
 // Registers: a segment's sums and the totals, 64 floats each per thread with 128x128, else 32.
 // Tensor cores: rows of x are A, weights B. An fp8 scale is constant over a tile (two with gate and up) and a segment.
-// Test: test/gpu/matrix.test.ts.
+// Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"

@@ -2,7 +2,7 @@
 //
 // Grid: a thread for each 4 columns of a token (each column where rows are no multiple of 16 bytes); 256 threads.
 // Precision: float32 fused multiply-adds in the order of j, rounded once; the same as in product_stream.cuh.
-// Test: test/gpu/matrix.test.ts.
+// Test: test/gpu/matrix-experts.test.ts.
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/moe/combine.h"
