@@ -3,7 +3,8 @@
 //   out[t] = table[ids[t]]; zeros where ids[t] is negative or past the table
 //
 // Grid (T, ceil(d / 2048)), block 256, a thread for 8 elements; 16-byte accesses where rows are aligned to that.
-// Bandwidth-bound: reads and writes each element once, offsets in 64 bits. Limit: T < 2^31. Test: test/gpu/rows.test.ts.
+// Bandwidth-bound: reads and writes each element once, offsets in 64 bits. Limit: T < 2^31. Test:
+// test/gpu/rows.test.ts.
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/rows.cuh"
 #include "cuda/launch.h"
@@ -38,7 +39,8 @@ __global__ __launch_bounds__(kThreads) void gather_rows_kernel(GatherArgs a) {
 using Kernel = void (*)(GatherArgs);
 
 Kernel kernel_of(DType from, DType to) {
-  if (from == DType::kBF16) return to == DType::kBF16 ? gather_rows_kernel<Bf16, Bf16> : gather_rows_kernel<Bf16, float>;
+  if (from == DType::kBF16)
+    return to == DType::kBF16 ? gather_rows_kernel<Bf16, Bf16> : gather_rows_kernel<Bf16, float>;
   return to == DType::kBF16 ? gather_rows_kernel<float, Bf16> : gather_rows_kernel<float, float>;
 }
 

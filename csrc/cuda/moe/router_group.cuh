@@ -1,5 +1,5 @@
-// router_group.cuh - grouping of (row, expert) pairs by expert: a stable counting sort without atomics that could change
-// an order.
+// router_group.cuh - grouping of (row, expert) pairs by expert: a stable counting sort without atomics that could
+// change an order.
 //
 // Rows are cut into chunks of kChunkRows. A row has at most one pair per expert, so a chunk's pairs of one expert are a
 // bit mask over its rows, whose bits may be set in any order; a pair's place is where its expert begins, plus the

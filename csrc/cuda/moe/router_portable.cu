@@ -4,12 +4,13 @@
 //   1  normed = rmsNorm(x, norm)        norm/norm_rows.cu; zeros for padding
 //   2  logits = normed * gate^T         a warp for one logit, or for 4 rows by 4 experts; float32 into the workspace
 //   3  ids and weights                  a warp per row, router_select.cuh
-//   4  offsets, order and slots         router_group.cuh; up to 16 rows by the block of step 3, up to 128 by one block of
+//   4  offsets, order and slots         router_group.cuh; up to 16 rows by the block of step 3, up to 128 by one block
+//   of
 //                                       their own, more by a counting kernel and a placing kernel
 //
-// A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is the
-// same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
-// Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/rows.test.ts.
+// A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
+// the same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
+// Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
 
 #include "cuda/device/pdl.cuh"
@@ -39,7 +40,7 @@ struct LogitArgs {
 };
 
 template <class Act, class Gate, int kRows, int kExperts>
-__global__ __launch_bounds__(kLogitThreads) void route_logits_kernel(LogitArgs a) {
+__global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArgs a) {
   pdl_wait();
   pdl_launch_dependents();
   const int lane = threadIdx.x % 32;
@@ -109,7 +110,8 @@ Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launc
   const bool few = args.rows * args.experts <= kFewLogits;
   const int tile = few ? 1 : 4, threads = few ? 32 : kLogitThreads;
   const int64_t warps = ceil_div(args.rows, tile) * ceil_div(args.experts, tile);
-  const auto kernel = few ? logit_kernel_of<1, 1>(p.x.dtype, p.gate.dtype) : logit_kernel_of<4, 4>(p.x.dtype, p.gate.dtype);
+  const auto kernel =
+      few ? logit_kernel_of<1, 1>(p.x.dtype, p.gate.dtype) : logit_kernel_of<4, 4>(p.x.dtype, p.gate.dtype);
   return cuda_status(launch_pdl(kernel, dim3(static_cast<unsigned>(ceil_div(warps, threads / 32))), dim3(threads), 0,
                                 launch.stream, args),
                      "route_logits_kernel");
@@ -178,8 +180,8 @@ Status launch_grouping(const GroupArgs& args, const Launch& launch) {
   const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, kChunkRows)));
   const size_t shared = static_cast<size_t>(group_shared_bytes(args.groups));
   if (grid.x > 1) {
-    MLA_RETURN_IF_ERROR(cuda_status(launch_pdl(route_count_kernel, grid, dim3(kGroupThreads), shared, launch.stream, args),
-                                    "route_count_kernel"));
+    MLA_RETURN_IF_ERROR(cuda_status(
+        launch_pdl(route_count_kernel, grid, dim3(kGroupThreads), shared, launch.stream, args), "route_count_kernel"));
   }
   return cuda_status(launch_pdl(route_place_kernel, grid, dim3(kGroupThreads), shared, launch.stream, args),
                      "route_place_kernel");

@@ -70,11 +70,12 @@ Status launch_norm_rows(const NormRows& p, const Launch& launch) {
   args.d = d;
   args.eps = p.eps;
   args.weight_bf16 = p.weight.dtype == DType::kBF16;
-  args.vector = d % kChunk == 0 && aligned16(args.x) && aligned16(args.delta) && aligned16(args.weight) &&
-                aligned16(args.out);
+  args.vector =
+      d % kChunk == 0 && aligned16(args.x) && aligned16(args.delta) && aligned16(args.weight) && aligned16(args.out);
   auto* const kernel = p.x.dtype == DType::kBF16 ? norm_rows_kernel<Bf16> : norm_rows_kernel<float>;
-  return cuda_status(launch_pdl(kernel, dim3(static_cast<unsigned>(rows)), dim3(norm_threads(d)), 0, launch.stream, args),
-                     "norm_rows_kernel");
+  return cuda_status(
+      launch_pdl(kernel, dim3(static_cast<unsigned>(rows)), dim3(norm_threads(d)), 0, launch.stream, args),
+      "norm_rows_kernel");
 }
 
 Status rmsNorm(const RmsNormParams& p, const Launch& launch) noexcept {

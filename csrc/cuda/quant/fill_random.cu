@@ -2,8 +2,8 @@
 //
 //   out[i] = round(mean + stddev * z_i), z_i from Philox4x32-10 with key seed and counter i
 //
-// A thread for 8 neighbouring elements, blocks of 256. Bound by arithmetic: about 150 instructions an element. Positions
-// in 64 bits, up to 2^42 elements. Test: test/gpu/rows.test.ts.
+// A thread for 8 neighbouring elements, blocks of 256. Bound by arithmetic: about 150 instructions an element.
+// Positions in 64 bits, up to 2^42 elements. Test: test/gpu/rows.test.ts.
 #include "common/checked.h"
 #include "common/philox.h"
 #include "cuda/device/pdl.cuh"
