@@ -65,13 +65,17 @@ Napi::Value Device::Allocate(const Napi::CallbackInfo& info) {
     *out = mailbox_->promise(info.Env(), &deferred);
     if (*out == nullptr) return Status::Error(Code::kInternal, "allocate: the environment refuses a promise.");
     auto done = [mailbox = mailbox_, device = device_, deferred, view](Status status, runtime::StorageRef storage) {
-      mailbox->settle(deferred, [device, view, status = std::move(status), storage](napi_env env) -> napi_value {
-        if (!status.ok()) return failure(env, status);
-        if (const Status now = device->state(); !now.ok()) return failure(env, now);
-        View placed = view;
-        placed.data = storage->data();
-        return Environment::of(env).make<Tensor>({device, storage, placed});
-      });
+      // Moved, not copied: once the letter is posted, this thread must hold nothing that JavaScript may dispose and
+      // count.
+      mailbox->settle(
+          deferred,
+          [device, view, status = std::move(status), storage = std::move(storage)](napi_env env) -> napi_value {
+            if (!status.ok()) return failure(env, status);
+            if (const Status now = device->state(); !now.ok()) return failure(env, now);
+            View placed = view;
+            placed.data = storage->data();
+            return Environment::of(env).make<Tensor>({device, storage, placed});
+          });
     };
     device_->submit(std::make_unique<runtime::AllocateCommand>(view.bytes(), std::move(done)));
     return Status::Ok();

@@ -14,7 +14,7 @@ export class Bench {
   static async open(): Promise<Bench> {
     const device = openDevice('cpu', { threads: 1 });
     const stream = device.stream();
-    return new Bench(device, stream, await device.allocate('f32', [1 << 20]));
+    return new Bench(device, stream, await device.allocate('f32', [1 << 22]));
   }
 
   /** Bytes held besides the ballast. */
@@ -26,7 +26,7 @@ export class Bench {
     return this.device.allocate('f32', shape);
   }
 
-  /** Tens of milliseconds of work on the stream. */
+  /** Four commands of tens of milliseconds, long enough for a thread that has to wait for its turn. */
   busy(stream: Stream = this.stream): void {
     for (let i = 0; i < 4; i++) stream.fillRandom({ out: this.ballast, seed: i, mean: 0, stddev: 1 });
   }
