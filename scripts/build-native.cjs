@@ -3,7 +3,9 @@
 //   node scripts/build-native.cjs [Release|Debug]
 //
 // Environment: NODE_MLA_CUDA=auto|ON|OFF (CUDA kernels), NODE_MLA_SANITIZE=ON (the result goes to
-// .build/sanitize/build/Release instead), CMAKE_BUILD_PARALLEL_LEVEL (compilers at once; all cores by default).
+// .build/sanitize/build/Release instead), NODE_MLA_CUDA_ARCHS=90-real and the like (kernels for these GPUs only, in a
+// fraction of the time; the result goes to .build/archs/build/Release), CMAKE_BUILD_PARALLEL_LEVEL (compilers at once;
+// all cores by default).
 //
 // CMake works in .build/, because npm and node-gyp empty build/; so a second run compiles only what changed.
 'use strict';
@@ -111,15 +113,19 @@ function readOptions(config) {
   const cuda = process.env.NODE_MLA_CUDA ?? 'auto';
   if (!['auto', 'ON', 'OFF'].includes(cuda))
     throw new BuildError(`NODE_MLA_CUDA must be auto, ON or OFF; got "${cuda}".`);
+  const archs = process.env.NODE_MLA_CUDA_ARCHS ?? '';
+  if (!/^(\d+[af]?(-real|-virtual)?(;|$))*$/.test(archs))
+    throw new BuildError(`NODE_MLA_CUDA_ARCHS must be a list like 80-real;90-real; got "${archs}".`);
   const env = { ...process.env };
   env.CMAKE_BUILD_PARALLEL_LEVEL ??= String(os.availableParallelism());
   requireCompiler(env);
   const sanitize = env.NODE_MLA_SANITIZE === 'ON';
-  const folder = path.join(WORK, `cmake-${config.toLowerCase()}${sanitize ? '-sanitize' : ''}`);
-  return { config, cuda, sanitize, env, folder };
+  const variant = `${sanitize ? '-sanitize' : ''}${archs === '' ? '' : '-archs'}`;
+  const folder = path.join(WORK, `cmake-${config.toLowerCase()}${variant}`);
+  return { config, cuda, archs, sanitize, env, folder };
 }
 
-function build({ config, cuda, sanitize, env, folder }) {
+function build({ config, cuda, archs, sanitize, env, folder }) {
   const { version } = require(path.join(ROOT, 'package.json'));
   const configure = [
     `-S${ROOT}`,
@@ -128,6 +134,7 @@ function build({ config, cuda, sanitize, env, folder }) {
     `-DNODE_MLA_CUDA=${cuda}`,
     `-DNODE_MLA_SANITIZE=${sanitize ? 'ON' : 'OFF'}`,
     `-DNODE_MLA_PACKAGE_VERSION=${version}`,
+    ...(archs === '' ? [] : [`-DNODE_MLA_CUDA_ARCHS=${archs}`, `-DCMAKE_CUDA_ARCHITECTURES=${archs}`]),
     '-Wno-dev',
   ];
   // A generator cannot be changed in an existing folder, so it is chosen once.
@@ -136,9 +143,8 @@ function build({ config, cuda, sanitize, env, folder }) {
   }
   run('cmake', configure, env);
   run('cmake', ['--build', folder], env);
-  const target = sanitize
-    ? path.join(WORK, 'sanitize', 'build', 'Release', 'node_mla.node')
-    : path.join(ROOT, 'build', config, 'node_mla.node');
+  const place = sanitize ? path.join(WORK, 'sanitize') : archs !== '' ? path.join(WORK, 'archs') : ROOT;
+  const target = path.join(place, 'build', place === ROOT ? config : 'Release', 'node_mla.node');
   install(path.join(folder, 'node_mla.node'), target);
   console.log(`build-native: ${path.relative(ROOT, target)}, ${(fs.statSync(target).size / 1e6).toFixed(2)} MB`);
 }

@@ -1,8 +1,16 @@
-// model/build.ts - from a checkpoint to a machine that can run: plan, allocate, load. Whatever fails on the way, all that
-// was taken is given back.
+// model/build.ts - from a checkpoint (or a shape) to a machine that can run: plan, allocate, load. Whatever fails on the
+// way, all that was taken is given back.
 
 import { LatentCache } from '../cache';
-import { type Checkpoint, checkRouterBiases, resolveLayout, ropeTable, softmaxScale } from '../checkpoint';
+import {
+  type Checkpoint,
+  checkRouterBiases,
+  type ModelLayout,
+  type ResolvedConfig,
+  resolveLayout,
+  ropeTable,
+  softmaxScale,
+} from '../checkpoint';
 import { invalidArg } from '../errors';
 import type { Device, Stream, Tensor, TensorSpec } from '../native';
 import { activationSpecs, inputSpecs, type Limits, type Rows, rowSpecs } from './buffers';
@@ -11,7 +19,7 @@ import type { Machine } from './forward';
 import { loadWeights, type WeightTarget } from './load-weights';
 import { checkFits, limitsOf, type MemoryPlan, planMemory } from './memory-plan';
 import { allocateTree, eachSpec } from './specs';
-import type { LatentModelOptions, LoadProgress } from './types';
+import type { LatentModelOptions } from './types';
 import { planWeights, type WeightPlan, type Weights } from './weights';
 import { measureWorkspace } from './workspace';
 
@@ -23,15 +31,38 @@ export interface Built {
   dispose(): void;
 }
 
-/** Plans, allocates and loads. @throws typed errors; nothing stays allocated then */
-export async function buildMachine(
-  device: Device,
-  checkpoint: Checkpoint,
-  options: LatentModelOptions,
-): Promise<Built> {
-  const config = checkpoint.config;
+/** What a model is made of, and how its weights come to the device. */
+export interface WeightOrigin {
+  config: ResolvedConfig;
+  layout: ModelLayout;
+  /** Fills the planned weights; resolves when the device has them. */
+  fill(
+    device: Device,
+    stream: Stream,
+    plans: Weights<WeightPlan>,
+    weights: Weights<Tensor>,
+    options: LatentModelOptions,
+  ): Promise<void>;
+}
+
+/** Weights out of a checkpoint's files. @throws ERR_CHECKPOINT, ERR_UNSUPPORTED_MODEL */
+export function originOf(checkpoint: Checkpoint): WeightOrigin {
   const layout = resolveLayout(checkpoint);
   checkRouterBiases(layout);
+  return {
+    config: checkpoint.config,
+    layout,
+    fill: (device, stream, plans, weights, { onProgress, signal }) => {
+      const progress = (loadedBytes: number, totalBytes: number) =>
+        onProgress?.({ phase: 'weights', loadedBytes, totalBytes });
+      return loadWeights(device, stream, checkpoint, pairs(plans, weights), progress, signal);
+    },
+  };
+}
+
+/** Plans, allocates and loads. @throws typed errors; nothing stays allocated then */
+export async function buildMachine(device: Device, origin: WeightOrigin, options: LatentModelOptions): Promise<Built> {
+  const { config, layout } = origin;
   const info = device.info();
   const dims = dimsOf(config);
   const precision = precisionOf(options, info);
@@ -88,16 +119,7 @@ export async function buildMachine(
       activations,
       cosSin,
     };
-    const progress = (phase: LoadProgress['phase']) => (loadedBytes: number, totalBytes: number) =>
-      options.onProgress?.({ phase, loadedBytes, totalBytes });
-    await loadWeights(
-      device,
-      stream,
-      checkpoint,
-      pairs(weightPlans, machine.weights),
-      progress('weights'),
-      options.signal,
-    );
+    await origin.fill(device, stream, weightPlans, machine.weights, options);
     return { machine, memory, dispose };
   } catch (error) {
     dispose();

@@ -75,7 +75,8 @@ export interface Precision {
   cache: 'f32' | 'bf16';
   /** 'auto' keeps what the checkpoint has */
   weights: 'auto' | 'f32' | 'bf16';
-  /** what fp8 weights become where an operation does not take fp8 (the per-head halves of kv_b) */
+  /** what fp8 weights become where an operation does not take fp8 (the per-head halves of kv_b): as `act`, to which
+   * products round their operands anyway */
   wide: 'f32' | 'bf16';
 }
 
@@ -95,7 +96,8 @@ export function precisionOf(options: LatentModelOptions, device: DeviceInfo): Pr
   if (cache === 'fp8') {
     throw new MlaError('ERR_UNSUPPORTED', "cacheDtype 'fp8' is not available; use 'f32' or 'bf16'.");
   }
-  return { act: act === 'auto' ? auto : act, cache: cache === 'auto' ? auto : cache, weights, wide: auto };
+  const resolved = act === 'auto' ? auto : act;
+  return { act: resolved, cache: cache === 'auto' ? auto : cache, weights, wide: resolved };
 }
 
 /** Element type that a group of source tensors gets on the device. Mixed groups become `wide`. */

@@ -1,6 +1,7 @@
 // model - the model class: weights, cache, forward pass.
 export { LatentModel, type ModelStats } from './latent-model';
 export type { MemoryPlan } from './memory-plan';
+export { SHAPE_NAMES } from './named-shapes';
 export type { ScoreOptions } from './score';
 export type {
   LatentModelOptions,

@@ -4,10 +4,12 @@
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { MlaError } from '../errors';
 import type { Device, DeviceInfo, Graph } from '../native';
-import { type Built, buildMachine, clearRows } from './build';
+import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
 import type { MemoryPlan } from './memory-plan';
+import { namedShape } from './named-shapes';
 import { openModelDevice } from './open-device';
+import { fillRandomWeights } from './random-weights';
 import { checkScore, type ScoreOptions, scoreTokens } from './score';
 import { Sequence } from './sequence';
 import { type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
@@ -84,18 +86,33 @@ export class LatentModel implements AsyncDisposable {
     options.signal?.throwIfAborted();
     options.onProgress?.({ phase: 'open', loadedBytes: 0, totalBytes: 0 });
     const checkpoint = await openCheckpoint(dir);
+    try {
+      return await LatentModel.#build(originOf(checkpoint), options, start);
+    } finally {
+      await checkpoint.close();
+    }
+  }
+
+  /**
+   * A model of a published shape (see named-shapes.ts) with random weights made on the device: for measurements, where
+   * only the sizes count. Rejects as {@link load} does, with ERR_INVALID_ARG for a name that is not known.
+   */
+  static async random(shape: string, options: LatentModelOptions = {}): Promise<LatentModel> {
+    const fill: WeightOrigin['fill'] = (device, stream, _, weights) => fillRandomWeights(device, stream, weights);
+    return LatentModel.#build({ ...namedShape(shape), fill }, options, performance.now());
+  }
+
+  static async #build(origin: WeightOrigin, options: LatentModelOptions, start: number): Promise<LatentModel> {
     let device: Device | null = null;
     try {
       device = openModelDevice(options.device ?? 'auto', options.threads ?? 0);
-      const built = await buildMachine(device, checkpoint, options);
+      const built = await buildMachine(device, origin, options);
       const model = new LatentModel(device, built, options, performance.now() - start);
       options.onProgress?.({ phase: 'ready', loadedBytes: built.memory.weights, totalBytes: built.memory.weights });
       return model;
     } catch (error) {
       await device?.dispose();
       throw error;
-    } finally {
-      await checkpoint.close();
     }
   }
 

@@ -1,0 +1,54 @@
+// pdl.cuh - programmatic dependent launch: a kernel may start while the one before it in the stream is still running.
+//
+// Device side, in every kernel of the library (the chain holds only if none leaves it out):
+//   pdl_wait()               before the first access to memory that an earlier kernel writes, or that an earlier kernel
+//                            still reads and this one writes. All threads call it. After it, everything that earlier
+//                            kernels wrote is visible.
+//   pdl_launch_dependents()  the next kernel's blocks may start as soon as all blocks of this one have called it or
+//                            ended; it orders nothing. Call it after pdl_wait(), when the block's loads are under way.
+// Before pdl_wait() a kernel may only compute, set up shared memory and prefetch into L2 (prefetch_l2): weights too may
+// have been written by the kernel before. Below sm_90 both compile to nothing.
+//
+// Host side: launch_pdl(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t; a launcher returns
+//   cuda_status(launch_pdl(...), "<kernel name>").
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+namespace mla::cuda {
+
+__device__ __forceinline__ void pdl_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void pdl_launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_pdl(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                       Arguments&&... arguments) {
+  // Older GPUs refuse the attribute.
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = major >= 9 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,83 @@
+#include "cuda/gemm/product.h"
+
+#include <algorithm>
+
+#include "common/checked.h"
+
+namespace mla::cuda {
+
+namespace {
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+/// Rows a group has on average, rounded up.
+int64_t mean_rows(const Product& p) { return p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups); }
+
+/// Above this many rows of a group the weights would be read several times.
+constexpr int64_t kStreamMeanRows = 16;
+constexpr int64_t kStreamEvenRows = 32;
+
+bool streams(const Product& p) {
+  if (p.offsets == nullptr) return p.rows <= kStreamEvenRows;
+  return p.rows <= kStreamRows && mean_rows(p) <= kStreamMeanRows;
+}
+
+/// Rows of a tile in eights. With uneven groups a group can have up to all rows of x.
+int stream_row_tiles(const Product& p) {
+  const int64_t most = p.offsets == nullptr ? p.rows : p.order == nullptr ? p.rows : p.x_rows;
+  if (most <= 8) return 1;
+  if (most <= 16 || p.offsets != nullptr) return 2;
+  return 4;
+}
+
+/// Height of the tiles: 128 where that still gives every multiprocessor a tile and the rows fill it.
+int tile_rows(const Product& p, int multiprocessors) {
+  const int64_t mean = mean_rows(p);
+  if (p.offsets != nullptr && mean <= 48) return 32;
+  if (mean <= (p.offsets != nullptr ? 96 : 64)) return 64;
+  const int64_t row_tiles = p.offsets == nullptr ? p.groups * ceil_div(p.rows, 128) : ceil_div(p.rows, 128);
+  return row_tiles * ceil_div(p.n, 128) >= multiprocessors ? 128 : 64;
+}
+
+}  // namespace
+
+bool fits_tensor_cores(const Product& p) {
+  const int64_t w_step = p.w_dtype == DType::kF8E4M3 ? 16 : 8;
+  return p.x_dtype == DType::kBF16 && p.w_dtype != DType::kF32 && !p.w_transposed && p.positions == nullptr &&
+         p.k % w_step == 0 && p.w_group % w_step == 0 && p.x_row % 8 == 0 && p.x_group % 8 == 0 && aligned(p.x) &&
+         aligned(p.w);
+}
+
+cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t stream) {
+  if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
+  if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
+  const bool f8 = p.w_dtype == DType::kF8E4M3;
+  if (streams(p)) {
+    const int row_tiles = stream_row_tiles(p);
+    return f8 ? launch_product_stream_f8(p, row_tiles, multiprocessors, stream)
+              : launch_product_stream_bf16(p, row_tiles, multiprocessors, stream);
+  }
+  const int height = tile_rows(p, multiprocessors);
+  return f8 ? launch_product_tile_f8(p, height, multiprocessors, stream)
+            : launch_product_tile_bf16(p, height, multiprocessors, stream);
+}
+
+bool combines(const Product& p, const Combine& c, int shared_bytes_per_block) {
+  return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
+         combine_stream_bytes(p, c, combine_row_tiles(c)) <= shared_bytes_per_block - 1024;
+}
+
+cudaError_t launch_combine(const Product& p, const Combine& c, int multiprocessors, cudaStream_t stream) {
+  return p.w_dtype == DType::kF8E4M3 ? launch_combine_stream_f8(p, c, combine_row_tiles(c), multiprocessors, stream)
+                                     : launch_combine_stream_bf16(p, c, combine_row_tiles(c), multiprocessors, stream);
+}
+
+cudaError_t load_product_kernels(int shared_bytes_per_block) {
+  cudaError_t error = load_product_stream_bf16(shared_bytes_per_block);
+  if (error == cudaSuccess) error = load_product_stream_f8(shared_bytes_per_block);
+  if (error == cudaSuccess) error = load_product_tile_bf16(shared_bytes_per_block);
+  if (error == cudaSuccess) error = load_product_tile_f8(shared_bytes_per_block);
+  return error == cudaSuccess ? load_product_fma() : error;
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,19 @@
+// product_stream_f8_portable.cu - the streaming products of product_stream.cuh with f8 weights.
+#include "cuda/gemm/product_stream.cuh"
+
+namespace mla::cuda {
+
+cudaError_t launch_product_stream_f8(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream) {
+  return launch_product_stream<F8E4M3>(p, row_tiles, multiprocessors, stream);
+}
+
+cudaError_t launch_combine_stream_f8(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
+                                     cudaStream_t stream) {
+  return launch_combine_stream<F8E4M3>(p, c, row_tiles, multiprocessors, stream);
+}
+
+cudaError_t load_product_stream_f8(int shared_bytes_per_block) {
+  return load_product_stream<F8E4M3>(shared_bytes_per_block);
+}
+
+}  // namespace mla::cuda

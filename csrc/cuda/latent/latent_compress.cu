@@ -1,0 +1,196 @@
+// latent_compress.cu - everything between the residual stream and the query, in three steps:
+//
+//   1  a = rmsNorm(x, norm)                           norm/norm_rows.cu, into the workspace; zeros for padding
+//   2  y = a * weight^T                               gemm/, float32, into the workspace
+//   3  q = round(y[:Nq]) or rmsNorm(y[:Nq], q_norm); cache row = [rmsNorm(y[Nq:Nq+c], latent_norm) ; rope(y[Nq+c:])]
+//
+// The kernel of step 3: grid (T, 2), the second index 0 for the query part and 1 for the cache row; block 256. Float32
+// throughout, each output rounded once. RoPE rotates pairs of neighbours: (a cos - b sin, a sin + b cos). A row whose
+// position is negative or past the table gives zeros in q and no cache row; a slot outside of the cache is not written.
+// Long inputs go through in passes of kPassRows rows, which bounds the workspace. Bandwidth-bound.
+// Test: test/gpu/rows.test.ts.
+#include <algorithm>
+
+#include "cuda/device/pdl.cuh"
+#include "cuda/device/workspace.h"
+#include "cuda/launch.h"
+#include "cuda/norm/norm.h"
+#include "cuda/norm/norm_row.cuh"
+
+namespace mla::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kPassRows = 4096;
+
+struct FinishArgs {
+  const float* y;            // [T, nq + c + r]
+  const void* q_norm;        // [nq], may be null
+  const void* latent_norm;   // [c]
+  const int32_t* positions;  // [T]
+  const int32_t* slots;      // [T]
+  const float* cos_sin;      // [table, r]
+  void* q;                   // [T, nq]
+  void* cache;               // [slots, c + r]
+  int64_t nq, c, r, table, cache_slots;
+  float eps;
+  bool q_norm_bf16, latent_norm_bf16;
+  bool q_vector, latent_vector;
+};
+
+template <class Act>
+__device__ __forceinline__ void finish_query(const FinishArgs& a, const float* y, Act* q, bool padding, float* s_sums) {
+  const auto load = [&](int64_t at, float(&v)[kChunk], bool) { load_chunk(y, at, a.nq, a.q_vector, v); };
+  const auto store = [&](int64_t at, const float(&v)[kChunk]) { store_chunk(q, at, a.nq, a.q_vector, v); };
+  if (!padding && a.q_norm != nullptr) {
+    norm_row(
+        a.nq, a.eps, s_sums, load,
+        [&](int64_t at, float(&v)[kChunk]) { load_weight_chunk(a.q_norm, a.q_norm_bf16, at, a.nq, a.q_vector, v); },
+        store);
+    return;
+  }
+  for (int64_t at = int64_t{threadIdx.x} * kChunk; at < a.nq; at += kThreads * kChunk) {
+    float v[kChunk] = {};
+    if (!padding) load(at, v, false);
+    store(at, v);
+  }
+}
+
+template <class Cache>
+__device__ __forceinline__ void finish_latent(const FinishArgs& a, const float* y, Cache* row, const float* angles,
+                                              float* s_sums) {
+  norm_row(
+      a.c, a.eps, s_sums, [&](int64_t at, float(&v)[kChunk], bool) { load_chunk(y, at, a.c, a.latent_vector, v); },
+      [&](int64_t at, float(&v)[kChunk]) {
+        load_weight_chunk(a.latent_norm, a.latent_norm_bf16, at, a.c, a.latent_vector, v);
+      },
+      [&](int64_t at, const float(&v)[kChunk]) { store_chunk(row, at, a.c, a.latent_vector, v); });
+  // The last threads: the first ones have the latent's chunks.
+  for (int64_t i = 2 * (kThreads - 1 - int64_t{threadIdx.x}); i < a.r; i += 2 * kThreads) {
+    const float first = y[a.c + i], second = y[a.c + i + 1];
+    const float cos = angles[i], sin = angles[i + 1];
+    row[a.c + i] = from_float<Cache>(fmaf(first, cos, -(second * sin)));
+    row[a.c + i + 1] = from_float<Cache>(fmaf(first, sin, second * cos));
+  }
+}
+
+template <class Act, class Cache>
+__global__ __launch_bounds__(kThreads) void latent_finish_kernel(FinishArgs a) {
+  __shared__ float s_sums[32];
+  pdl_wait();
+  pdl_launch_dependents();
+  const int64_t t = blockIdx.x;
+  const int64_t position = a.positions[t];
+  const bool padding = position < 0 || position >= a.table;
+  const float* const y = a.y + t * (a.nq + a.c + a.r);
+  if (blockIdx.y == 0) {
+    finish_query(a, y, static_cast<Act*>(a.q) + t * a.nq, padding, s_sums);
+    return;
+  }
+  const int64_t slot = a.slots[t];
+  if (padding || slot < 0 || slot >= a.cache_slots) return;
+  finish_latent(a, y + a.nq, static_cast<Cache*>(a.cache) + slot * (a.c + a.r), a.cos_sin + position * a.r, s_sums);
+}
+
+using Kernel = void (*)(FinishArgs);
+
+Kernel kernel_of(DType act, DType cache) {
+  if (act == DType::kBF16) {
+    return cache == DType::kBF16 ? latent_finish_kernel<Bf16, Bf16> : latent_finish_kernel<Bf16, float>;
+  }
+  return cache == DType::kBF16 ? latent_finish_kernel<float, Bf16> : latent_finish_kernel<float, float>;
+}
+
+/// What one pass keeps in the workspace.
+struct Scratch {
+  GemmParams product;  // x: the normed rows
+  View workspace;      // of the product
+};
+
+Scratch scratch_of(const LatentCompressParams& p, int64_t rows, const Traits& traits, Carver* carver) {
+  Scratch s;
+  s.product.x = carver->tensor(p.x.dtype, rows, p.x.dim(1));
+  s.product.w = p.weight;
+  s.product.w_scale = p.weight_scale;
+  s.product.y = carver->tensor(DType::kF32, rows, p.weight.dim(0));
+  s.workspace = carver->tensor(DType::kU8, 1, workspace(s.product, traits));
+  return s;
+}
+
+/// Rows [begin, begin + rows) of a tensor.
+View rows_of(const View& view, int64_t begin, int64_t rows) {
+  View part = view;
+  const int64_t row_bytes = view.dim(0) == 0 ? 0 : view.bytes() / view.dim(0);
+  part.data = view.as<char>() + begin * row_bytes;
+  part.shape[0] = rows;
+  return part;
+}
+
+Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, const Launch& launch) {
+  Carver carver{launch.workspace.as<char>()};
+  const Scratch scratch = scratch_of(p, rows, *launch.traits, &carver);
+  const View positions = rows_of(p.positions, begin, rows);
+  NormRows norm;
+  norm.x = rows_of(p.x, begin, rows);
+  norm.weight = p.norm;
+  norm.positions = positions;
+  norm.out = scratch.product.x;
+  norm.eps = p.eps;
+  MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
+  Launch inner = launch;
+  inner.workspace = scratch.workspace;
+  MLA_RETURN_IF_ERROR(gemm(scratch.product, inner));
+
+  FinishArgs args;
+  args.y = scratch.product.y.as<const float>();
+  args.q_norm = p.q_norm.present() ? p.q_norm.data : nullptr;
+  args.latent_norm = p.latent_norm.data;
+  args.positions = positions.as<const int32_t>();
+  args.slots = rows_of(p.slots, begin, rows).as<const int32_t>();
+  args.cos_sin = p.cos_sin.as<const float>();
+  args.nq = p.q.dim(1);
+  args.c = p.latent_norm.dim(0);
+  args.r = p.cache.dim(2) - args.c;
+  args.q = rows_of(p.q, begin, rows).data;
+  args.cache = p.cache.data;
+  args.table = p.cos_sin.dim(0);
+  args.cache_slots = p.cache.dim(0) * kPageTokens;
+  args.eps = p.latent_eps;
+  args.q_norm_bf16 = p.q_norm.present() && p.q_norm.dtype == DType::kBF16;
+  args.latent_norm_bf16 = p.latent_norm.dtype == DType::kBF16;
+  const bool rows_aligned = (args.nq + args.c + args.r) % 4 == 0;  // of y
+  args.q_vector = rows_aligned && args.nq % kChunk == 0 && aligned16(args.q) && aligned16(args.q_norm);
+  args.latent_vector = rows_aligned && args.nq % 4 == 0 && args.c % kChunk == 0 && args.r % kChunk == 0 &&
+                       aligned16(args.cache) && aligned16(args.latent_norm);
+  return cuda_status(launch_pdl(kernel_of(p.x.dtype, p.cache.dtype), dim3(static_cast<unsigned>(rows), 2),
+                                dim3(kThreads), 0, launch.stream, args),
+                     "latent_finish_kernel");
+}
+
+}  // namespace
+
+int64_t workspace(const LatentCompressParams& p, const Traits& traits) {
+  Carver carver;
+  scratch_of(p, std::min(p.x.dim(0), kPassRows), traits, &carver);
+  return carver.used;
+}
+
+Status latentCompress(const LatentCompressParams& p, const Launch& launch) noexcept {
+  const int64_t rows = p.x.dim(0);
+  for (int64_t begin = 0; begin < rows; begin += kPassRows) {
+    MLA_RETURN_IF_ERROR(run_pass(p, begin, std::min(rows - begin, kPassRows), launch));
+  }
+  return Status::Ok();
+}
+
+Status load_latent_kernels(const Traits& traits) {
+  (void)traits;
+  for (const DType act : {DType::kF32, DType::kBF16}) {
+    for (const DType cache : {DType::kF32, DType::kBF16}) {
+      MLA_RETURN_IF_ERROR(load_kernel(kernel_of(act, cache), "latent_finish_kernel"));
+    }
+  }
+  return Status::Ok();
+}
+
+}  // namespace mla::cuda

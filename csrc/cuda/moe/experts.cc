@@ -1,0 +1,98 @@
+// experts.cc - the launchers of the grouped expert products: moeGateUp and moeDown. Test: test/gpu/matrix-experts.test.ts.
+#include <algorithm>
+
+#include "common/checked.h"
+#include "cuda/launch.h"
+#include "cuda/moe/combine.h"
+
+namespace mla::cuda {
+
+namespace {
+
+Product grouped(View x, View w, View w_scale, View offsets) {
+  Product p;
+  p.n = w.dim(1);
+  p.k = p.x_row = w.dim(2);
+  p.groups = w.dim(0);
+  p.x = x.data;
+  p.x_dtype = x.dtype;
+  p.w = w.data;
+  p.w_dtype = w.dtype;
+  p.w_group = p.n * p.k;
+  if (w_scale.present()) {
+    p.scale = w_scale.as<const float>();
+    p.scale_group = w_scale.numel() / p.groups;
+  }
+  p.offsets = offsets.as<const int32_t>();
+  return p;
+}
+
+/// Columns of the expert outputs that moeDown keeps in float32 at a time: few enough to stay in the GPU's cache between
+/// the product that writes and the sum that reads them, in whole scale blocks.
+int64_t part_columns(int64_t pairs, int64_t d) {
+  constexpr int64_t kPartBytes = int64_t{32} << 20;
+  const int64_t columns = kPartBytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
+  return std::min(d, std::max<int64_t>(columns, kScaleBlock));
+}
+
+}  // namespace
+
+int64_t workspace(const MoeGateUpParams&, const Traits&) { return 0; }
+
+int64_t workspace(const MoeDownParams& p, const Traits&) {
+  const int64_t pairs = p.h.dim(0);
+  return pairs * part_columns(pairs, p.out.dim(1)) * static_cast<int64_t>(sizeof(float));
+}
+
+Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
+  const int64_t rows = p.x.dim(0), pairs = p.order.dim(0);
+  if (rows == 0 || pairs == 0) return Status::Ok();
+  Product product = grouped(p.x, p.w, p.w_scale, p.offsets);
+  product.rows = pairs;
+  product.gated = true;
+  product.y = p.h.data;
+  product.y_dtype = p.h.dtype;
+  product.y_row = p.h.dim(1);
+  product.order = p.order.as<const int32_t>();
+  product.per_row = pairs / rows;
+  product.x_rows = rows;
+  return cuda_status(launch_product(product, launch.traits->multiprocessors, launch.stream), "moeGateUp");
+}
+
+Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
+  const int64_t tokens = p.out.dim(0), d = p.out.dim(1), pairs = p.h.dim(0);
+  if (tokens == 0) return Status::Ok();
+  Product product = grouped(p.h, p.w, p.w_scale, p.offsets);
+  product.rows = pairs;
+  Combine combine;
+  combine.tokens = tokens;
+  combine.per_token = p.slots.dim(1);
+  combine.n = combine.out_row = d;
+  combine.slots = p.slots.as<const int32_t>();
+  combine.weights = p.weights.as<const float>();
+  combine.residual = p.residual.present() ? p.residual.data : nullptr;
+  combine.out = p.out.data;
+  combine.dtype = p.out.dtype;
+  const Traits& traits = *launch.traits;
+  if (combines(product, combine, traits.shared_bytes_per_block))
+    return cuda_status(launch_combine(product, combine, traits.multiprocessors, launch.stream), "moeDown");
+
+  float* const parts = launch.workspace.as<float>();
+  const int64_t columns = part_columns(pairs, d), act_bytes = dtype_bytes(p.out.dtype);
+  product.y = parts;
+  product.y_dtype = DType::kF32;
+  for (int64_t column = 0; column < d; column += columns) {
+    product.n = product.y_row = combine.n = std::min(columns, d - column);
+    product.w = static_cast<const char*>(p.w.data) + column * product.k * dtype_bytes(p.w.dtype);
+    if (p.w_scale.present())
+      product.scale = p.w_scale.as<const float>() + column / kScaleBlock * ceil_div(product.k, kScaleBlock);
+    combine.out = static_cast<char*>(p.out.data) + column * act_bytes;
+    if (p.residual.present()) combine.residual = static_cast<const char*>(p.residual.data) + column * act_bytes;
+    MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, traits.multiprocessors, launch.stream), "moeDown"));
+    MLA_RETURN_IF_ERROR(cuda_status(
+        launch_combine_parts(combine, parts, product.offsets + product.groups, pairs, launch.stream), "moeDown"));
+  }
+  return Status::Ok();
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,277 @@
+// router_portable.cu - moeRoute: norm, router logits, choice of experts, grouping of rows by expert. ops/ops.h has the
+// formulas.
+//
+//   1  normed = rmsNorm(x, norm)        norm/norm_rows.cu; zeros for padding
+//   2  logits = normed * gate^T         a warp for one logit, or for 4 rows by 4 experts; float32 into the workspace
+//   3  ids and weights                  a warp per row, router_select.cuh
+//   4  offsets, order and slots         router_group.cuh; up to 16 rows by the block of step 3, up to 128 by one block
+//   of
+//                                       their own, more by a counting kernel and a placing kernel
+//
+// A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
+// the same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
+// Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
+#include <algorithm>
+
+#include "cuda/device/pdl.cuh"
+#include "cuda/device/workspace.h"
+#include "cuda/launch.h"
+#include "cuda/moe/router.h"
+#include "cuda/moe/router_group.cuh"
+#include "cuda/moe/router_select.cuh"
+#include "cuda/norm/norm.h"
+
+namespace mla::cuda {
+namespace {
+
+constexpr int kLogitThreads = 128;
+constexpr int kGroupThreads = 512;
+constexpr int64_t kFewLogits = 1024;  // up to here one warp each; they would not fill the GPU in tiles
+
+// ---- logits -------------------------------------------------------------------------------------------------------
+
+struct LogitArgs {
+  const void* x;     // [T, d]
+  const void* gate;  // [experts, d]
+  float* logits;     // [T, experts]
+  int64_t rows, d;
+  int experts;
+  bool vector;
+};
+
+template <class Act, class Gate, int kRows, int kExperts>
+__global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArgs a) {
+  pdl_wait();
+  pdl_launch_dependents();
+  const int lane = threadIdx.x % 32;
+  const int64_t tile = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
+  const int64_t across = div_up<int64_t>(a.experts, kExperts);  // neighbouring warps share rows
+  const int64_t row0 = tile / across * kRows, expert0 = tile % across * kExperts;
+  if (row0 >= a.rows) return;
+  const Act* x[kRows];
+  const Gate* gate[kExperts];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = static_cast<const Act*>(a.x) + (row0 + r < a.rows ? row0 + r : a.rows - 1) * a.d;
+  }
+#pragma unroll
+  for (int e = 0; e < kExperts; ++e) {
+    gate[e] = static_cast<const Gate*>(a.gate) + (expert0 + e < a.experts ? expert0 + e : a.experts - 1) * a.d;
+  }
+  float sum[kRows][kExperts] = {};
+  for (int64_t at = lane * kChunk; at < a.d; at += 32 * kChunk) {
+    float v[kRows][kChunk];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) load_chunk(x[r], at, a.d, a.vector, v[r]);
+#pragma unroll
+    for (int e = 0; e < kExperts; ++e) {
+      float w[kChunk];
+      load_chunk(gate[e], at, a.d, a.vector, w);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sum[r][e] = fmaf(v[r][i], w[i], sum[r][e]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int e = 0; e < kExperts; ++e) {
+      const float total = warp_sum(sum[r][e]);
+      if (lane == 0 && row0 + r < a.rows && expert0 + e < a.experts) {
+        a.logits[(row0 + r) * a.experts + expert0 + e] = total;
+      }
+    }
+  }
+}
+
+using LogitKernel = void (*)(LogitArgs);
+
+template <int kRows, int kExperts>
+LogitKernel logit_kernel_of(DType act, DType gate) {
+  if (act == DType::kBF16) {
+    return gate == DType::kBF16 ? route_logits_kernel<Bf16, Bf16, kRows, kExperts>
+                                : route_logits_kernel<Bf16, float, kRows, kExperts>;
+  }
+  return gate == DType::kBF16 ? route_logits_kernel<float, Bf16, kRows, kExperts>
+                              : route_logits_kernel<float, float, kRows, kExperts>;
+}
+
+Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launch) {
+  LogitArgs args;
+  args.x = p.normed.data;
+  args.gate = p.gate.data;
+  args.logits = logits;
+  args.rows = p.x.dim(0);
+  args.d = p.x.dim(1);
+  args.experts = static_cast<int>(p.gate.dim(0));
+  args.vector = args.d % kChunk == 0 && aligned16(args.x) && aligned16(args.gate);
+  const bool few = args.rows * args.experts <= kFewLogits;
+  const int tile = few ? 1 : 4, threads = few ? 32 : kLogitThreads;
+  const int64_t warps = ceil_div(args.rows, tile) * ceil_div(args.experts, tile);
+  const auto kernel =
+      few ? logit_kernel_of<1, 1>(p.x.dtype, p.gate.dtype) : logit_kernel_of<4, 4>(p.x.dtype, p.gate.dtype);
+  return cuda_status(launch_pdl(kernel, dim3(static_cast<unsigned>(ceil_div(warps, threads / 32))), dim3(threads), 0,
+                                launch.stream, args),
+                     "route_logits_kernel");
+}
+
+// ---- choice and grouping ------------------------------------------------------------------------------------------
+
+/// Rows that a block of the selecting kernel takes, a warp each.
+template <int kPer>
+constexpr int kSelectRows = kPer <= 8 ? 16 : 8;
+
+/// With one block, that block groups the pairs as well.
+template <int kPer>
+__global__ __launch_bounds__(32 * kSelectRows<kPer>) void route_select_kernel(SelectArgs a, GroupArgs grouping) {
+  extern __shared__ uint32_t s_words[];
+  __shared__ int s_scratch[32];
+  pdl_wait();
+  pdl_launch_dependents();
+  const int warp = threadIdx.x / 32;
+  const int64_t row = int64_t{blockIdx.x} * kSelectRows<kPer> + warp;
+  if (row < a.rows) select_row<kPer>(a, row, s_words + warp * a.experts);
+  if (gridDim.x > 1) return;
+  __syncthreads();  // ids are in memory, and s_words may be used again
+  place_chunk(grouping, 0, 1, s_words, s_scratch);
+}
+
+__global__ __launch_bounds__(kGroupThreads) void route_count_kernel(GroupArgs a) {
+  extern __shared__ uint32_t s_words[];
+  pdl_wait();
+  pdl_launch_dependents();
+  const int64_t chunk = blockIdx.x, row0 = chunk * kChunkRows;
+  mark_chunk(a, row0, static_cast<int>(a.rows - row0 < kChunkRows ? a.rows - row0 : kChunkRows), s_words);
+  for (int group = threadIdx.x; group < a.groups; group += kGroupThreads) {
+    a.counts[chunk * a.groups + group] = count_marks(s_words + group * kMaskWords);
+  }
+}
+
+__global__ __launch_bounds__(kGroupThreads) void route_place_kernel(GroupArgs a) {
+  extern __shared__ uint32_t s_words[];
+  __shared__ int s_scratch[32];
+  pdl_wait();
+  pdl_launch_dependents();
+  place_chunk(a, blockIdx.x, gridDim.x, s_words, s_scratch);
+}
+
+template <int kPer>
+Status launch_select(const SelectArgs& select, const GroupArgs& grouping, bool* grouped, const Launch& launch) {
+  constexpr int kRows = kSelectRows<kPer>;
+  const int64_t blocks = ceil_div(select.rows, kRows);
+  *grouped = blocks == 1;
+  const int64_t row_words = select.n_group > 1 ? int64_t{kRows} * select.experts * 4 : 0;
+  const int64_t shared = std::max(row_words, *grouped ? group_shared_bytes(grouping.groups) : 0);  // at most 32 KB
+  return cuda_status(launch_pdl(route_select_kernel<kPer>, dim3(static_cast<unsigned>(blocks)), dim3(32 * kRows),
+                                static_cast<size_t>(shared), launch.stream, select, grouping),
+                     "route_select_kernel");
+}
+
+/// The experts that a lane has to hold: one kernel each.
+Status launch_select(const SelectArgs& select, const GroupArgs& grouping, bool* grouped, const Launch& launch) {
+  if (select.experts <= 64) return launch_select<2>(select, grouping, grouped, launch);
+  if (select.experts <= 256) return launch_select<8>(select, grouping, grouped, launch);
+  return launch_select<32>(select, grouping, grouped, launch);
+}
+
+Status launch_grouping(const GroupArgs& args, const Launch& launch) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, kChunkRows)));
+  const size_t shared = static_cast<size_t>(group_shared_bytes(args.groups));
+  if (grid.x > 1) {
+    MLA_RETURN_IF_ERROR(cuda_status(
+        launch_pdl(route_count_kernel, grid, dim3(kGroupThreads), shared, launch.stream, args), "route_count_kernel"));
+  }
+  return cuda_status(launch_pdl(route_place_kernel, grid, dim3(kGroupThreads), shared, launch.stream, args),
+                     "route_place_kernel");
+}
+
+struct Scratch {
+  float* logits;    // [T, experts]
+  int32_t* counts;  // [chunks, groups]
+};
+
+Scratch scratch_of(const MoeRouteParams& p, Carver* carver) {
+  Scratch s;
+  const int64_t rows = p.x.dim(0), groups = p.expert_end - p.expert_begin + p.shared;
+  s.logits = carver->take<float>(rows * p.gate.dim(0));
+  s.counts = carver->take<int32_t>(rows > kChunkRows ? ceil_div(rows, kChunkRows) * groups : 0);
+  return s;
+}
+
+}  // namespace
+
+int64_t workspace(const MoeRouteParams& p, const Traits& traits) {
+  (void)traits;
+  Carver carver;
+  scratch_of(p, &carver);
+  return carver.used;
+}
+
+Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
+  const int64_t rows = p.x.dim(0), groups = p.expert_end - p.expert_begin + p.shared;
+  if (rows == 0) {
+    return cuda_status(cudaMemsetAsync(p.offsets.data, 0, static_cast<size_t>(p.offsets.bytes()), launch.stream),
+                       "cudaMemsetAsync");
+  }
+  Carver carver{launch.workspace.as<char>()};
+  const Scratch scratch = scratch_of(p, &carver);
+  NormRows norm;
+  norm.x = p.x;
+  norm.weight = p.norm;
+  norm.positions = p.positions;
+  norm.out = p.normed;
+  norm.eps = p.eps;
+  MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
+  MLA_RETURN_IF_ERROR(launch_logits(p, scratch.logits, launch));
+
+  SelectArgs select;
+  select.logits = scratch.logits;
+  select.bias = p.bias.present() ? p.bias.as<const float>() : nullptr;
+  select.positions = p.positions.as<const int32_t>();
+  select.ids = p.ids.as<int32_t>();
+  select.weights = p.weights.as<float>();
+  select.rows = rows;
+  select.experts = static_cast<int>(p.gate.dim(0));
+  select.top_k = static_cast<int>(p.top_k);
+  select.shared = static_cast<int>(p.shared);
+  select.n_group = static_cast<int>(p.n_group);
+  select.topk_group = static_cast<int>(p.topk_group);
+  select.scale = p.scale;
+  select.sigmoid = p.sigmoid;
+  select.group_top2 = p.group_top2;
+  select.norm_topk = p.norm_topk;
+  GroupArgs grouping;
+  grouping.ids = p.ids.as<const int32_t>();
+  grouping.offsets = p.offsets.as<int32_t>();
+  grouping.order = p.order.as<int32_t>();
+  grouping.slots = p.slots.as<int32_t>();
+  grouping.counts = scratch.counts;
+  grouping.rows = rows;
+  grouping.columns = static_cast<int>(p.top_k + p.shared);
+  grouping.experts = select.experts;
+  grouping.begin = static_cast<int>(p.expert_begin);
+  grouping.end = static_cast<int>(p.expert_end);
+  grouping.groups = static_cast<int>(groups);
+  bool grouped = false;
+  MLA_RETURN_IF_ERROR(launch_select(select, grouping, &grouped, launch));
+  return grouped ? Status::Ok() : launch_grouping(grouping, launch);
+}
+
+Status load_router_kernels(const Traits& traits) {
+  (void)traits;
+  for (const DType act : {DType::kF32, DType::kBF16}) {
+    for (const DType gate : {DType::kF32, DType::kBF16}) {
+      MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of<1, 1>(act, gate), "route_logits_kernel"));
+      MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of<4, 4>(act, gate), "route_logits_kernel"));
+    }
+  }
+  MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<2>, "route_select_kernel"));
+  MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<8>, "route_select_kernel"));
+  MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<32>, "route_select_kernel"));
+  MLA_RETURN_IF_ERROR(load_kernel(route_count_kernel, "route_count_kernel"));
+  return load_kernel(route_place_kernel, "route_place_kernel");
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,171 @@
+// router_select.cuh - the choice of experts for one row, by one warp.
+//
+// Lane l has experts l, l + 32, ... in registers, as unsigned integers in the order of their scores; 0 is taken. So the
+// largest of all is one reduction over the warp, and the lowest index among equals another.
+#pragma once
+#include <cstdint>
+
+#include "cuda/device/rows.cuh"
+
+namespace mla::cuda {
+
+struct SelectArgs {
+  const float* logits;       // [T, experts]
+  const float* bias;         // [experts], may be null
+  const int32_t* positions;  // [T]
+  int32_t* ids;              // [T, top_k + shared]
+  float* weights;            // [T, top_k + shared]
+  int64_t rows;
+  int experts, top_k, shared, n_group, topk_group;
+  float scale;
+  bool sigmoid, group_top2, norm_topk;
+};
+
+constexpr uint32_t kTaken = 0;
+
+/// A logit's score. The same expression wherever a score is needed, so that it has the same bits.
+struct Scorer {
+  bool sigmoid;
+  float largest, sum;  // softmax
+  __device__ __forceinline__ float operator()(float logit) const {
+    return sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - largest) / sum;
+  }
+};
+
+/// The largest of the lanes' keys, and the lowest index that has it.
+__device__ __forceinline__ int warp_best_key(uint32_t key, int index, uint32_t* best) {
+  *best = __reduce_max_sync(kFullWarp, key);
+  return static_cast<int>(__reduce_min_sync(kFullWarp, key == *best ? static_cast<unsigned>(index) : ~0u));
+}
+
+/// Keeps the experts of the topk_group best groups; the others' keys become that of -inf. `s_row` holds one word per
+/// expert.
+template <int kPer>
+__device__ __forceinline__ void keep_groups(const SelectArgs& a, const float (&choice)[kPer], uint32_t (&keys)[kPer],
+                                            uint32_t* s_row) {
+  const int lane = threadIdx.x % 32, size = a.experts / a.n_group;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    if (lane + 32 * i < a.experts) s_row[lane + 32 * i] = __float_as_uint(choice[i]);
+  }
+  __syncwarp();
+  // A group's score goes to the place of its first expert, which only the lane of that group still reads.
+  for (int group = lane; group < a.n_group; group += 32) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int i = group * size; i < (group + 1) * size; ++i) {
+      const float x = __uint_as_float(s_row[i]);
+      if (x > first) {
+        second = first;
+        first = x;
+      } else if (x > second) {
+        second = x;
+      }
+    }
+    s_row[group * size] = order_key(a.group_top2 && size > 1 ? first + second : first);
+  }
+  for (int kept = 0; kept < a.topk_group; ++kept) {
+    uint32_t key = kTaken;
+    int index = a.n_group;
+    for (int group = lane; group < a.n_group; group += 32) {
+      if (s_row[group * size] > key) {
+        key = s_row[group * size];
+        index = group;
+      }
+    }
+    uint32_t best;
+    const int winner = warp_best_key(key, index, &best);
+    if (winner % 32 == lane) s_row[winner * size] = kTaken;
+  }
+  __syncwarp();
+  const uint32_t none = order_key(-INFINITY);
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const int expert = lane + 32 * i;
+    if (expert < a.experts && s_row[expert / size * size] != kTaken) keys[i] = none;
+  }
+  __syncwarp();
+}
+
+/// Writes ids and weights of one row. `s_row` is used with n_group > 1 only.
+template <int kPer>
+__device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uint32_t* s_row) {
+  const int lane = threadIdx.x % 32, columns = a.top_k + a.shared;
+  int32_t* const ids = a.ids + row * columns;
+  float* const weights = a.weights + row * columns;
+  if (a.positions[row] < 0) {
+    for (int j = lane; j < columns; j += 32) {
+      ids[j] = -1;
+      weights[j] = 0;
+    }
+    return;
+  }
+
+  const float* const logits = a.logits + row * a.experts;
+  float choice[kPer];
+  Scorer score{a.sigmoid, -INFINITY, 0};
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const int expert = lane + 32 * i;
+    choice[i] = expert < a.experts ? logits[expert] : -INFINITY;
+    score.largest = fmaxf(score.largest, choice[i]);
+  }
+  if (!a.sigmoid) {
+    score.largest = warp_max(score.largest);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if (lane + 32 * i < a.experts) score.sum += expf(choice[i] - score.largest);
+    }
+    score.sum = warp_sum(score.sum);
+  }
+  uint32_t keys[kPer];
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const int expert = lane + 32 * i;
+    keys[i] = kTaken;
+    if (expert >= a.experts) continue;
+    choice[i] = score(choice[i]);
+    if (a.bias != nullptr) choice[i] += a.bias[expert];
+    keys[i] = order_key(choice[i]);
+  }
+  if (a.n_group > 1) keep_groups(a, choice, keys, s_row);
+
+  // Lane j keeps choices j and j + 32.
+  int low_id = 0, high_id = 0;
+  for (int j = 0; j < a.top_k; ++j) {
+    uint32_t key = kTaken;
+    int index = a.experts - 1;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if (keys[i] > key) {
+        key = keys[i];
+        index = lane + 32 * i;
+      }
+    }
+    uint32_t best;
+    const int expert = warp_best_key(key, index, &best);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      if (expert == lane + 32 * i) keys[i] = kTaken;
+    }
+    if (j == lane) low_id = expert;
+    if (j == lane + 32) high_id = expert;
+  }
+  const float low = lane < a.top_k ? score(logits[low_id]) : 0.0f;
+  const float high = lane + 32 < a.top_k ? score(logits[high_id]) : 0.0f;
+  float sum = 0;
+  for (int j = 0; j < a.top_k && j < 32; ++j) sum += __shfl_sync(kFullWarp, low, j);
+  for (int j = 32; j < a.top_k; ++j) sum += __shfl_sync(kFullWarp, high, j - 32);
+  const auto write = [&](int j, int id, float weight) {
+    if (j >= a.top_k) return;
+    ids[j] = id;
+    weights[j] = (a.norm_topk ? weight / (sum + 1e-20f) : weight) * a.scale;
+  };
+  write(lane, low_id, low);
+  write(lane + 32, high_id, high);
+  for (int j = lane; j < a.shared; j += 32) {
+    ids[a.top_k + j] = a.experts + j;
+    weights[a.top_k + j] = 1.0f;
+  }
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,213 @@
+// backend.cc - the CUDA backend: memory, streams, graphs and copies. What the operations do stands in the family folders.
+#include "ops/backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <utility>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "cuda/runtime/completion.h"
+#include "cuda/runtime/file_reader.h"
+#include "cuda/runtime/host_pool.h"
+#include "cuda/runtime/probe.h"
+
+namespace mla {
+namespace cuda {
+namespace {
+
+class CudaStream final : public BackendStream {
+ public:
+  explicit CudaStream(cudaStream_t stream) : stream(stream) {}
+  ~CudaStream() override { cudaStreamDestroy(stream); }
+
+  cudaStream_t stream;
+  std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
+};
+
+class CudaGraph final : public BackendGraph {
+ public:
+  explicit CudaGraph(cudaGraphExec_t exec) : exec(exec) {}
+  ~CudaGraph() override { cudaGraphExecDestroy(exec); }
+  cudaGraphExec_t exec;
+};
+
+CudaStream& of(BackendStream& stream) { return static_cast<CudaStream&>(stream); }
+
+struct RunOp {
+  const Launch& launch;
+  Status operator()(const std::monostate&) const { return Status::Ok(); }
+#define MLA_RUN_OP(Name, verb) \
+  Status operator()(const Name##Params& p) const { return cuda::verb(p, launch); }
+  MLA_OPS(MLA_RUN_OP)
+#undef MLA_RUN_OP
+};
+
+struct WorkspaceOf {
+  const Traits& traits;
+  int64_t operator()(const std::monostate&) const { return 0; }
+#define MLA_WORKSPACE_OF(Name, verb) \
+  int64_t operator()(const Name##Params& p) const { return workspace(p, traits); }
+  MLA_OPS(MLA_WORKSPACE_OF)
+#undef MLA_WORKSPACE_OF
+};
+
+class CudaBackend final : public Backend {
+ public:
+  static Status create(int index, std::unique_ptr<Backend>* out) {
+    MLA_RETURN_IF_ERROR(probe(index));
+    MLA_RETURN_IF_ERROR(cuda_status(cudaSetDevice(index), "cudaSetDevice"));
+    cudaDeviceProp properties;
+    MLA_RETURN_IF_ERROR(cuda_status(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties"));
+    if (properties.major < 8) {
+      return Status::Error(Code::kDeviceUnusable, std::string(properties.name) + " has compute capability " +
+                                                      std::to_string(properties.major) + "." +
+                                                      std::to_string(properties.minor) + "; 8.0 or newer is needed");
+    }
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(index, properties));
+    MLA_RETURN_IF_ERROR(backend->load_kernels());
+    MLA_RETURN_IF_ERROR(cuda_status(cudaStreamCreateWithFlags(&backend->fill_stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+    *out = std::move(backend);
+    return Status::Ok();
+  }
+
+  ~CudaBackend() override {
+    if (fill_stream_ != nullptr) cudaStreamDestroy(fill_stream_);
+  }
+
+  DeviceInfo info() const override {
+    DeviceInfo out;
+    out.kind = "cuda";
+    out.name = name_;
+    out.path = traits_.hopper ? "sm_90a" : "portable";
+    out.multiprocessors = traits_.multiprocessors;
+    size_t free = 0;
+    size_t total = 0;
+    cudaSetDevice(index_);
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) cudaGetLastError();
+    out.memory_free = static_cast<int64_t>(free);
+    out.memory_total = static_cast<int64_t>(total);
+    return out;
+  }
+
+  Status allocate(int64_t bytes, void** out) override {
+    cudaSetDevice(index_);
+    MLA_RETURN_IF_ERROR(cuda_status(cudaMalloc(out, static_cast<size_t>(bytes)), "cudaMalloc"));
+    // Zeros: what another process left there must never be read.
+    Status status = cuda_status(cudaMemsetAsync(*out, 0, static_cast<size_t>(bytes), fill_stream_), "cudaMemsetAsync");
+    if (status.ok()) status = cuda_status(cudaStreamSynchronize(fill_stream_), "cudaStreamSynchronize");
+    if (!status.ok()) cudaFree(*out);
+    return status;
+  }
+
+  void release(void* data) noexcept override { cudaFree(data); }
+
+  Status host_buffer(int64_t bytes, std::shared_ptr<HostBuffer>* out) override { return host_pool_->take(bytes, out); }
+
+  Status create_stream(std::unique_ptr<BackendStream>* out) override {
+    cudaStream_t stream = nullptr;
+    MLA_RETURN_IF_ERROR(cuda_status(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"));
+    *out = std::make_unique<CudaStream>(stream);
+    return Status::Ok();
+  }
+
+  int64_t workspace_bytes(const Op& op) const override { return std::visit(WorkspaceOf{traits_}, op); }
+
+  int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const override {
+    return cuda::decode_plan_ints(max_sequences, heads, traits_);
+  }
+
+  Status run(const Op& op, View workspace, BackendStream& stream) override {
+    const Launch launch{of(stream).stream, workspace, &traits_};
+    return std::visit(RunOp{launch}, op);
+  }
+
+  Status upload(void* dst, std::shared_ptr<HostBuffer> src, int64_t bytes, BackendStream& stream) override {
+    MLA_RETURN_IF_ERROR(cuda_status(
+        cudaMemcpyAsync(dst, src->data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, of(stream).stream), "cudaMemcpyAsync"));
+    of(stream).holds.push_back(std::move(src));
+    return Status::Ok();
+  }
+
+  Status download(std::shared_ptr<HostBuffer> dst, const void* src, int64_t bytes, BackendStream& stream) override {
+    MLA_RETURN_IF_ERROR(cuda_status(
+        cudaMemcpyAsync(dst->data(), src, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, of(stream).stream), "cudaMemcpyAsync"));
+    of(stream).holds.push_back(std::move(dst));
+    return Status::Ok();
+  }
+
+  Status read_file(int fd, int64_t offset, void* dst, int64_t bytes, BackendStream& stream) override {
+    return file_reader_.read(fd, offset, dst, bytes, of(stream).stream);
+  }
+
+  Status compile(std::span<const Op> ops, View workspace, BackendStream& stream,
+                 std::unique_ptr<BackendGraph>* out) override {
+    const cudaStream_t s = of(stream).stream;
+    MLA_RETURN_IF_ERROR(cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
+    Status status;
+    for (const Op& op : ops) {
+      status = run(op, workspace, stream);
+      if (!status.ok()) break;
+    }
+    cudaGraph_t graph = nullptr;
+    const Status ended = cuda_status(cudaStreamEndCapture(s, &graph), "cudaStreamEndCapture");
+    if (status.ok()) status = ended;
+    cudaGraphExec_t exec = nullptr;
+    if (status.ok()) status = cuda_status(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    MLA_RETURN_IF_ERROR(std::move(status));
+    *out = std::make_unique<CudaGraph>(exec);
+    return cuda_status(cudaGraphUpload(exec, s), "cudaGraphUpload");
+  }
+
+  Status replay(BackendGraph& graph, BackendStream& stream) override {
+    return cuda_status(cudaGraphLaunch(static_cast<CudaGraph&>(graph).exec, of(stream).stream), "cudaGraphLaunch");
+  }
+
+  void fence(BackendStream& stream, std::function<void(Status)> done) override {
+    completion_.after(of(stream).stream, std::exchange(of(stream).holds, {}), std::move(done));
+  }
+
+  Status order_after(BackendStream& stream, BackendStream& other) override {
+    cudaEvent_t event = nullptr;
+    MLA_RETURN_IF_ERROR(cuda_status(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"));
+    Status status = cuda_status(cudaEventRecord(event, of(other).stream), "cudaEventRecord");
+    if (status.ok()) status = cuda_status(cudaStreamWaitEvent(of(stream).stream, event, 0), "cudaStreamWaitEvent");
+    cudaEventDestroy(event);  // takes effect when the event has passed
+    return status;
+  }
+
+ private:
+  CudaBackend(int index, const cudaDeviceProp& properties) : index_(index), name_(properties.name), completion_(index) {
+    traits_.multiprocessors = properties.multiProcessorCount;
+    traits_.shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
+    traits_.hopper = properties.major == 9 && properties.minor == 0;
+  }
+
+  Status load_kernels() const {
+    MLA_RETURN_IF_ERROR(load_attention_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_gemm_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_latent_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_memory_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_moe_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_norm_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_quant_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_rope_kernels(traits_));
+    return load_sampling_kernels(traits_);
+  }
+
+  const int index_;
+  const std::string name_;
+  Traits traits_;
+  cudaStream_t fill_stream_ = nullptr;
+  std::shared_ptr<HostPool> host_pool_ = std::make_shared<HostPool>();
+  FileReader file_reader_;
+  Completion completion_;  // last: its thread ends first
+};
+
+}  // namespace
+}  // namespace cuda
+
+Status create_cuda_backend(int index, std::unique_ptr<Backend>* out) { return cuda::CudaBackend::create(index, out); }
+
+}  // namespace mla

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# gpu-run.sh - runs tests and benches out of a bundle (scripts/gpu-bundle.cjs) on a GPU machine without Node or network.
+#
+#   bash .bundle/gpu-run.sh OUT SECONDS SET...
+#
+#   OUT       folder for logs; made if missing. One log per set, results.xml-s of the tests, summary.txt
+#   SECONDS   the most that one set may take; it is killed then, its log stays
+#   SET       tests            every operation against the CPU backend, the runtime (test/gpu without `model`)
+#             tests:NAME,...   only these files of test/gpu
+#             golden           whole models (test/gpu/model)
+#             bench[:WHAT]     mla bench WHAT (default "kernels"; commas are spaces: bench:decode,--shape,v2-lite)
+#             sanitize[:TOOL[:NAME,...]]  the operations, small cases only, under compute-sanitizer's TOOL (default
+#                              memcheck; racecheck, initcheck, synccheck), one file after the other
+#             mla:ARGS         any mla command, commas are spaces
+#             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
+#
+# Golden checkpoints and the bundled model come from the bundle if it has them, else from the folder it is started in.
+# The exit code is 1 when any set failed. The last lines printed are the summary.
+set -u
+
+bundle=$(cd "$(dirname "$0")" && pwd)
+here=$PWD
+if [ $# -lt 3 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+limit=$2
+shift 2
+
+# The machine may lack xz; Python has the same library.
+unpack() {
+  if command -v xz >/dev/null 2>&1; then xz -dc "$1"
+  else python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1"; fi
+}
+
+key=$(cksum < "$bundle/bundle.json" | cut -d' ' -f1)
+home=/tmp/node-mla-$key
+app=$home/app
+node=$home/node
+if [ ! -e "$home/ready" ]; then
+  rm -rf "$home"; mkdir -p "$app"
+  unpack "$bundle/node.xz" > "$node" && chmod +x "$node" || { echo "gpu-run: node.xz cannot be unpacked" >&2; exit 1; }
+  unpack "$bundle/app.tar.xz" | tar -C "$app" -xf - || { echo "gpu-run: app.tar.xz cannot be unpacked" >&2; exit 1; }
+  if [ -e "$bundle/data.tar.xz" ]; then unpack "$bundle/data.tar.xz" | tar -C "$app" -xf -
+  else
+    mkdir -p "$app/test" "$app/models"
+    ln -sfn "$here/test/golden" "$app/test/golden"
+    ln -sfn "$here/models/kjv-10m" "$app/models/kjv-10m"
+  fi
+  touch "$home/ready"
+fi
+for data in test/golden models/kjv-10m; do
+  [ -e "$app/$data/." ] || echo "gpu-run: $data is neither in the bundle nor in $here; what needs it will fail" >&2
+done
+mkdir -p "$home/bin" && ln -sfn "$node" "$home/bin/node"
+export PATH="$home/bin:$PATH"
+export NO_COLOR=1
+
+summary=$out/summary.txt
+{
+  grep -E '"(commit|node|archs|made)"' "$bundle/bundle.json"
+  "$node" --version
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv 2>&1
+  date -u +%FT%TZ
+} | tee "$summary"
+
+failed=0
+# run NAME COMMAND...: the log is NAME.log, its end is shown when the command failed.
+run() {
+  local name=$1 began code
+  shift
+  began=$(date +%s)
+  (cd "$app" && timeout -k 10 "$limit" "$@") > "$out/$name.log" 2>&1
+  code=$?
+  printf '%-28s exit %-4s %5s s' "$name" "$code" "$(($(date +%s) - began))" | tee -a "$summary"
+  [ "$code" = 124 ] && printf '  stopped after %s s' "$limit" | tee -a "$summary"
+  echo | tee -a "$summary"
+  if [ "$code" != 0 ]; then failed=1; fi
+  return "$code"
+}
+
+# Test files as node --test takes them; NAME,NAME or "all but model".
+test_files() {
+  local name
+  if [ -n "$1" ]; then for name in ${1//,/ }; do echo "$app/test/gpu/$name.test.js"; done
+  else for name in "$app"/test/gpu/*.test.js; do [ "${name##*/}" = model.test.js ] || echo "$name"; done; fi
+}
+
+node_tests() {
+  local name=$1
+  shift
+  run "$name" "$node" --test --test-concurrency=1 --expose-gc \
+    --test-reporter=spec --test-reporter-destination=stdout \
+    --test-reporter=junit --test-reporter-destination="$out/$name.xml" "$@"
+  local code=$?
+  grep -E '^ℹ (tests|pass|fail|cancelled)' "$out/$name.log" | tr '\n' ' ' | sed 's|$|\n|' | tee -a "$summary"
+  if [ "$code" != 0 ]; then sed -n '/failing tests:/,$p' "$out/$name.log" | head -150; fi
+}
+
+for set in "$@"; do
+  what=${set%%:*}
+  argument=""
+  [ "$what" = "$set" ] || argument=${set#*:}
+  case $what in
+    tests) node_tests tests $(test_files "$argument") ;;
+    golden) node_tests golden "$app/test/gpu/model.test.js" ;;
+    bench)
+      name=bench-$(echo "${argument:-kernels}" | tr -c 'a-zA-Z0-9._\n' '-')
+      argument=${argument:-kernels}
+      run "$name" "$node" "$app/lib/cli/main.js" bench ${argument//,/ }
+      cat "$out/$name.log"
+      ;;
+    mla)
+      name=mla-$(echo "$argument" | tr -c 'a-zA-Z0-9._\n' '-' | cut -c1-40)
+      run "$name" "$node" "$app/lib/cli/main.js" ${argument//,/ }
+      tail -40 "$out/$name.log"
+      ;;
+    run)
+      name=run-$(basename "${argument%%,*}" .js)
+      run "$name" "$node" ${argument//,/ }
+      tail -60 "$out/$name.log"
+      ;;
+    sanitize)
+      tool=${argument%%:*}
+      tool=${tool:-memcheck}
+      names=""
+      case $argument in *:*) names=${argument#*:} ;; esac
+      : > "$out/sanitize-$tool.log.all"
+      for file in $(test_files "$names"); do
+        name=sanitize-$tool-$(basename "$file" .test.js)
+        NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
+          "$node" --expose-gc "$file" || tail -40 "$out/$name.log"
+        grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tee -a "$summary"
+        cat "$out/$name.log" >> "$out/sanitize-$tool.log.all"; rm "$out/$name.log"
+      done
+      mv "$out/sanitize-$tool.log.all" "$out/sanitize-$tool.log"
+      ;;
+    *) echo "gpu-run: no set $set" | tee -a "$summary"; failed=1 ;;
+  esac
+done
+
+# What comes back should be few and small files.
+for log in "$out"/*.log; do
+  [ -e "$log" ] && [ "$(wc -c < "$log")" -gt 15000000 ] && { tail -c 15000000 "$log" > "$log.end"; mv "$log.end" "$log"; }
+done
+echo "---- summary"
+cat "$summary"
+exit "$failed"
