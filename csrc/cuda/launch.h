@@ -1,7 +1,7 @@
 // launch.h - the CUDA kernels' side of the seam: one launcher per operation, wherever its kernels live.
 //
-// A launcher enqueues on launch.stream and returns; it never allocates, synchronises or reads the environment, so it can
-// run inside stream capture. Zero rows are Ok and launch nothing. Arguments have been checked by check(op). Device
+// A launcher enqueues on launch.stream and returns; it never allocates, synchronises or reads the environment, so it
+// can run inside stream capture. Zero rows are Ok and launch nothing. Arguments have been checked by check(op). Device
 // data (ids, slots, tables, offsets) may hold nonsense: kernels treat what is out of range as padding and never touch
 // memory outside of their tensors.
 #pragma once

@@ -1,4 +1,5 @@
-// experts.cc - the launchers of the grouped expert products: moeGateUp and moeDown. Test: test/gpu/matrix-experts.test.ts.
+// experts.cc - the launchers of the grouped expert products: moeGateUp and moeDown. Test:
+// test/gpu/matrix-experts.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"

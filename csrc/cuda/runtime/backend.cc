@@ -1,4 +1,5 @@
-// backend.cc - the CUDA backend: memory, streams, graphs and copies. What the operations do stands in the family folders.
+// backend.cc - the CUDA backend: memory, streams, graphs and copies. What the operations do stands in the family
+// folders.
 #include "ops/backend.h"
 
 #include <cuda_runtime_api.h>
@@ -66,7 +67,8 @@ class CudaBackend final : public Backend {
     }
     std::unique_ptr<CudaBackend> backend(new CudaBackend(index, properties));
     MLA_RETURN_IF_ERROR(backend->load_kernels());
-    MLA_RETURN_IF_ERROR(cuda_status(cudaStreamCreateWithFlags(&backend->fill_stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaStreamCreateWithFlags(&backend->fill_stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
     *out = std::move(backend);
     return Status::Ok();
   }
@@ -124,14 +126,16 @@ class CudaBackend final : public Backend {
 
   Status upload(void* dst, std::shared_ptr<HostBuffer> src, int64_t bytes, BackendStream& stream) override {
     MLA_RETURN_IF_ERROR(cuda_status(
-        cudaMemcpyAsync(dst, src->data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, of(stream).stream), "cudaMemcpyAsync"));
+        cudaMemcpyAsync(dst, src->data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, of(stream).stream),
+        "cudaMemcpyAsync"));
     of(stream).holds.push_back(std::move(src));
     return Status::Ok();
   }
 
   Status download(std::shared_ptr<HostBuffer> dst, const void* src, int64_t bytes, BackendStream& stream) override {
     MLA_RETURN_IF_ERROR(cuda_status(
-        cudaMemcpyAsync(dst->data(), src, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, of(stream).stream), "cudaMemcpyAsync"));
+        cudaMemcpyAsync(dst->data(), src, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, of(stream).stream),
+        "cudaMemcpyAsync"));
     of(stream).holds.push_back(std::move(dst));
     return Status::Ok();
   }
@@ -143,7 +147,8 @@ class CudaBackend final : public Backend {
   Status compile(std::span<const Op> ops, View workspace, BackendStream& stream,
                  std::unique_ptr<BackendGraph>* out) override {
     const cudaStream_t s = of(stream).stream;
-    MLA_RETURN_IF_ERROR(cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
     Status status;
     for (const Op& op : ops) {
       status = run(op, workspace, stream);

@@ -29,7 +29,8 @@ FileReader::~FileReader() {
 Status FileReader::start() {
   if (memory_ == nullptr) {
     void* memory = nullptr;
-    MLA_RETURN_IF_ERROR(cuda_status(cudaHostAlloc(&memory, kPieces * kPieceBytes, cudaHostAllocDefault), "cudaHostAlloc"));
+    MLA_RETURN_IF_ERROR(
+        cuda_status(cudaHostAlloc(&memory, kPieces * kPieceBytes, cudaHostAllocDefault), "cudaHostAlloc"));
     memory_ = static_cast<char*>(memory);
   }
   for (int i = 0; i < kPieces; ++i) {
@@ -55,7 +56,8 @@ void FileReader::work() {
     int64_t done = 0;
     piece.error = 0;
     while (done < piece.bytes) {
-      const ssize_t got = pread(piece.fd, piece.data + done, static_cast<size_t>(piece.bytes - done), piece.offset + done);
+      const ssize_t got =
+          pread(piece.fd, piece.data + done, static_cast<size_t>(piece.bytes - done), piece.offset + done);
       if (got < 0 && errno == EINTR) continue;
       if (got <= 0) {
         piece.error = got < 0 ? errno : 0;
@@ -83,8 +85,9 @@ Status FileReader::send(Piece& piece, void* dst, cudaStream_t stream) {
                                           : "a file could not be read at byte " + std::to_string(at) + ": " +
                                                 std::strerror(piece.error));
   }
-  MLA_RETURN_IF_ERROR(cuda_status(
-      cudaMemcpyAsync(dst, piece.data, static_cast<size_t>(piece.bytes), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync"));
+  MLA_RETURN_IF_ERROR(
+      cuda_status(cudaMemcpyAsync(dst, piece.data, static_cast<size_t>(piece.bytes), cudaMemcpyHostToDevice, stream),
+                  "cudaMemcpyAsync"));
   return cuda_status(cudaEventRecord(piece.sent, stream), "cudaEventRecord");
 }
 

@@ -17,7 +17,7 @@ class HostPool : public std::enable_shared_from_this<HostPool> {
 
  private:
   class Buffer;
-  static constexpr int kClasses = 13;                          // 4 KiB, 8 KiB, ... 16 MiB
+  static constexpr int kClasses = 13;  // 4 KiB, 8 KiB, ... 16 MiB
   static constexpr int64_t kSmallest = int64_t{1} << 12;
   static constexpr size_t kKeptPerClass = 64;
 
