@@ -19,11 +19,19 @@ namespace {
 
 class CudaStream final : public BackendStream {
  public:
-  explicit CudaStream(cudaStream_t stream) : stream(stream) {}
-  ~CudaStream() override { cudaStreamDestroy(stream); }
+  CudaStream(cudaStream_t stream, Completion& completion) : stream(stream), completion_(completion) {}
+  ~CudaStream() override {
+    // What is still under way uses buffers and memory that end after the stream. A lost device answers at once.
+    cudaStreamSynchronize(stream);
+    completion_.settle();
+    cudaStreamDestroy(stream);
+  }
 
   cudaStream_t stream;
   std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
+
+ private:
+  Completion& completion_;
 };
 
 class CudaGraph final : public BackendGraph {
@@ -81,7 +89,7 @@ class CudaBackend final : public Backend {
     DeviceInfo out;
     out.kind = "cuda";
     out.name = name_;
-    out.path = traits_.hopper ? "sm_90a" : "portable";
+    out.path = "portable";
     out.multiprocessors = traits_.multiprocessors;
     size_t free = 0;
     size_t total = 0;
@@ -109,7 +117,7 @@ class CudaBackend final : public Backend {
   Status create_stream(std::unique_ptr<BackendStream>* out) override {
     cudaStream_t stream = nullptr;
     MLA_RETURN_IF_ERROR(cuda_status(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"));
-    *out = std::make_unique<CudaStream>(stream);
+    *out = std::make_unique<CudaStream>(stream, completion_);
     return Status::Ok();
   }
 

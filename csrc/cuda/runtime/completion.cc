@@ -56,6 +56,11 @@ void Completion::after(cudaStream_t stream, std::vector<std::shared_ptr<HostBuff
   changed_.notify_one();
 }
 
+void Completion::settle() {
+  std::unique_lock lock(mutex_);
+  settled_.wait(lock, [this] { return entries_.empty() && !answering_; });
+}
+
 void Completion::loop() {
   for (;;) {
     Entry entry;
@@ -65,12 +70,18 @@ void Completion::loop() {
       if (entries_.empty()) return;
       entry = std::move(entries_.front());
       entries_.pop_front();
+      answering_ = true;
     }
     Status status = cuda_status(cudaEventSynchronize(entry.event), "the GPU");
     entry.holds.clear();
     entry.done(std::move(status));
-    std::lock_guard lock(mutex_);
-    free_events_.push_back(entry.event);
+    entry.done = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      free_events_.push_back(entry.event);
+      answering_ = false;
+    }
+    settled_.notify_all();
   }
 }
 

@@ -23,6 +23,8 @@ class Completion {
 
   /// Calls done when the work issued to `stream` so far has finished. `holds` are dropped then.
   void after(cudaStream_t stream, std::vector<std::shared_ptr<HostBuffer>> holds, std::function<void(Status)> done);
+  /// Returns when everything asked so far has been answered.
+  void settle();
 
  private:
   struct Entry {
@@ -36,8 +38,10 @@ class Completion {
   const int device_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::condition_variable settled_;
   std::deque<Entry> entries_;
   std::vector<cudaEvent_t> free_events_;
+  bool answering_ = false;
   bool stopping_ = false;
   std::thread thread_;
 };
