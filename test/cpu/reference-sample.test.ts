@@ -249,6 +249,18 @@ describe('sampling', () => {
     }
   });
 
+  it('cuts by min_p at that share of the largest probability, alone and behind other filters', async () => {
+    const shares = [0.19, 1, 0.21, 0.199, 0.5, 0.201, 0.02];
+    const row = shares.map((share) => Math.log(share));
+    const rows = 1000;
+    for (const before of [{}, { top_k: 6 }, { top_p: 0.99 }]) {
+      const s = { temperature: 1, min_p: 0.2, ...before };
+      const settings = new Array<Settings>(rows).fill(s);
+      const { ids } = await sample(lab, { logits: repeat(row, rows), width: row.length, settings });
+      expect([...new Set(ids)].sort()).toEqual([1, 2, 4, 5]);
+    }
+  });
+
   it.each([
     ['peaked', 4],
     ['flat', 0.01],
