@@ -70,7 +70,9 @@ export async function benchKernels(
   report: (result: KernelResult) => void,
 ): Promise<void> {
   const { filter, samples = 20, coldBytes = 2 ** 30, signal } = options;
-  const cases = KERNEL_CASES.filter(({ id }) => filter?.some((part) => id.includes(part)) ?? true);
+  // Names can be given without spaces, "gemm.n=576", where a shell or a script would split them.
+  const dotted = (text: string) => text.replaceAll(' ', '.');
+  const cases = KERNEL_CASES.filter(({ id }) => filter?.some((part) => dotted(id).includes(dotted(part))) ?? true);
   if (cases.length === 0) throw invalidArg('filter', 'a part of the name of a case', filter);
   const anchors = new Anchors();
   const cuda = /^cuda:(\d+)$/.exec(options.device);

@@ -46,7 +46,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
     .command('kernels')
     .description('Each operation at the shapes of real models: checked against float64 first, then timed in a graph.')
     .option('--device <name>', 'cuda:N or cpu', 'cuda:0')
-    .option('--filter <parts>', 'only cases whose name contains one of these, separated by "+"')
+    .option('--filter <parts>', 'only cases whose name contains one of these, separated by "+"; "." is a space')
     .option('--samples <n>', 'samples per case', integer(1, 1000), 20)
     .option(
       '--cold <MiB>',
