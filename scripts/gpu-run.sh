@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # gpu-run.sh - runs tests and benches out of a bundle (scripts/gpu-bundle.cjs) on a GPU machine without Node or network.
 #
-#   bash .bundle/gpu-run.sh OUT SECONDS SET...
+#   bash .bundle/gpu-run.sh OUT SECONDS SET...      a SET with spaces in quotes
 #
 #   OUT       folder for logs; made if missing. One log per set, results.xml-s of the tests, summary.txt
 #   SECONDS   the most that one set may take; it is killed then, its log stays
 #   SET       tests            every operation against the CPU backend, the runtime (test/gpu without `model`)
 #             tests:NAME,...   only these files of test/gpu
 #             golden           whole models (test/gpu/model)
-#             bench[:WHAT]     mla bench WHAT (default "kernels"; commas are spaces: bench:decode,--shape,v2-lite)
+#             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
 #             sanitize[:TOOL[:NAME,...]]  the operations, small cases only, under compute-sanitizer's TOOL (default
 #                              memcheck; racecheck, initcheck, synccheck), one file after the other
-#             mla:ARGS         any mla command, commas are spaces
+#             mla:ARGS         any mla command
 #             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
 #
 # Golden checkpoints and the bundled model come from the bundle if it has them, else from the folder it is started in.
@@ -20,7 +20,7 @@ set -u
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 here=$PWD
-if [ $# -lt 3 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,20p' "$0" >&2; exit 2; fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 limit=$2
@@ -52,14 +52,14 @@ for data in test/golden models/kjv-10m; do
   [ -e "$app/$data/." ] || echo "gpu-run: $data is neither in the bundle nor in $here; what needs it will fail" >&2
 done
 mkdir -p "$home/bin" && ln -sfn "$node" "$home/bin/node"
-export PATH="$home/bin:$PATH"
+export PATH="$home/bin:$PATH:/usr/local/cuda/bin"
 export NO_COLOR=1
 
 summary=$out/summary.txt
 {
   grep -E '"(commit|node|archs|made)"' "$bundle/bundle.json"
   "$node" --version
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv 2>&1
+  command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv 2>&1
   date -u +%FT%TZ
 } | tee "$summary"
 
@@ -93,7 +93,9 @@ node_tests() {
     --test-reporter=junit --test-reporter-destination="$out/$name.xml" "$@"
   local code=$?
   grep -E '^ℹ (tests|pass|fail|cancelled)' "$out/$name.log" | tr '\n' ' ' | sed 's|$|\n|' | tee -a "$summary"
-  if [ "$code" != 0 ]; then sed -n '/failing tests:/,$p' "$out/$name.log" | head -150; fi
+  [ "$code" = 0 ] && return
+  if grep -q 'failing tests:' "$out/$name.log"; then sed -n '/failing tests:/,$p' "$out/$name.log" | head -150
+  else tail -20 "$out/$name.log"; fi
 }
 
 for set in "$@"; do
@@ -104,19 +106,19 @@ for set in "$@"; do
     tests) node_tests tests $(test_files "$argument") ;;
     golden) node_tests golden "$app/test/gpu/model.test.js" ;;
     bench)
-      name=bench-$(echo "${argument:-kernels}" | tr -c 'a-zA-Z0-9._\n' '-')
+      name=bench-$(echo "${argument:-kernels}" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)
       argument=${argument:-kernels}
-      run "$name" "$node" "$app/lib/cli/main.js" bench ${argument//,/ }
+      run "$name" "$node" "$app/lib/cli/main.js" bench $argument
       cat "$out/$name.log"
       ;;
     mla)
-      name=mla-$(echo "$argument" | tr -c 'a-zA-Z0-9._\n' '-' | cut -c1-40)
-      run "$name" "$node" "$app/lib/cli/main.js" ${argument//,/ }
+      name=mla-$(echo "$argument" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)
+      run "$name" "$node" "$app/lib/cli/main.js" $argument
       tail -40 "$out/$name.log"
       ;;
     run)
-      name=run-$(basename "${argument%%,*}" .js)
-      run "$name" "$node" ${argument//,/ }
+      name=run-$(basename "${argument%% *}" .js)
+      run "$name" "$node" $argument
       tail -60 "$out/$name.log"
       ;;
     sanitize)

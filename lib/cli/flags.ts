@@ -19,9 +19,15 @@ export interface JsonFlag {
 
 /** Adds the flags of {@link ModelFlags}. */
 export function addModelFlags(command: Command): Command {
-  return command
+  command
     .option('-m, --model <dir>', 'checkpoint folder (default: the small model of the package)')
-    .option('-c, --context <n>', "tokens in all (default: the model's limit, at most 4096)", integer(1, 2 ** 31 - 1))
+    .option('-c, --context <n>', "tokens in all (default: the model's limit, at most 4096)", integer(1, 2 ** 31 - 1));
+  return addPlacementFlags(command);
+}
+
+/** Adds those of them that say where and how precisely a model runs. */
+export function addPlacementFlags(command: Command): Command {
+  return command
     .addOption(
       new Option('--device <name>', 'auto, cpu or cuda:N; auto takes a GPU where there is one')
         .default('auto')
@@ -60,6 +66,11 @@ export function integer(min: number, max: number): (text: string) => number {
     if (!(value >= min && value <= max)) throw new InvalidArgumentError(`Expected an integer from ${min} to ${max}.`);
     return value;
   };
+}
+
+/** A parser of lists of integers from `min` to `max`, like 1,8,32. */
+export function integers(min: number, max: number): (text: string) => number[] {
+  return (text) => text.split(',').map(integer(min, max));
 }
 
 /** A parser of numbers from `min` (or above it) to `max`. */

@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
+import { addBench } from './bench';
 import { ClosedPipe, EXIT, exitCodeOf, Interrupted, lineOf } from './failure';
 import { addGenerate } from './generate';
 import { complain, isClosedPipe } from './output';
@@ -37,6 +38,7 @@ async function main(): Promise<number> {
   program.configureHelp({ showGlobalOptions: false });
   addGenerate(program, stop.signal);
   addScore(program, stop.signal);
+  addBench(program, stop.signal);
   try {
     await program.parseAsync();
     return EXIT.ok;

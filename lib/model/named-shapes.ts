@@ -158,6 +158,11 @@ const CONFIGS: Readonly<Record<string, object>> = {
 /** Names that {@link namedShape} knows. */
 export const SHAPE_NAMES: readonly string[] = Object.keys(CONFIGS);
 
+interface LayerCounts {
+  num_hidden_layers: number;
+  first_k_dense_replace: number;
+}
+
 /** A model's config and layout without a checkpoint. */
 export interface NamedShape {
   config: ResolvedConfig;
@@ -170,12 +175,16 @@ export interface NamedShape {
  */
 export function namedShape(name: string): NamedShape {
   const [base = '', layers] = name.split(':');
-  const known = Object.hasOwn(CONFIGS, base) ? (CONFIGS[base] as { num_hidden_layers: number }) : undefined;
+  const known = Object.hasOwn(CONFIGS, base) ? (CONFIGS[base] as LayerCounts) : undefined;
   const count = layers === undefined ? known?.num_hidden_layers : Number(layers);
   if (known === undefined || !Number.isInteger(count) || (count as number) < 1 || (count as number) > 100) {
     throw invalidArg('shape', `one of ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`, name);
   }
-  const json = JSON.stringify({ ...known, num_hidden_layers: count, tie_word_embeddings: false });
+  const layersOf = {
+    num_hidden_layers: count,
+    first_k_dense_replace: Math.min(known.first_k_dense_replace, count as number),
+  };
+  const json = JSON.stringify({ ...known, ...layersOf, tie_word_embeddings: false });
   const parsed = parseConfig(json, `shape ${name}`);
   const config = resolveRouting(parsed, parsed.topk_method === 'noaux_tc');
   return { config, layout: layoutOf(config) };

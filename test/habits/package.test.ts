@@ -58,7 +58,7 @@ describe('the packed files', () => {
 
   test('contain nothing that only development needs', () => {
     const allowed =
-      /^(dist|prebuilds|models|csrc)\/|^(package\.json|README\.md|LICENSE|CMakeLists\.txt|binding\.gyp|scripts\/build-native\.cjs)$/;
+      /^(dist|prebuilds|models|csrc)\/|^(package\.json|README\.md|LICENSE|CMakeLists\.txt|binding\.gyp|scripts\/build-native\.cjs|bench\/anchors\.json)$/;
     const unwanted = /\.(py|log|tgz|o|a|gz)$|\.test\.|\.next$|(^|\/)(node_modules|build|__pycache__)\//;
     expect(paths().filter((file) => !allowed.test(file) || unwanted.test(file))).toEqual([]);
   });

@@ -21,6 +21,7 @@ test('a number behind the name cuts layers', () => {
   const { config, layout } = namedShape('v3:5');
   expect(layout.layers.map(({ ffn }) => ffn.kind)).toEqual(['dense', 'dense', 'dense', 'moe', 'moe']);
   expect(config.num_hidden_layers).toBe(5);
+  expect(namedShape('v3:1').layout.layers.map(({ ffn }) => ffn.kind)).toEqual(['dense']);
 });
 
 test.each(['', 'v4', 'v3:', 'v3:0', 'v3:x', 'toString', 'v3:1.5'])('"%s" is refused', (name) => {

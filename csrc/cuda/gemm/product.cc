@@ -17,8 +17,13 @@ int64_t mean_rows(const Product& p) { return p.offsets == nullptr ? p.rows : cei
 constexpr int64_t kStreamMeanRows = 16;
 constexpr int64_t kStreamEvenRows = 32;
 
-bool streams(const Product& p) {
-  if (p.offsets == nullptr) return p.rows <= kStreamEvenRows;
+/// So few tiles would leave most of the GPU idle; streaming the weights once for each 32 rows is quicker.
+bool few_tiles(const Product& p, int multiprocessors) {
+  return p.rows <= 96 && p.groups * ceil_div(p.rows, 64) * ceil_div(p.n, 64) <= multiprocessors / 2;
+}
+
+bool streams(const Product& p, int multiprocessors) {
+  if (p.offsets == nullptr) return p.rows <= kStreamEvenRows || few_tiles(p, multiprocessors);
   return p.rows <= kStreamRows && mean_rows(p) <= kStreamMeanRows;
 }
 
@@ -52,7 +57,7 @@ cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t s
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
   if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
-  if (streams(p)) {
+  if (streams(p, multiprocessors)) {
     const int row_tiles = stream_row_tiles(p);
     return f8 ? launch_product_stream_f8(p, row_tiles, multiprocessors, stream)
               : launch_product_stream_bf16(p, row_tiles, multiprocessors, stream);

@@ -89,7 +89,8 @@ bool fits_tensor_cores(const Product& p);
 
 // ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
-/// Few rows: tiles of 8 * row_tiles rows (1, 2 or 4), weights streamed past them once. At most kStreamRows rows.
+/// Few rows: tiles of 8 * row_tiles rows (1, 2 or 4), weights streamed past them. At most kStreamRows rows if groups
+/// are uneven.
 cudaError_t launch_product_stream_bf16(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_product_stream_f8(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream);
 
@@ -109,8 +110,9 @@ cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, int multipro
 /// Any types, any sizes; float32 fused multiply-adds.
 cudaError_t launch_product_fma(const Product& p, cudaStream_t stream);
 
-/// Rows of a grouped product with order that the streaming kernels keep track of, and of a combined one.
-constexpr int64_t kStreamRows = 4096;
+/// Rows of a grouped product, and of a combined one, that the streaming kernels keep track of in shared memory: with
+/// these, lists for 1,088 groups included, a block stays below the 99 KB that the smallest GPUs offer.
+constexpr int64_t kStreamRows = 2048;
 constexpr int64_t kCombineRows = 768;
 
 /// All of them, into the GPU's context.

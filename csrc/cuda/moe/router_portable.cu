@@ -4,9 +4,8 @@
 //   1  normed = rmsNorm(x, norm)        norm/norm_rows.cu; zeros for padding
 //   2  logits = normed * gate^T         a warp for one logit, or for 4 rows by 4 experts; float32 into the workspace
 //   3  ids and weights                  a warp per row, router_select.cuh
-//   4  offsets, order and slots         router_group.cuh; up to 16 rows by the block of step 3, up to 128 by one block
-//   of
-//                                       their own, more by a counting kernel and a placing kernel
+//   4  offsets, order and slots         router_group.cuh; up to 16 rows (8 with over 256 experts) by the block of step
+//                                       3, up to 128 by a block of their own, more by a counting and a placing kernel
 //
 // A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
 // the same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.

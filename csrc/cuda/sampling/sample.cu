@@ -1,13 +1,11 @@
 // sample.cu - one token per row of logits. ops/ops.h has the settings, their order and the noise; common/philox.h its
 // bits.
 //
-//   1  sample_scan_kernel     a block per kPiece logits: the largest, the sum for the log-probability, the largest
-//   after
-//                             penalties and mask, and, for rows that are not filtered, the largest of logit /
-//                             temperature
-//                             + noise. For rows that are filtered it stores the scaled logits.
+//   1  sample_scan_kernel     a block per kPiece logits: the largest, the sum for the log-probability, the largest one
+//                             after penalties and mask; for rows that are not filtered the largest of
+//                             logit / temperature + noise, for the others the scaled logits
 //   2  sample_choose_kernel   a block of 1024 per row puts the pieces together; filtered rows go through
-//   sample_filter.cuh
+//                             sample_filter.cuh
 //
 // The host does not know the settings, so both kernels run always; a greedy row costs them one look at its logits.
 // Choices are those of the CPU bit for bit (penalties, temperature and noise have the same bits) unless two sums of

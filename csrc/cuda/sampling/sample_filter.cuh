@@ -9,7 +9,7 @@
 // sums of the positions within the bucket, to about 1e-4 of themselves, which leaves a few buckets. Their elements are
 // listed and sorted, and the border is found by adding up: exact sums of what lies above, in a fixed order. Where too
 // many elements are in question (thousands of equal logits, say) the border is searched bit by bit with one pass over
-// the row for each: slow (about a millisecond for 100,000 ids), but always right.
+// the row for each bit: slow, but always right.
 #pragma once
 #include <cstdint>
 

@@ -1,0 +1,16 @@
+// bench - measures operations and models, and sets the figures beside public ones.
+export {
+  benchKernels,
+  KERNEL_CASES,
+  type KernelBenchHeader,
+  type KernelBenchOptions,
+  type KernelResult,
+} from './kernels';
+export {
+  benchDecode,
+  benchPrefill,
+  type DecodeBenchOptions,
+  type ModelBenchOptions,
+  type ModelResult,
+  type PrefillBenchOptions,
+} from './model-bench';

@@ -1,0 +1,188 @@
+// bench/model-bench.ts - whole models: tokens per second of decoding and of prompt processing.
+import { LatentModel, type LatentModelOptions, type SequenceHandle } from '../model';
+import type { DeviceInfo } from '../native';
+import { Anchors } from './anchors';
+import { median } from './timing';
+
+export interface ModelBenchOptions extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'signal'> {
+  /** A published shape with random weights (see lib/model/named-shapes.ts), or a checkpoint folder. */
+  model: { shape: string } | { dir: string };
+  /** How often each figure is taken. */
+  repetitions?: number | undefined;
+}
+
+export interface DecodeBenchOptions extends ModelBenchOptions {
+  /** sequences that decode together, one figure each */
+  batches: readonly number[];
+  /** tokens in the cache when decoding begins */
+  depth: number;
+  /** tokens per sequence that are measured */
+  steps: number;
+}
+
+export interface PrefillBenchOptions extends ModelBenchOptions {
+  /** prompt lengths, one figure each */
+  lengths: readonly number[];
+  batch: number;
+}
+
+/** One figure: the median and every repetition, tokens per second over all sequences. */
+export interface ModelResult {
+  id: string;
+  tokensPerSecond: number;
+  repetitions: number[];
+  public: { tokensPerSecond: number; by: string }[];
+  device: DeviceInfo;
+}
+
+/** Steps before the clock starts: graphs are captured, buffers touched. */
+const WARM_UP_STEPS = 8;
+const PROMPT_SEED = 12345;
+
+/** The name that results and bench/anchors.json share. */
+const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
+
+function load(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
+  const { device, dtype, threads, signal } = options;
+  const all = { device, dtype, threads, signal, ...more };
+  return 'shape' in options.model
+    ? LatentModel.random(options.model.shape, all)
+    : LatentModel.load(options.model.dir, all);
+}
+
+/** Ids that look like nothing in particular, and differ from sequence to sequence. */
+function promptOf(length: number, vocab: number, seed: number): Int32Array {
+  let state = (PROMPT_SEED + seed * 7919) >>> 0;
+  return Int32Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * vocab);
+  });
+}
+
+function open(model: LatentModel, count: number): SequenceHandle[] {
+  return Array.from({ length: count }, () => {
+    const sequence = model.openSequence();
+    sequence.setSampling({
+      temperature: 0,
+      topK: 0,
+      topP: 1,
+      minP: 0,
+      seed: 0,
+      stopIds: [],
+      maxLength: model.context,
+    });
+    return sequence;
+  });
+}
+
+/** Throws when a step gave something that no model gives. */
+function mustBeSound(results: readonly { token: number; logprob: number }[]): void {
+  for (const { token, logprob } of results) {
+    if (!(token >= 0) || !(logprob <= 0))
+      throw new Error(`the model gave token ${token} with log-probability ${logprob}`);
+  }
+}
+
+/**
+ * Decoding: all sequences advance together, each step enqueued before the one before is read, as the engine does.
+ * Rejects with what loading or a step rejects with.
+ */
+export async function benchDecode(options: DecodeBenchOptions, report: (result: ModelResult) => void): Promise<void> {
+  const { batches, depth, steps, repetitions = 3, signal } = options;
+  const anchors = new Anchors();
+  const most = Math.max(...batches);
+  const context = depth + WARM_UP_STEPS + steps + 8;
+  const model = await load(options, { maxSequences: most, context, prefillChunk: Math.min(4096, Math.max(depth, 1)) });
+  try {
+    for (const batch of batches) {
+      const taken: number[] = [];
+      for (let repetition = 0; repetition < repetitions; repetition++) {
+        const sequences = open(model, batch);
+        try {
+          signal?.throwIfAborted();
+          // All prompts in one step: a sequence that is left out of a step would be parked.
+          const prompts = sequences.map((sequence, i) => ({ sequence, tokens: promptOf(depth, model.vocab, i) }));
+          mustBeSound(await model.step(prompts));
+          const entries = sequences.map((sequence) => ({ sequence }));
+          await run(model, entries, WARM_UP_STEPS, signal);
+          const began = performance.now();
+          await run(model, entries, steps, signal);
+          taken.push((batch * steps * 1000) / (performance.now() - began));
+        } finally {
+          for (const sequence of sequences) sequence.dispose();
+        }
+      }
+      const id = `${nameOf(options)} decode b=${batch} depth=${depth}`;
+      report({
+        id,
+        tokensPerSecond: median(taken),
+        repetitions: taken,
+        public: anchors.model(id),
+        device: model.deviceInfo,
+      });
+    }
+  } finally {
+    await model.dispose();
+  }
+}
+
+/** `count` steps, two of them under way at any time. */
+async function run(
+  model: LatentModel,
+  entries: readonly { sequence: SequenceHandle }[],
+  count: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  let before = model.step(entries);
+  for (let i = 1; i < count; i++) {
+    signal?.throwIfAborted();
+    const next = model.step(entries);
+    next.catch(() => {}); // when the one before fails, nobody looks at this one
+    mustBeSound(await before);
+    before = next;
+  }
+  mustBeSound(await before);
+}
+
+/** Prompt processing: from the call to the first sampled token. */
+export async function benchPrefill(options: PrefillBenchOptions, report: (result: ModelResult) => void): Promise<void> {
+  const { lengths, batch, repetitions = 5, signal } = options;
+  const anchors = new Anchors();
+  const longest = Math.max(...lengths);
+  const model = await load(options, {
+    maxSequences: batch,
+    context: longest + 1,
+    prefillChunk: Math.min(4096, longest * batch),
+  });
+  try {
+    for (const length of lengths) {
+      const taken: number[] = [];
+      // The first one warms up.
+      for (let repetition = 0; repetition <= repetitions; repetition++) {
+        signal?.throwIfAborted();
+        const sequences = open(model, batch);
+        try {
+          const entries = sequences.map((sequence, i) => ({
+            sequence,
+            tokens: promptOf(length, model.vocab, repetition * batch + i),
+          }));
+          const began = performance.now();
+          mustBeSound(await model.step(entries));
+          if (repetition > 0) taken.push((batch * length * 1000) / (performance.now() - began));
+        } finally {
+          for (const sequence of sequences) sequence.dispose();
+        }
+      }
+      const id = `${nameOf(options)} prefill${batch === 1 ? '' : ` b=${batch}`} length=${length}`;
+      report({
+        id,
+        tokensPerSecond: median(taken),
+        repetitions: taken,
+        public: anchors.model(id),
+        device: model.deviceInfo,
+      });
+    }
+  } finally {
+    await model.dispose();
+  }
+}

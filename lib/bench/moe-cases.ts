@@ -1,0 +1,189 @@
+// bench/moe-cases.ts - the grouped products of the experts, bf16, with uniformly random routing: V2-Lite (64 experts, 6
+// per token) and one of eight ranks of V3 (32 local experts, one row per token on average).
+import type { Tensor } from '../native';
+import type { KernelCase, PreparedCase } from './kernel-case';
+import { Dice, dot, relativeError, type Workbench } from './workbench';
+
+interface Experts {
+  name: string;
+  E: number;
+  K: number;
+  d: number;
+  I: number;
+}
+
+const SHAPES: readonly Experts[] = [
+  { name: 'lite', E: 64, K: 6, d: 2048, I: 1408 },
+  { name: 'v3/8', E: 32, K: 1, d: 7168, I: 2048 },
+];
+const TOKENS = [1, 8, 64, 128, 512, 4096, 16384];
+/** Routings that calls take turns with, so that a few tokens do not find their experts in a cache. */
+const ROUTINGS = 16;
+const SAMPLED_COLUMNS = 16;
+
+/** Which rows go to which expert, as moeRoute gives it. */
+interface Routing {
+  offsets: Int32Array;
+  order: Int32Array;
+  slots: Int32Array;
+  weights: Float32Array;
+  /** expert of each pair */
+  expert: Int32Array;
+  hit: number;
+}
+
+function route({ E, K }: Experts, T: number, dice: Dice): Routing {
+  const pairs: number[][] = Array.from({ length: E }, () => []);
+  const expert = new Int32Array(T * K);
+  for (let t = 0; t < T; t++) {
+    for (const [j, e] of dice.some(K, E).entries()) {
+      pairs[e]?.push(t * K + j);
+      expert[t * K + j] = e;
+    }
+  }
+  const offsets = new Int32Array(E + 1);
+  const order = new Int32Array(T * K);
+  const slots = new Int32Array(T * K);
+  pairs.forEach((list, e) => {
+    const start = offsets[e] as number;
+    list.forEach((pair, i) => {
+      order[start + i] = pair;
+      slots[pair] = start + i;
+    });
+    offsets[e + 1] = start + list.length;
+  });
+  const weights = Float32Array.from({ length: T * K }, () => (1 + dice.below(8)) / 8);
+  return { offsets, order, slots, weights, expert, hit: pairs.filter((list) => list.length > 0).length };
+}
+
+/** Routings on the host and on the device. */
+async function putRoutings(bench: Workbench, shape: Experts, T: number) {
+  const routings = Array.from({ length: ROUTINGS }, (_, i) => route(shape, T, new Dice(1000 * T + i)));
+  const placed: { offsets: Tensor; order: Tensor; slots: Tensor; weights: Tensor }[] = [];
+  for (const { offsets, order, slots, weights } of routings) {
+    placed.push({
+      offsets: await bench.put(offsets),
+      order: await bench.put(order),
+      slots: await bench.put(slots, [T, shape.K]),
+      weights: await bench.put(weights, [T, shape.K]),
+    });
+  }
+  return { routings, placed };
+}
+
+/** Experts that T tokens hit, in the mean over the routings. */
+function meanHit(shape: Experts, T: number): number {
+  const hits = Array.from({ length: ROUTINGS }, (_, i) => route(shape, T, new Dice(1000 * T + i)).hit);
+  return hits.reduce((a, b) => a + b, 0) / ROUTINGS;
+}
+
+const silu = (x: number) => x / (1 + Math.exp(-x));
+
+function gateUpCase(shape: Experts, T: number): KernelCase {
+  const { name, E, K, d, I } = shape;
+  const P = T * K;
+  return {
+    id: `moeGateUp ${name} tokens=${T}`,
+    cost: () => ({
+      bytes: 2 * (meanHit(shape, T) * 2 * I * d + T * d + P * I),
+      flops: 2 * P * 2 * I * d,
+    }),
+    async prepare(bench, coldBytes) {
+      const copies = Math.ceil(coldBytes / (E * 2 * I * d * 2));
+      const w = await bench.random('bf16', [copies * E, 2 * I, d], d ** -0.5);
+      const x = await bench.random('bf16', [T, d]);
+      const h = await bench.zeros('bf16', [ROUTINGS, P, I]);
+      const { routings, placed } = await putRoutings(bench, shape, T);
+      const args = placed.map(({ offsets, order }, i) => ({
+        x,
+        w: bench.part(w, i % copies, [E, 2 * I, d]),
+        offsets,
+        order,
+        h: bench.part(h, i, [P, I]),
+      }));
+      await bench.workspaceFor('moeGateUp', args[0] as (typeof args)[number]);
+      return {
+        sets: ROUTINGS,
+        bound: 6e-3,
+        issue: (set) => bench.stream.moeGateUp(args[set] as (typeof args)[number]),
+        async check() {
+          const actual: number[] = [];
+          const expected: number[] = [];
+          for (const set of [0, ROUTINGS - 1]) {
+            const { order, expert } = routings[set] as Routing;
+            for (const row of new Set([0, P - 1])) {
+              const pair = order[row] as number;
+              const e = (set % copies) * E + (expert[pair] as number);
+              const input = await bench.read(x, Math.floor(pair / K) * d, d);
+              const output = await bench.read(h, (set * P + row) * I, I);
+              for (const channel of [0, I - 1, ...new Dice(row + T).some(SAMPLED_COLUMNS, I)]) {
+                const gateRow = e * 2 * I + Math.floor(channel / 8) * 16 + (channel % 8);
+                const gate = dot(input, 0, await bench.read(w, gateRow * d, d), 0, d);
+                const up = dot(input, 0, await bench.read(w, (gateRow + 8) * d, d), 0, d);
+                actual.push(output[channel] as number);
+                expected.push(silu(gate) * up);
+              }
+            }
+          }
+          return relativeError(actual, expected);
+        },
+      } satisfies PreparedCase;
+    },
+  };
+}
+
+function downCase(shape: Experts, T: number): KernelCase {
+  const { name, E, K, d, I } = shape;
+  const P = T * K;
+  return {
+    id: `moeDown ${name} tokens=${T}`,
+    cost: () => ({ bytes: 2 * (meanHit(shape, T) * d * I + P * I + T * d), flops: 2 * P * d * I }),
+    async prepare(bench, coldBytes) {
+      const copies = Math.ceil(coldBytes / (E * d * I * 2));
+      const w = await bench.random('bf16', [copies * E, d, I], I ** -0.5);
+      const h = await bench.random('bf16', [P, I]);
+      const out = await bench.zeros('bf16', [ROUTINGS, T, d]);
+      const { routings, placed } = await putRoutings(bench, shape, T);
+      const args = placed.map((routing, i) => ({
+        h,
+        w: bench.part(w, i % copies, [E, d, I]),
+        ...routing,
+        out: bench.part(out, i, [T, d]),
+      }));
+      await bench.workspaceFor('moeDown', args[0] as (typeof args)[number]);
+      return {
+        sets: ROUTINGS,
+        bound: 6e-3,
+        issue: (set) => bench.stream.moeDown(args[set] as (typeof args)[number]),
+        async check() {
+          const actual: number[] = [];
+          const expected: number[] = [];
+          for (const set of [0, ROUTINGS - 1]) {
+            const { slots, weights, expert } = routings[set] as Routing;
+            for (const t of new Set([0, T - 1])) {
+              const output = await bench.read(out, (set * T + t) * d, d);
+              for (const column of [0, d - 1, ...new Dice(t + T).some(SAMPLED_COLUMNS, d)]) {
+                let sum = 0;
+                for (let j = 0; j < K; j++) {
+                  const pair = t * K + j;
+                  const e = (set % copies) * E + (expert[pair] as number);
+                  const row = await bench.read(h, (slots[pair] as number) * I, I);
+                  const weightRow = await bench.read(w, (e * d + column) * I, I);
+                  sum += (weights[pair] as number) * dot(row, 0, weightRow, 0, I);
+                }
+                actual.push(output[column] as number);
+                expected.push(sum);
+              }
+            }
+          }
+          return relativeError(actual, expected);
+        },
+      } satisfies PreparedCase;
+    },
+  };
+}
+
+/** All of them. */
+export const MOE_CASES: readonly KernelCase[] = SHAPES.flatMap((shape) =>
+  TOKENS.flatMap((T) => [gateUpCase(shape, T), downCase(shape, T)]),
+);

@@ -1,0 +1,190 @@
+// cli/bench.ts - mla bench: how fast operations and models are, beside what public libraries reach.
+import type { Command } from 'commander';
+import {
+  benchDecode,
+  benchKernels,
+  benchPrefill,
+  KERNEL_CASES,
+  type KernelBenchHeader,
+  type KernelResult,
+  type ModelBenchOptions,
+  type ModelResult,
+} from '../bench';
+import { SHAPE_NAMES } from '../model';
+import { UsageError } from './failure';
+import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
+import { note, print } from './output';
+
+interface KernelFlags extends JsonFlag {
+  device: string;
+  filter?: string;
+  samples: number;
+  cold: number;
+  list?: boolean;
+}
+
+interface ModelBenchFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads'>, JsonFlag {
+  shape?: string;
+  repetitions: number;
+}
+
+interface DecodeFlags extends ModelBenchFlags {
+  batch: number[];
+  depth: number;
+  steps: number;
+}
+
+interface PrefillFlags extends ModelBenchFlags {
+  length: number[];
+  batch: number[];
+}
+
+/** Adds the command and its subcommands. */
+export function addBench(program: Command, signal: AbortSignal): void {
+  const bench = program.command('bench').description('Measures operations (kernels) and models (decode, prefill).');
+  const kernels = bench
+    .command('kernels')
+    .description('Each operation at the shapes of real models: checked against float64 first, then timed in a graph.')
+    .option('--device <name>', 'cuda:N or cpu', 'cuda:0')
+    .option('--filter <parts>', 'only cases whose name contains one of these, separated by "+"; "." is a space')
+    .option('--samples <n>', 'samples per case', integer(1, 1000), 20)
+    .option(
+      '--cold <MiB>',
+      'what the inputs of a case take together, so that no cache holds them',
+      integer(1, 65536),
+      1024,
+    )
+    .option('--list', 'print the names of the cases');
+  addJsonFlag(kernels).action((flags: KernelFlags) => runKernels(flags, signal));
+
+  const decode = bench
+    .command('decode')
+    .description('Tokens per second while sequences decode together.')
+    .option('--batch <list>', 'numbers of sequences', integers(1, 1024), [1])
+    .option('--depth <n>', 'tokens in the cache before', integer(1, 2 ** 24), 128)
+    .option('--steps <n>', 'tokens measured per sequence', integer(2, 65536), 128);
+  addModelBenchFlags(decode).action((flags: DecodeFlags) =>
+    runModel(flags, (report) =>
+      benchDecode(
+        { ...optionsOf(flags, signal), batches: flags.batch, depth: flags.depth, steps: flags.steps },
+        report,
+      ),
+    ),
+  );
+
+  const prefill = bench
+    .command('prefill')
+    .description('Tokens per second of prompts.')
+    .option('--length <list>', 'tokens of the prompt', integers(1, 2 ** 24), [512])
+    .option('--batch <list>', 'prompts at once', integers(1, 1024), [1]);
+  addModelBenchFlags(prefill).action((flags: PrefillFlags) =>
+    runModel(flags, async (report) => {
+      for (const batch of flags.batch)
+        await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
+    }),
+  );
+}
+
+function addModelBenchFlags(command: Command): Command {
+  command
+    .option('-m, --model <dir>', 'checkpoint folder')
+    .option('--shape <name>', `random weights in a published shape: ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`)
+    .option('--repetitions <n>', 'how often each figure is taken', integer(1, 1000), 3);
+  return addJsonFlag(addPlacementFlags(command));
+}
+
+function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptions {
+  const { model, shape, device, dtype, threads, repetitions } = flags;
+  if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
+  const what = shape === undefined ? { dir: model as string } : { shape };
+  return { model: what, device, dtype, threads, repetitions, signal };
+}
+
+/** What every figure must come with. */
+function circumstances() {
+  return {
+    date: new Date().toISOString(),
+    node: process.version,
+    command: ['mla', ...process.argv.slice(2)].join(' '),
+  };
+}
+
+async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {
+  if (flags.list) return print(`${KERNEL_CASES.map(({ id }) => id).join('\n')}\n`);
+  if (!/^(cpu|cuda:\d+)$/.test(flags.device)) throw new UsageError('--device is cpu or cuda:N.');
+  const lines: Promise<void>[] = [];
+  const results: KernelResult[] = [];
+  let header: KernelBenchHeader | undefined;
+  const options = {
+    device: flags.device,
+    filter: flags.filter?.split('+'),
+    samples: flags.samples,
+    coldBytes: flags.cold * 2 ** 20,
+    signal,
+  };
+  await benchKernels(
+    options,
+    (found) => {
+      header = found;
+      if (!flags.json) lines.push(print(headerOf(found)));
+    },
+    (result) => {
+      results.push(result);
+      if (!flags.json) lines.push(print(`${lineOf(result)}\n`));
+    },
+  );
+  await Promise.all(lines);
+  if (flags.json) await print(`${JSON.stringify({ ...circumstances(), ...header, results })}\n`);
+  const failed = results.filter(({ failure }) => failure !== null);
+  if (failed.length > 0) throw new Error(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
+}
+
+const COLUMNS = ['us', 'GB/s', 'TFLOP/s', 'floor us', '% floor', 'public us', 'x public', 'error'];
+
+function headerOf({ device, ceilings, ceilingSource, publicGpu }: KernelBenchHeader): string {
+  const { date, command } = circumstances();
+  const flops = Number.isFinite(ceilings.bf16FlopsPerSecond)
+    ? `, ${(ceilings.bf16FlopsPerSecond / 1e12).toFixed(0)} TFLOP/s`
+    : '';
+  return [
+    `# ${device.name} (${device.path}), ${date}, ${command}`,
+    `# ceilings ${(ceilings.bytesPerSecond / 1e9).toFixed(0)} GB/s${flops}: ${ceilingSource}; public figures: ${publicGpu}`,
+    `${'case'.padEnd(34)}${COLUMNS.map((name) => name.padStart(10)).join('')}\n`,
+  ].join('\n');
+}
+
+function lineOf(result: KernelResult): string {
+  const { id, us, bytesPerSecond, flopsPerSecond, floorUs, error, failure } = result;
+  if (failure !== null) return `${id.padEnd(34)}  FAILED: ${failure}`;
+  const cells = [
+    us.toFixed(2),
+    (bytesPerSecond / 1e9).toFixed(0),
+    (flopsPerSecond / 1e12).toFixed(1),
+    floorUs.toFixed(2),
+    ((100 * floorUs) / us).toFixed(1),
+    result.public === null ? '-' : result.public.us.toFixed(1),
+    result.public?.comparable ? (result.public.us / us).toFixed(2) : '-',
+    error.toExponential(1),
+  ];
+  return `${id.padEnd(34)}${cells.map((cell) => cell.padStart(10)).join('')}  ${result.public?.by ?? ''}`.trimEnd();
+}
+
+async function runModel(
+  flags: ModelBenchFlags,
+  bench: (report: (result: ModelResult) => void) => Promise<void>,
+): Promise<void> {
+  const results: ModelResult[] = [];
+  const lines: Promise<void>[] = [];
+  await bench((result) => {
+    results.push(result);
+    if (flags.json) return;
+    const range = `${Math.min(...result.repetitions).toFixed(1)} to ${Math.max(...result.repetitions).toFixed(1)}`;
+    const beside = result.public.map(({ tokensPerSecond, by }) => `${tokensPerSecond} ${by}`).join('; ');
+    const figure = `${result.tokensPerSecond.toFixed(1).padStart(10)} tokens/s (${range})`;
+    lines.push(print(`${result.id.padEnd(40)}${figure}${beside === '' ? '' : `  public: ${beside}`}\n`));
+  });
+  await Promise.all(lines);
+  const about = circumstances();
+  if (flags.json) await print(`${JSON.stringify({ ...about, results })}\n`);
+  else note(`${results[0]?.device.name} (${results[0]?.device.path}), ${about.date}, ${about.command}`);
+}
