@@ -15,6 +15,7 @@ export type {
   LoadOptions,
   Model,
   ModelInfo,
+  ModelStats,
   Result,
   Score,
   ScoreOptions,

@@ -2,6 +2,7 @@
 import { MlaError } from '../errors';
 import { onAbort } from './abort-listeners';
 import type { Engine, EngineRequest, Ticket } from './engine';
+import type { Generation } from './interface';
 import { type PlannedSettings, resolveMaxTokens, type UsedSettings } from './options';
 import { type Chunk, Clock, type Result } from './result';
 import type { SamplingSettings, StepResult, TextStream } from './step-model';
@@ -23,18 +24,8 @@ export interface GenerationInput {
 
 type State = 'idle' | 'started' | 'finished' | 'failed';
 
-/**
- * What `generate` and `chat` return: iterate over it for chunks as they come, await `result` for the whole, or both.
- *
- * - Work starts at the first `next()` of the iterator, or when `result` is first read.
- * - Leaving the loop early aborts; `result` then rejects with ERR_ABORTED. After an abort by the signal, both the
- *   iterator and `result` reject with the signal's reason.
- * - There is one consumer: a second iterator is refused with ERR_STATE.
- * - A consumer that falls behind pauses this generation (and no other) until it catches up, unless `result` has been
- *   asked for: then the chunks are kept until they are read.
- * - A failure nobody looks at is not an unhandled rejection.
- */
-export class Generation implements AsyncIterable<Chunk> {
+/** A {@link Generation} of the engine in this thread. */
+export class LocalGeneration implements Generation {
   private state: State = 'idle';
   private error: unknown;
   private iterating = false;
@@ -71,7 +62,6 @@ export class Generation implements AsyncIterable<Chunk> {
     this.outcome.catch(() => {}); // whoever reads `result` still gets the rejection
   }
 
-  /** The finished generation. Reading this property starts the work. */
   get result(): Promise<Result> {
     this.resultWanted = true;
     if (this.behind) {
@@ -82,7 +72,6 @@ export class Generation implements AsyncIterable<Chunk> {
     return this.outcome;
   }
 
-  /** @throws ERR_STATE when there is an iterator already */
   [Symbol.asyncIterator](): AsyncIterator<Chunk, undefined> {
     if (this.iterating) {
       throw new MlaError(

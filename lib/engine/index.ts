@@ -1,8 +1,8 @@
 // engine/index.ts - loading, generating, scoring: what the package offers and the commands use.
 export { DEFAULT_PREFILL_CHUNK, Engine, type EngineRequest, type Ticket } from './engine';
-export { Generation } from './generation';
+export type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './interface';
 export { BUNDLED_MODEL, type LoadOptions, loadModel } from './load';
-export { type ChatOptions, Model, type ModelInfo, type ModelParts, type ModelText } from './model';
+export { LocalModel, type ModelParts, type ModelText } from './model';
 export type { GenerateOptions, ScoreOptions, UsedSettings } from './options';
 export type { Chunk, FinishReason, Result, Score, Timings, TopToken, Usage } from './result';
 export type { EngineModel, GenerationDefaults, StepModel, TextStream } from './step-model';

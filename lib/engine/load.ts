@@ -2,7 +2,8 @@
 import { join } from 'node:path';
 import { invalidArg } from '../errors';
 import { LatentModel, type LatentModelOptions, type LoadProgress } from '../model';
-import { Model, type ModelInfo } from './model';
+import type { Model, ModelInfo } from './interface';
+import { LocalModel } from './model';
 import { abortSignal, readOptions } from './options';
 import { CheckpointText } from './text';
 
@@ -97,7 +98,7 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
     loadMs: model.loadMs,
     eosIds: model.eosIds.length > 0 ? model.eosIds : known,
   };
-  return new Model({ model, text, info, prefillChunk: checked.prefillChunk });
+  return new LocalModel({ model, text, info, prefillChunk: checked.prefillChunk });
 }
 
 /** Numbers are checked by the model, which knows their limits; here only what it could not tell apart. */

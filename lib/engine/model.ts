@@ -1,10 +1,9 @@
-// engine/model.ts - the public model: what loadModel returns.
+// engine/model.ts - the public model, in the thread that loaded it.
 import { invalidArg, MlaError } from '../errors';
-import type { MemoryPlan } from '../model';
-import type { DeviceInfo } from '../native';
-import type { BuiltInTemplate, ChatMessage, Json, RenderChatOptions } from '../text';
+import type { ChatMessage, RenderChatOptions } from '../text';
 import { Engine } from './engine';
-import { Generation } from './generation';
+import { LocalGeneration } from './generation';
+import type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './interface';
 import {
   GENERATE_OPTIONS,
   type GenerateOptions,
@@ -17,41 +16,6 @@ import {
 } from './options';
 import type { Score } from './result';
 import type { EngineModel, TextStream } from './step-model';
-
-/** What a model says of itself. */
-export interface ModelInfo {
-  /** the checkpoint folder */
-  readonly directory: string;
-  /** model_type of config.json */
-  readonly modelType: string;
-  readonly layers: number;
-  readonly vocabSize: number;
-  /** tokens one sequence may have in all */
-  readonly context: number;
-  /** sequences that run at once; further ones wait */
-  readonly maxSequences: number;
-  readonly device: DeviceInfo;
-  /** bytes on the device, by use */
-  readonly memory: MemoryPlan;
-  /** whether texts work; without tokenizer.json only token ids do */
-  readonly hasTokenizer: boolean;
-  /** whether `chat` works */
-  readonly hasChatTemplate: boolean;
-  /** milliseconds */
-  readonly loadMs: number;
-  /** ids that end a text */
-  readonly eosIds: readonly number[];
-}
-
-/** Options of `Model.chat`: those of `generate`, and what the template may use. */
-export interface ChatOptions extends GenerateOptions {
-  /** Definitions of functions, as JSON objects, for templates that have a place for them. */
-  tools?: readonly Json[] | undefined;
-  /** For models that answer with or without reasoning. Default: as the template does it. */
-  thinking?: boolean | undefined;
-  /** Use this built-in format instead of the checkpoint's template. */
-  template?: BuiltInTemplate | undefined;
-}
 
 const CHAT_OPTIONS = [...GENERATE_OPTIONS, 'tools', 'thinking', 'template'] as const;
 
@@ -73,15 +37,11 @@ export interface ModelParts {
   readonly prefillChunk?: number | undefined;
 }
 
-/**
- * A loaded model. Any number of generations may run at once; they share the steps of the device, and more than
- * `info.maxSequences` wait for their turn. Dispose it when done (`await using` does): weights are large.
- */
-export class Model implements AsyncDisposable {
+/** A {@link Model} in this thread: checks what is asked for, and hands it to the engine. */
+export class LocalModel implements Model {
   private readonly model: EngineModel;
   private readonly engine: Engine;
   private readonly text: ModelText | null;
-  /** Device, limits and identity. */
   readonly info: ModelInfo;
   private readonly disposing = new AbortController();
   private disposed: Promise<void> | null = null;
@@ -94,22 +54,12 @@ export class Model implements AsyncDisposable {
     this.info = info;
   }
 
-  /**
-   * Continues a raw text (with the BOS that tokenizer_config.json asks for) or token ids (as they are).
-   * @throws ERR_INVALID_ARG for a wrong prompt or option, ERR_DISPOSED, ERR_TOKENIZER for a text without a tokenizer.
-   *   What shows only later rejects: ERR_CONTEXT_LENGTH, ERR_NO_PAGES, errors of the device
-   */
   generate(prompt: string | readonly number[], options?: GenerateOptions): Generation {
     this.checkAlive();
     const settings = this.plan(readOptions(options, GENERATE_OPTIONS));
     return this.start(settings, this.encoder(prompt));
   }
 
-  /**
-   * Answers a conversation, which the checkpoint's chat template turns into a prompt. Nothing in the messages can become
-   * a control token.
-   * @throws as `generate`; a broken or missing template, or messages it refuses, reject with ERR_TEMPLATE
-   */
   chat(messages: readonly ChatMessage[], options?: ChatOptions): Generation {
     this.checkAlive();
     const { tools, thinking, template, ...given } = readOptions(options, CHAT_OPTIONS);
@@ -123,10 +73,6 @@ export class Model implements AsyncDisposable {
     return this.start(settings, () => text.encodeChat(messages, chosen));
   }
 
-  /**
-   * Log-probabilities of a text, or of token ids, under the model.
-   * @returns rejects with ERR_INVALID_ARG, ERR_CONTEXT_LENGTH, ERR_NO_PAGES, ERR_DISPOSED, or the signal's reason
-   */
   async score(prompt: string | readonly number[], options?: ScoreOptions): Promise<Score> {
     this.checkAlive();
     const { top, logits, signal: given } = readScoreOptions(options);
@@ -151,20 +97,12 @@ export class Model implements AsyncDisposable {
     };
   }
 
-  /**
-   * The token ids of a text to be continued: with the BOS that tokenizer_config.json asks for.
-   * @returns rejects with ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
-   */
   async encode(text: string): Promise<readonly number[]> {
     this.checkAlive();
     if (typeof text !== 'string') throw invalidArg('text', 'a string', text);
     return this.needText().encodePrompt(text);
   }
 
-  /**
-   * The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD.
-   * @throws ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
-   */
   decode(ids: readonly number[]): string {
     this.checkAlive();
     const stream = this.needText().stream();
@@ -172,18 +110,15 @@ export class Model implements AsyncDisposable {
     return pieces.join('') + stream.end();
   }
 
-  /** How many requests run and wait, and how many steps are in flight. */
-  stats(): { running: number; waiting: number; stepsInFlight: number } {
+  stats(): ModelStats {
     return this.engine.stats();
   }
 
-  /** Ends all generations (they reject with ERR_DISPOSED) and gives all memory back. Idempotent. */
   dispose(): Promise<void> {
     this.disposed ??= this.disposeOnce();
     return this.disposed;
   }
 
-  /** As {@link Model.dispose}, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
   }
@@ -201,7 +136,7 @@ export class Model implements AsyncDisposable {
   }
 
   private start(settings: PlannedSettings, encode: () => Promise<readonly number[]>): Generation {
-    return new Generation({
+    return new LocalGeneration({
       engine: this.engine,
       context: this.info.context,
       loadMs: this.info.loadMs,

@@ -1,6 +1,7 @@
 // make-model.ts - a public Model over the fake one. Its text is one token per byte of UTF-8, so most characters beyond
 // ASCII take several tokens.
-import { Model, type ModelInfo, type ModelText } from '../../lib/engine/model';
+import type { Model, ModelInfo } from '../../lib/engine/interface';
+import { LocalModel, type ModelText } from '../../lib/engine/model';
 import type { TextStream } from '../../lib/engine/step-model';
 import { FakeModel, type FakeOptions } from './fake-model';
 
@@ -48,7 +49,7 @@ export function makeModel(
     eosIds: options.eosIds ?? [EOS],
     ...options.info,
   } as ModelInfo;
-  return { model: new Model({ model: fake, text, info, prefillChunk: options.prefillChunk }), fake };
+  return { model: new LocalModel({ model: fake, text, info, prefillChunk: options.prefillChunk }), fake };
 }
 
 /** A `next` that writes `text` and then ends, whatever the prompt was. */
