@@ -1,8 +1,8 @@
 // engine/generation.ts - one text in the making, as its caller sees it: chunks to iterate over, and a result.
 import { MlaError } from '../errors';
 import { onAbort } from './abort-listeners';
+import type { Generation } from './api';
 import type { Engine, EngineRequest, Ticket } from './engine';
-import type { Generation } from './interface';
 import { type PlannedSettings, resolveMaxTokens, type UsedSettings } from './options';
 import { type Chunk, Clock, type Result } from './result';
 import type { SamplingSettings, StepResult, TextStream } from './step-model';

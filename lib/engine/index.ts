@@ -1,6 +1,7 @@
 // engine/index.ts - loading, generating, scoring: what the package offers and the commands use.
+
+export type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './api';
 export { DEFAULT_PREFILL_CHUNK, Engine, type EngineRequest, type Ticket } from './engine';
-export type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './interface';
 export { BUNDLED_MODEL, type LoadOptions, loadModel } from './load';
 export { LocalModel, type ModelParts, type ModelText } from './model';
 export type { GenerateOptions, ScoreOptions, UsedSettings } from './options';

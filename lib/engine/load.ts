@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { invalidArg } from '../errors';
 import { LatentModel, type LatentModelOptions, type LoadProgress } from '../model';
-import type { Model, ModelInfo } from './interface';
+import type { Model, ModelInfo } from './api';
 import { LocalModel } from './model';
 import { abortSignal, readOptions } from './options';
 import { CheckpointText } from './text';

@@ -1,9 +1,9 @@
 // engine/model.ts - the public model, in the thread that loaded it.
 import { invalidArg, MlaError } from '../errors';
 import type { ChatMessage, RenderChatOptions } from '../text';
+import type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './api';
 import { Engine } from './engine';
 import { LocalGeneration } from './generation';
-import type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './interface';
 import {
   GENERATE_OPTIONS,
   type GenerateOptions,

@@ -1,4 +1,4 @@
-// engine/interface.ts - the public model as its users see it, in whichever thread it runs: LocalModel is the model itself,
+// engine/api.ts - the public model as its users see it, in whichever thread it runs: LocalModel is the model itself,
 // RemoteModel stands for one in a worker thread.
 import type { MemoryPlan } from '../model';
 import type { DeviceInfo } from '../native';
