@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <span>
 
 #include "common/status.h"
 #include "ops/ops.h"
@@ -26,6 +27,11 @@ struct Launch {
   cudaStream_t stream = nullptr;
   View workspace;  // u8; at least <verb>_workspace bytes
   const Traits* traits = nullptr;
+  std::span<const View> fresh = {};  // what the operation before on this stream writes
+
+  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its
+  /// successor start, so whatever an operation before the last one wrote is complete by then.
+  bool settled(const View& view) const noexcept;
 };
 
 #define MLA_CUDA_LAUNCHER(Name, verb) Status verb(const Name##Params& p, const Launch& launch) noexcept;

@@ -3,7 +3,7 @@
 
 namespace mla {
 
-Status create_cuda_backend(int, std::unique_ptr<Backend>*) {
+Status create_cuda_backend(int, bool, std::unique_ptr<Backend>*) {
   return Status::Error(
       Code::kUnsupported,
       "this build has no CUDA kernels; build it where CUDA 13 (nvcc) is installed, or use the device cpu");

@@ -88,8 +88,9 @@ class Backend {
 /// The CPU backend; threads <= 0 means one per physical core this process may use.
 Status create_cpu_backend(int threads, std::unique_ptr<Backend>* out);
 
-/// The CUDA backend on GPU `index`. kUnsupported in a build without CUDA, kNoDevice without a GPU or driver.
-Status create_cuda_backend(int index, std::unique_ptr<Backend>* out);
+/// The CUDA backend on GPU `index`; `portable` makes any GPU run the kernels that are there for all of them.
+/// kUnsupported in a build without CUDA, kNoDevice without a GPU or driver.
+Status create_cuda_backend(int index, bool portable, std::unique_ptr<Backend>* out);
 
 /// Checks dtypes, shapes and values of an operation's arguments. `what` of the error: operation, argument, what was
 /// expected, what came.

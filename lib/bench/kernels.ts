@@ -1,6 +1,7 @@
 // bench/kernels.ts - measures operations one by one: first right, then fast.
 import { invalidArg, MlaError } from '../errors';
-import { type DeviceInfo, openDevice } from '../native';
+import { openModelDevice } from '../model';
+import type { DeviceInfo } from '../native';
 import { Anchors, type Ceilings } from './anchors';
 import { ATTENTION_CASES } from './attention-cases';
 import { GEMM_CASES } from './gemm-cases';
@@ -19,7 +20,7 @@ const LONG_GRAPH_MS = 20;
 const COPY_BYTES = 2 ** 30;
 
 export interface KernelBenchOptions {
-  /** 'cuda:N' or 'cpu' */
+  /** 'cpu', 'cuda:N' or 'cuda:N:portable' */
   device: string;
   /** Only cases whose id contains one of these; all without. */
   filter?: readonly string[] | undefined;
@@ -75,8 +76,7 @@ export async function benchKernels(
   const cases = KERNEL_CASES.filter(({ id }) => filter?.some((part) => dotted(id).includes(dotted(part))) ?? true);
   if (cases.length === 0) throw invalidArg('filter', 'a part of the name of a case', filter);
   const anchors = new Anchors();
-  const cuda = /^cuda:(\d+)$/.exec(options.device);
-  const device = cuda === null ? openDevice('cpu', { threads: 0 }) : openDevice('cuda', { index: Number(cuda[1]) });
+  const device = openModelDevice(options.device, 0);
   try {
     const info = device.info();
     const bench = new Workbench(device);

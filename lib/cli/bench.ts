@@ -45,7 +45,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
   const kernels = bench
     .command('kernels')
     .description('Each operation at the shapes of real models: checked against float64 first, then timed in a graph.')
-    .option('--device <name>', 'cuda:N or cpu', 'cuda:0')
+    .option('--device <name>', 'cuda:N, cuda:N:portable or cpu', 'cuda:0')
     .option('--filter <parts>', 'only cases whose name contains one of these, separated by "+"; "." is a space')
     .option('--samples <n>', 'samples per case', integer(1, 1000), 20)
     .option(
@@ -111,7 +111,8 @@ function circumstances() {
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {
   if (flags.list) return print(`${KERNEL_CASES.map(({ id }) => id).join('\n')}\n`);
-  if (!/^(cpu|cuda:\d+)$/.test(flags.device)) throw new UsageError('--device is cpu or cuda:N.');
+  if (!/^(cpu|cuda:\d+(:portable)?)$/.test(flags.device))
+    throw new UsageError('--device is cpu, cuda:N or cuda:N:portable.');
   const lines: Promise<void>[] = [];
   const results: KernelResult[] = [];
   let header: KernelBenchHeader | undefined;

@@ -85,7 +85,8 @@ export function number(min: number, max: number, { open = false } = {}): (text: 
 }
 
 function device(text: string): string {
-  if (!/^(auto|cpu|cuda:\d{1,3})$/.test(text)) throw new InvalidArgumentError('Expected auto, cpu or cuda:N.');
+  if (!/^(auto|cpu|cuda:\d{1,3}(:portable)?)$/.test(text))
+    throw new InvalidArgumentError('Expected auto, cpu, cuda:N or cuda:N:portable.');
   return text;
 }
 

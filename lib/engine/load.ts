@@ -110,8 +110,8 @@ function checkLoadOptions(options: unknown): LatentModelOptions {
       throw invalidArg(name, `one of ${allowed.join(', ')}`, value);
     }
   }
-  if (given.device !== undefined && !/^(auto|cpu|cuda:\d{1,3})$/.test(String(given.device))) {
-    throw invalidArg('device', "'auto', 'cpu' or 'cuda:N'", given.device);
+  if (given.device !== undefined && !/^(auto|cpu|cuda:\d{1,3}(:portable)?)$/.test(String(given.device))) {
+    throw invalidArg('device', "'auto', 'cpu', 'cuda:N' or 'cuda:N:portable'", given.device);
   }
   for (const name of ['context', 'maxSequences', 'pages', 'prefillChunk', 'threads'] as const) {
     const value = given[name];

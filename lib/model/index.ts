@@ -2,6 +2,7 @@
 export { LatentModel, type ModelStats } from './latent-model';
 export type { MemoryPlan } from './memory-plan';
 export { SHAPE_NAMES } from './named-shapes';
+export { openModelDevice } from './open-device';
 export type { ScoreOptions } from './score';
 export type {
   LatentModelOptions,

@@ -3,15 +3,18 @@
 import { invalidArg, MlaError } from '../errors';
 import { type Device, native } from '../native';
 
+/** 'cuda:0', or 'cuda:0:portable' for the kernels that run on every GPU. */
+const CUDA_NAME = /^cuda:(\d{1,3})(:portable)?$/;
+
 /**
  * Opens what `device` names. 'auto' takes the CPU only where there is no NVIDIA device at all: a GPU that is present
  * and cannot be used is an error that says so.
  */
 export function openModelDevice(device: string, threads: number): Device {
   if (device === 'cpu') return native.openDevice('cpu', { threads });
-  const cuda = /^cuda:(\d{1,3})$/.exec(device);
-  if (cuda !== null) return native.openDevice('cuda', { index: Number(cuda[1]) });
-  if (device !== 'auto') throw invalidArg('device', "'auto', 'cpu' or 'cuda:N'", device);
+  const cuda = CUDA_NAME.exec(device);
+  if (cuda !== null) return native.openDevice('cuda', { index: Number(cuda[1]), portable: cuda[2] !== undefined });
+  if (device !== 'auto') throw invalidArg('device', "'auto', 'cpu', 'cuda:N' or 'cuda:N:portable'", device);
   if (!native.build().cuda) return native.openDevice('cpu', { threads });
   try {
     return native.openDevice('cuda', { index: 0 });

@@ -129,11 +129,12 @@ export function readBytes(what: string, value: unknown): number {
   return value;
 }
 
-/** The options of openDevice, read once; 0 where left out. @throws ERR_INVALID_ARG */
-export function readOptions(what: string, value: unknown): { threads: unknown; index: unknown } {
+/** The options of openDevice, read once; 0 or false where left out. @throws ERR_INVALID_ARG */
+export function readOptions(what: string, value: unknown): { threads: unknown; index: unknown; portable: boolean } {
   return reading(what, () => {
     if (typeof value !== 'object' || value === null) throw invalidArg(what, 'an object', value);
-    const { threads = 0, index = 0 } = value as { threads?: unknown; index?: unknown };
-    return { threads, index };
+    const { threads = 0, index = 0, portable = false } = value as Record<string, unknown>;
+    if (typeof portable !== 'boolean') throw invalidArg(`${what}: portable`, 'true or false', portable);
+    return { threads, index, portable };
   });
 }

@@ -5,7 +5,7 @@ import { NativeDevice, rawDevice } from './device';
 import { loadAddon } from './load';
 import { check, type RawAddon } from './raw';
 import { installVerbs } from './stream';
-import type { Device, NativeAddon } from './types';
+import type { Device, DeviceOptions, NativeAddon } from './types';
 
 export * from './types';
 
@@ -31,10 +31,10 @@ function addon(): Loaded {
 export const native: NativeAddon = {
   openDevice(kind, options = {}) {
     if (kind !== 'cpu' && kind !== 'cuda') throw invalidArg('openDevice: kind', "'cpu' or 'cuda'", kind);
-    const { threads, index } = readOptions('openDevice: options', options);
+    const { threads, index, portable } = readOptions('openDevice: options', options);
     const number = readBytes(`openDevice: ${kind === 'cuda' ? 'index' : 'threads'}`, kind === 'cuda' ? index : threads);
     const { raw, vocabulary } = addon();
-    return new NativeDevice(check(raw.openDevice(kind === 'cuda', number)), vocabulary);
+    return new NativeDevice(check(raw.openDevice(kind === 'cuda', number, portable)), vocabulary);
   },
   build() {
     return addon().raw.build();
@@ -51,11 +51,12 @@ export const native: NativeAddon = {
 };
 
 /**
- * Opens a device: 'cpu' takes `threads` (0, the default: one per physical core), 'cuda' takes `index` (default 0).
+ * Opens a device: 'cpu' takes `threads` (0, the default: one per physical core), 'cuda' takes `index` (default 0) and
+ * `portable` (true: the kernels that run on every GPU, where there are special ones for this one).
  * @throws ERR_NATIVE_LOAD, ERR_NO_DEVICE, ERR_DRIVER_TOO_OLD, ERR_DEVICE_UNUSABLE, ERR_DEVICE_LOST, ERR_UNSUPPORTED,
  *   ERR_INVALID_ARG
  */
-export function openDevice(kind: 'cpu' | 'cuda', options: { threads?: number; index?: number } = {}): Device {
+export function openDevice(kind: 'cpu' | 'cuda', options: DeviceOptions = {}): Device {
   return native.openDevice(kind, options);
 }
 

@@ -64,7 +64,7 @@ export interface RawOperation {
 
 export interface RawAddon {
   /** `number` is the GPU's index for CUDA, the thread count for the CPU. */
-  openDevice(cuda: boolean, number: number): RawDevice | Failure;
+  openDevice(cuda: boolean, number: number, portable: boolean): RawDevice | Failure;
   build(): { cuda: boolean; version: string };
   /** Names of the element types; a type's number is its place here. */
   dtypes(): string[];

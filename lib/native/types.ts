@@ -267,10 +267,20 @@ export interface Verbs {
   fillRandom(a: { out: Arg; seed: number; mean: number; stddev: number }): void;
 }
 
+/** How a device is opened; see openDevice. */
+export interface DeviceOptions {
+  /** CPU: threads, 0 for one per physical core */
+  threads?: number;
+  /** CUDA: which GPU */
+  index?: number;
+  /** CUDA: only the kernels that run on every GPU */
+  portable?: boolean;
+}
+
 /** What require()ing the addon gives. */
 export interface NativeAddon {
-  /** 'cpu' needs `threads` (0: one per physical core); 'cuda' needs `index`. Throws typed errors. */
-  openDevice(kind: 'cpu' | 'cuda', options?: { threads?: number; index?: number }): Device;
+  /** See openDevice. Throws typed errors. */
+  openDevice(kind: 'cpu' | 'cuda', options?: DeviceOptions): Device;
   /** Whether CUDA kernels are in this binary, and the version of the addon. */
   build(): { cuda: boolean; version: string };
   /** Test hook: the k-th memory allocation from now on (0 = the next) fails once; -1 switches it off. */

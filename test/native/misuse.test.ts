@@ -313,10 +313,10 @@ test.each(['open', 'busy', 'disposed', 'lost'])('%s', async (state) => {
 test('the handles themselves refuse a foreign receiver and foreign arguments, whatever lib/native lets through', () => {
   // What lies underneath, without the checks in TypeScript.
   const addon = require('../../build/Release/node_mla.node') as {
-    openDevice(cuda: unknown, number: unknown): unknown;
+    openDevice(cuda: unknown, number: unknown, portable: unknown): unknown;
     operations(): unknown[];
   };
-  const raw = addon.openDevice(false, 1) as Record<string, (...args: unknown[]) => unknown>;
+  const raw = addon.openDevice(false, 1, false) as Record<string, (...args: unknown[]) => unknown>;
   const stream = (raw.stream as () => unknown).call(raw) as Record<string, (...args: unknown[]) => unknown>;
   const values = [
     undefined,

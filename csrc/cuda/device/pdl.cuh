@@ -6,8 +6,9 @@
 //                            kernels wrote is visible.
 //   pdl_launch_dependents()  the next kernel's blocks may start as soon as all blocks of this one have called it or
 //                            ended; it orders nothing. Call it after pdl_wait(), when the block's loads are under way.
-// Before pdl_wait() a kernel may only compute, set up shared memory and prefetch into L2 (prefetch_l2): weights too may
-// have been written by the kernel before. Below sm_90 both compile to nothing.
+// Before pdl_wait() a kernel may only compute, set up shared memory, prefetch into L2 (prefetch_l2), and read what the
+// launcher found settled (Launch::settled: weights as a rule, lengths and tables of a decode step). Below sm_90 both
+// compile to nothing.
 //
 // Host side: launch_pdl(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t; a launcher returns
 //   cuda_status(launch_pdl(...), "<kernel name>").

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,6 +30,7 @@ class CudaStream final : public BackendStream {
 
   cudaStream_t stream;
   std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
+  std::vector<View> fresh;                         // what the last operation writes; nothing after a copy or replay
 
  private:
   Completion& completion_;
@@ -42,6 +44,20 @@ class CudaGraph final : public BackendGraph {
 };
 
 CudaStream& of(BackendStream& stream) { return static_cast<CudaStream&>(stream); }
+
+}  // namespace
+
+bool Launch::settled(const View& view) const noexcept {
+  const char* const begin = view.as<const char>();
+  const char* const end = begin + view.bytes();
+  for (const View& written : fresh) {
+    const char* const from = written.as<const char>();
+    if (from < end && begin < from + written.bytes()) return false;
+  }
+  return true;
+}
+
+namespace {
 
 struct RunOp {
   const Launch& launch;
@@ -61,9 +77,34 @@ struct WorkspaceOf {
 #undef MLA_WORKSPACE_OF
 };
 
+/// Adds what an operation writes to `out`. An operation without rows enqueues nothing: what came before it stays fresh.
+struct CollectWritten {
+  std::vector<View>* out;
+  bool empty = false;
+  void operator()(const char*, const View& view, Dir dir, Need) {
+    if (dir == Dir::kIn || !view.present()) return;
+    if (view.numel() == 0) empty = true;
+    out->push_back(view);
+  }
+  template <class Value>
+  void operator()(const char*, const Value&, Need = Need::kRequired) {}
+};
+
+void note_written(const Op& op, std::vector<View>* fresh) {
+  std::vector<View> written;
+  CollectWritten collect{&written};
+  std::visit(
+      [&](auto params) {
+        if constexpr (!std::is_same_v<decltype(params), std::monostate>) params.fields(collect);
+      },
+      op);
+  if (!collect.empty) fresh->clear();
+  fresh->insert(fresh->end(), written.begin(), written.end());
+}
+
 class CudaBackend final : public Backend {
  public:
-  static Status create(int index, std::unique_ptr<Backend>* out) {
+  static Status create(int index, bool portable, std::unique_ptr<Backend>* out) {
     MLA_RETURN_IF_ERROR(probe(index));
     MLA_RETURN_IF_ERROR(cuda_status(cudaSetDevice(index), "cudaSetDevice"));
     cudaDeviceProp properties;
@@ -73,7 +114,7 @@ class CudaBackend final : public Backend {
                                                       std::to_string(properties.major) + "." +
                                                       std::to_string(properties.minor) + "; 8.0 or newer is needed");
     }
-    std::unique_ptr<CudaBackend> backend(new CudaBackend(index, properties));
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(index, portable, properties));
     MLA_RETURN_IF_ERROR(backend->load_kernels());
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaStreamCreateWithFlags(&backend->fill_stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
@@ -89,7 +130,7 @@ class CudaBackend final : public Backend {
     DeviceInfo out;
     out.kind = "cuda";
     out.name = name_;
-    out.path = "portable";
+    out.path = traits_.hopper ? "sm_90a" : "portable";
     out.multiprocessors = traits_.multiprocessors;
     size_t free = 0;
     size_t total = 0;
@@ -128,11 +169,15 @@ class CudaBackend final : public Backend {
   }
 
   Status run(const Op& op, View workspace, BackendStream& stream) override {
-    const Launch launch{of(stream).stream, workspace, &traits_};
-    return std::visit(RunOp{launch}, op);
+    const Launch launch{of(stream).stream, workspace, &traits_, of(stream).fresh};
+    Status status = std::visit(RunOp{launch}, op);
+    note_written(op, &of(stream).fresh);
+    return status;
   }
 
+  // A kernel after a copy, a replay or an event starts when that has passed: only kernels start early.
   Status upload(void* dst, std::shared_ptr<HostBuffer> src, int64_t bytes, BackendStream& stream) override {
+    of(stream).fresh.clear();
     MLA_RETURN_IF_ERROR(cuda_status(
         cudaMemcpyAsync(dst, src->data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, of(stream).stream),
         "cudaMemcpyAsync"));
@@ -155,6 +200,7 @@ class CudaBackend final : public Backend {
   Status compile(std::span<const Op> ops, View workspace, BackendStream& stream,
                  std::unique_ptr<BackendGraph>* out) override {
     const cudaStream_t s = of(stream).stream;
+    of(stream).fresh.clear();
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
     Status status;
@@ -164,6 +210,7 @@ class CudaBackend final : public Backend {
     }
     cudaGraph_t graph = nullptr;
     const Status ended = cuda_status(cudaStreamEndCapture(s, &graph), "cudaStreamEndCapture");
+    of(stream).fresh.clear();
     if (status.ok()) status = ended;
     cudaGraphExec_t exec = nullptr;
     if (status.ok()) status = cuda_status(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
@@ -174,6 +221,7 @@ class CudaBackend final : public Backend {
   }
 
   Status replay(BackendGraph& graph, BackendStream& stream) override {
+    of(stream).fresh.clear();
     return cuda_status(cudaGraphLaunch(static_cast<CudaGraph&>(graph).exec, of(stream).stream), "cudaGraphLaunch");
   }
 
@@ -191,10 +239,11 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  CudaBackend(int index, const cudaDeviceProp& properties) : index_(index), name_(properties.name), completion_(index) {
+  CudaBackend(int index, bool portable, const cudaDeviceProp& properties)
+      : index_(index), name_(properties.name), completion_(index) {
     traits_.multiprocessors = properties.multiProcessorCount;
     traits_.shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
-    traits_.hopper = properties.major == 9 && properties.minor == 0;
+    traits_.hopper = !portable && properties.major == 9 && properties.minor == 0;
   }
 
   Status load_kernels() const {
@@ -221,6 +270,8 @@ class CudaBackend final : public Backend {
 }  // namespace
 }  // namespace cuda
 
-Status create_cuda_backend(int index, std::unique_ptr<Backend>* out) { return cuda::CudaBackend::create(index, out); }
+Status create_cuda_backend(int index, bool portable, std::unique_ptr<Backend>* out) {
+  return cuda::CudaBackend::create(index, portable, out);
+}
 
 }  // namespace mla
