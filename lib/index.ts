@@ -1,24 +1,29 @@
 /**
  * node-mla: runs DeepSeek-family language models from Node.js, on an NVIDIA GPU or on the CPU.
  *
- * `loadModel` gives a {@link Model}; its `generate` and `chat` give a {@link Generation} to iterate over or await, and
- * `score` gives log-probabilities. Every error is an {@link MlaError} with a code.
+ * `loadModel` gives a {@link Model}; its `generate` and `chat` give a {@link Generation} to iterate over or await,
+ * `complete` gives whole results, `score` log-probabilities, and a {@link Sequence} keeps its place in the cache. Every error is an {@link MlaError} with a code.
  *
  * @packageDocumentation
  */
 export type {
   ChatOptions,
   Chunk,
+  CompleteOptions,
+  EngineStats,
   FinishReason,
   GenerateOptions,
   Generation,
   LoadOptions,
   Model,
   ModelInfo,
-  ModelStats,
+  PageStats,
   Result,
   Score,
   ScoreOptions,
+  Sequence,
+  SignalOptions,
+  TemplateOptions,
   Timings,
   TopToken,
   Usage,

@@ -10,6 +10,17 @@ export function pagesFor(tokens: number): number {
   return Math.ceil(tokens / PAGE_TOKENS);
 }
 
+/** Pages of the latent cache, 64 tokens each. */
+export interface PageStats {
+  readonly total: number;
+  /** without content */
+  readonly free: number;
+  /** content that nobody uses now, kept in case a prompt begins with it; taken as soon as free ones run out */
+  readonly cached: number;
+  /** in use by sequences */
+  readonly held: number;
+}
+
 /** Reference-counted pages. A page returns to the free list when its last reference goes. */
 export class PagePool {
   readonly total: number;
@@ -23,6 +34,10 @@ export class PagePool {
     this.total = total;
     this.#references = new Uint32Array(total);
     this.#free = Array.from({ length: total }, (_, i) => total - 1 - i);
+  }
+
+  stats(): PageStats {
+    return { total: this.total, free: this.free, cached: 0, held: this.held };
   }
 
   /** Pages nobody holds. */

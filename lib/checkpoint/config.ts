@@ -84,6 +84,7 @@ export interface GenerationSettings {
   readonly top_k: number | null;
   readonly top_p: number | null;
   readonly min_p: number | null;
+  readonly repetition_penalty: number | null;
 }
 
 /** Largest config.json that is read. */
@@ -485,5 +486,6 @@ function readGeneration(settings: Fields | undefined): GenerationSettings {
     top_k: settings?.has('top_k') ? settings.integer('top_k', 0, 2 ** 24) : null,
     top_p: settings?.has('top_p') ? settings.number('top_p', 0, 1) : null,
     min_p: number('min_p', 0, 1),
+    repetition_penalty: number('repetition_penalty', 0, 100),
   };
 }

@@ -37,7 +37,7 @@ async function score(flags: ScoreFlags, signal: AbortSignal): Promise<void> {
   if (input.length === 0) throw new UsageError('The text is empty.');
   await runWithModel(flags, signal, async (model) => {
     const scored = await model.score(input, { top: flags.top, logits: flags.logits ?? false, signal });
-    await print(flags.json ? `${jsonOf(scored)}\n` : tableOf(scored, model));
+    await print(flags.json ? `${jsonOf(scored)}\n` : await tableOf(scored, model));
     if (!flags.json) note(summaryOf(scored));
   });
 }
@@ -48,9 +48,10 @@ function jsonOf({ tokens, logprobs, top, logits }: Score): string {
 }
 
 /** Tab-separated; texts as JSON strings, so that a line is a line. */
-function tableOf({ tokens, logprobs, top }: Score, model: Model): string {
+async function tableOf({ tokens, logprobs, top }: Score, model: Model): Promise<string> {
+  const texts = model.info.hasTokenizer ? await Promise.all(tokens.map((id) => model.decode([id]))) : [];
   const lines = tokens.map((id, i) => {
-    const text = model.info.hasTokenizer ? [JSON.stringify(model.decode([id]))] : [];
+    const text = texts.length > 0 ? [JSON.stringify(texts[i])] : [];
     const others = top[i]?.length ? [top[i].map((other) => `${other.id}:${other.logprob.toFixed(4)}`).join(' ')] : [];
     return [i, id, logprobs[i]?.toFixed(4) ?? '-', ...text, ...others].join('\t');
   });

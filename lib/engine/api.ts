@@ -1,10 +1,10 @@
 // engine/api.ts - the public model as its users see it, in whichever thread it runs: LocalModel is the model itself,
-// RemoteModel stands for one in a worker thread.
+// RemoteModel stands for one in a worker thread. So all but what starts a generation gives promises.
 import type { MemoryPlan } from '../model';
 import type { DeviceInfo } from '../native';
 import type { BuiltInTemplate, ChatMessage, Json } from '../text';
-import type { GenerateOptions, ScoreOptions } from './options';
-import type { Chunk, Result, Score } from './result';
+import type { CompleteOptions, GenerateOptions, ScoreOptions } from './options';
+import type { Chunk, EngineStats, Result, Score } from './result';
 
 /** What a model says of itself. */
 export interface ModelInfo {
@@ -31,8 +31,8 @@ export interface ModelInfo {
   readonly eosIds: readonly number[];
 }
 
-/** Options of `Model.chat`: those of `generate`, and what the template may use. */
-export interface ChatOptions extends GenerateOptions {
+/** What the chat template may use. */
+export interface TemplateOptions {
   /** Definitions of functions, as JSON objects, for templates that have a place for them. */
   tools?: readonly Json[] | undefined;
   /** For models that answer with or without reasoning. Default: as the template does it. */
@@ -41,13 +41,12 @@ export interface ChatOptions extends GenerateOptions {
   template?: BuiltInTemplate | undefined;
 }
 
-/** What goes on in a model at the moment. */
-export interface ModelStats {
-  /** requests that take part in steps */
-  running: number;
-  /** requests that wait for a place */
-  waiting: number;
-  stepsInFlight: number;
+/** Options of `Model.chat`: those of `generate`, and what the template may use. */
+export interface ChatOptions extends GenerateOptions, TemplateOptions {}
+
+/** Options of what only needs to be stopped. */
+export interface SignalOptions {
+  signal?: AbortSignal | undefined;
 }
 
 /**
@@ -69,51 +68,90 @@ export interface Generation extends AsyncIterable<Chunk> {
 }
 
 /**
+ * A text that keeps its rows in the latent cache between generations. It takes no place among the running sequences
+ * while nothing is generated, but its pages stay taken until it is disposed.
+ */
+export interface Sequence extends AsyncDisposable {
+  /** all tokens so far: what was appended and what was generated */
+  readonly tokens: readonly number[];
+  /** how many of them the cache holds; the others are computed when they are first needed */
+  readonly cachedTokens: number;
+  readonly disposed: boolean;
+  /**
+   * Appends a text (with BOS if the sequence is empty and tokenizer_config.json asks for it) or token ids, and brings
+   * the cache up to date. Rejects as `Model.generate` does, or with ERR_STATE while a generation runs; unchanged then.
+   */
+  append(prompt: string | readonly number[], options?: SignalOptions): Promise<void>;
+  /**
+   * Appends `prompt` (which may be empty if the sequence is not) and continues. When the generation has finished, the
+   * sequence has the prompt and all tokens of the result; when it was aborted or failed, it is as it was before.
+   * @throws as `Model.generate`; a second generation at the same time rejects with ERR_STATE
+   */
+  generate(prompt: string | readonly number[], options?: GenerateOptions): Generation;
+  /**
+   * Another sequence with the same tokens. Pages are shared; one is copied only when it is written to.
+   * Rejects with ERR_STATE while a generation runs, ERR_DISPOSED.
+   */
+  fork(): Promise<Sequence>;
+  /**
+   * Writes tokens and cache to a file, which `Model.restore` reads. The file appears whole or not at all.
+   * Rejects with ERR_STATE while a generation runs, ERR_FILE, ERR_DISPOSED, or the signal's reason.
+   */
+  save(path: string, options?: SignalOptions): Promise<void>;
+  /** Gives its pages back; a running generation is aborted. Idempotent. */
+  dispose(): Promise<void>;
+}
+
+/**
  * A loaded model. Any number of generations may run at once; they share the steps of the device, and more than
  * `info.maxSequences` wait for their turn. Dispose it when done (`await using` does): weights are large.
  */
 export interface Model extends AsyncDisposable {
   /** Device, limits and identity. */
   readonly info: ModelInfo;
-
   /**
    * Continues a raw text (with the BOS that tokenizer_config.json asks for) or token ids (as they are).
    * @throws ERR_INVALID_ARG for a wrong prompt or option, ERR_DISPOSED, ERR_TOKENIZER for a text without a tokenizer.
    *   What shows only later rejects: ERR_CONTEXT_LENGTH, ERR_NO_PAGES, errors of the device
    */
   generate(prompt: string | readonly number[], options?: GenerateOptions): Generation;
-
   /**
    * Answers a conversation, which the checkpoint's chat template turns into a prompt. Nothing in the messages can become
    * a control token.
    * @throws as `generate`; a broken or missing template, or messages it refuses, reject with ERR_TEMPLATE
    */
   chat(messages: readonly ChatMessage[], options?: ChatOptions): Generation;
-
+  /**
+   * `n` continuations of one prompt, which is computed once. Completion i has the seed of the first plus i.
+   * Rejects with the first failure (the others are then aborted), as `generate` throws and rejects.
+   */
+  complete(prompt: string | readonly number[], options?: CompleteOptions): Promise<Result[]>;
   /**
    * Log-probabilities of a text, or of token ids, under the model.
-   * @returns rejects with ERR_INVALID_ARG, ERR_CONTEXT_LENGTH, ERR_NO_PAGES, ERR_DISPOSED, or the signal's reason
+   * Rejects with ERR_INVALID_ARG, ERR_CONTEXT_LENGTH, ERR_NO_PAGES, ERR_DISPOSED, or the signal's reason.
    */
   score(prompt: string | readonly number[], options?: ScoreOptions): Promise<Score>;
-
+  /** A new, empty sequence. Rejects with ERR_DISPOSED. */
+  createSequence(): Promise<Sequence>;
+  /**
+   * Reads what `Sequence.save` wrote. Rejects with ERR_SNAPSHOT for a file that is not one, is damaged, or was made by
+   * another model, dtype or layout; with ERR_FILE, ERR_NO_PAGES, ERR_CONTEXT_LENGTH, ERR_DISPOSED or the signal's reason.
+   */
+  restore(path: string, options?: SignalOptions): Promise<Sequence>;
   /**
    * The token ids of a text to be continued: with the BOS that tokenizer_config.json asks for.
-   * @returns rejects with ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
+   * Rejects with ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED.
    */
   encode(text: string): Promise<readonly number[]>;
-
+  /** The token ids of a conversation, up to where the answer begins: what `chat` gives the model. Rejects as `chat`. */
+  encodeChat(messages: readonly ChatMessage[], options?: TemplateOptions): Promise<readonly number[]>;
   /**
    * The text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD.
-   * @throws ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED
+   * Rejects with ERR_TOKENIZER without a tokenizer, ERR_INVALID_ARG, ERR_DISPOSED.
    */
-  decode(ids: readonly number[]): string;
-
-  /** How many requests run and wait, and how many steps are in flight. */
-  stats(): ModelStats;
-
+  decode(ids: readonly number[]): Promise<string>;
+  /** What the engine is doing and has done. Rejects with ERR_DISPOSED. */
+  stats(): Promise<EngineStats>;
   /** Ends all generations (they reject with ERR_DISPOSED) and gives all memory back. Idempotent. */
   dispose(): Promise<void>;
-
-  /** As {@link Model.dispose}, for `await using`. */
-  [Symbol.asyncDispose](): Promise<void>;
 }

@@ -9,6 +9,7 @@
 
 import { MlaError } from '../errors';
 import { onAbort } from './abort-listeners';
+import type { EngineStats } from './result';
 import type { SamplingSettings, SequenceHandle, StepEntry, StepModel, StepResult } from './step-model';
 
 /** Steps in flight at most: the running one and its successor. */
@@ -24,8 +25,8 @@ export interface EngineRequest {
   readonly paused: boolean;
   /** the first part of the prompt goes to the device */
   onStart(): void;
-  /** one sampled token; `finished` is not null for the last one */
-  onToken(result: StepResult): void;
+  /** one sampled token; `finished` is not null for the last one. Returns whether more are wanted. */
+  onToken(result: StepResult): boolean;
   /** the end of a request that gets no further tokens */
   onError(error: unknown): void;
 }
@@ -59,6 +60,9 @@ interface Claim {
   refuse(error: unknown): void;
 }
 
+/** How a request ended. */
+type Ending = 'completed' | 'aborted' | 'failed';
+
 interface PlannedEntry {
   task: Task;
   entry: StepEntry;
@@ -79,15 +83,32 @@ export class Engine {
   private scheduled = false;
   private closed: { reason: unknown } | null = null;
   private readonly idleWaiters: (() => void)[] = [];
+  private readonly counts = {
+    accepted: 0,
+    completed: 0,
+    aborted: 0,
+    failed: 0,
+    preemptions: 0,
+    steps: 0,
+    promptTokens: 0,
+    cachedTokens: 0,
+    completionTokens: 0,
+  };
 
   constructor(
     private readonly model: StepModel,
     private readonly prefillChunk: number = DEFAULT_PREFILL_CHUNK,
   ) {}
 
-  /** Requests that run, requests and claims that wait, and steps in flight. */
-  stats(): { running: number; waiting: number; stepsInFlight: number } {
-    return { running: this.running.length + this.claimed, waiting: this.waiting.length, stepsInFlight: this.inFlight };
+  /** What runs and waits, work beside the steps included; what has been done; and the pages of the cache. */
+  stats(): EngineStats {
+    return {
+      running: this.running.length + this.claimed,
+      waiting: this.waiting.length,
+      stepsInFlight: this.inFlight,
+      ...this.counts,
+      pages: this.model.pages(),
+    };
   }
 
   /** Takes a request in. Its callbacks come later, never from within this call. */
@@ -105,8 +126,9 @@ export class Engine {
       ended: false,
     };
     this.waiting.push(task);
+    this.counts.accepted++;
     this.wake();
-    return { cancel: () => this.remove(task) };
+    return { cancel: () => this.remove(task, 'aborted') };
   }
 
   /**
@@ -162,7 +184,7 @@ export class Engine {
   async close(reason: unknown): Promise<void> {
     this.closed ??= { reason };
     for (const one of this.waiting.splice(0)) {
-      if (isTask(one)) this.end(one, () => one.request.onError(reason));
+      if (isTask(one)) this.fail(one, reason);
       else one.refuse(reason);
     }
     for (const task of [...this.running]) this.fail(task, reason);
@@ -185,9 +207,13 @@ export class Engine {
       return this.refused(plan, error);
     }
     this.inFlight++;
+    this.counts.steps++;
     for (const task of this.running) task.live = false; // the device parks who is not in a step
     for (const { task, entry, samples } of plan) {
-      if (task.fed < task.input.length) task.fed += entry.tokens?.length ?? 0;
+      if (task.fed < task.input.length) {
+        task.fed += entry.tokens?.length ?? 0;
+        this.counts.promptTokens += entry.tokens?.length ?? 0;
+      }
       if (samples) task.pending++;
       task.live = samples;
       if (!task.started) {
@@ -298,6 +324,7 @@ export class Engine {
   /** Takes back the sequence of a task, which starts again from the tokens it has; what is in flight for it is lost. */
   private evict(task: Task, place: 'first' | 'last'): void {
     this.running.splice(this.running.indexOf(task), 1);
+    this.counts.preemptions++;
     task.sequence?.dispose();
     task.sequence = null;
     task.input = [...task.request.prompt, ...task.tokens];
@@ -324,27 +351,29 @@ export class Engine {
       return;
     }
     task.tokens.push(result.token);
+    this.counts.completionTokens++;
     try {
-      if (result.finished !== null) this.end(task, () => task.request.onToken(result));
-      else task.request.onToken(result);
+      if (result.finished !== null) this.end(task, 'completed', () => task.request.onToken(result));
+      else if (!task.request.onToken(result)) this.remove(task, 'completed');
     } catch (error) {
       this.fail(task, error);
     }
   }
 
   private fail(task: Task, error: unknown): void {
-    this.end(task, () => task.request.onError(error));
+    this.end(task, 'failed', () => task.request.onError(error));
   }
 
-  private remove(task: Task): void {
-    this.end(task, () => {});
+  private remove(task: Task, how: Ending): void {
+    this.end(task, how, () => {});
     this.wake();
   }
 
   /** Takes a task out, wherever it is, and then says so. */
-  private end(task: Task, say: () => void): void {
+  private end(task: Task, how: Ending, say: () => void): void {
     if (!task.ended) {
       task.ended = true;
+      this.counts[how]++;
       for (const list of [this.waiting, this.running] as (Task | Claim)[][]) {
         const at = list.indexOf(task);
         if (at >= 0) list.splice(at, 1);

@@ -3,9 +3,11 @@ import { MlaError } from '../errors';
 import { onAbort } from './abort-listeners';
 import type { Generation } from './api';
 import type { Engine, EngineRequest, Ticket } from './engine';
-import { type PlannedSettings, resolveMaxTokens, type UsedSettings } from './options';
-import { type Chunk, Clock, type Result } from './result';
+import type { UsedSettings } from './options';
+import { type Chunk, Clock, type FinishReason, type Result, type TopToken } from './result';
+import { type PlannedSettings, resolveMaxTokens } from './settings';
 import type { SamplingSettings, StepResult, TextStream } from './step-model';
+import { StopFinder, type StopSearch } from './stop-strings';
 
 /** With this many unread chunks a generation pauses, and it goes on when half of them have been read. */
 export const MAX_UNREAD_CHUNKS = 64;
@@ -24,7 +26,7 @@ export interface GenerationInput {
 
 type State = 'idle' | 'started' | 'finished' | 'failed';
 
-/** A {@link Generation} of the engine in this thread. */
+/** A {@link Generation} of an engine in this thread. */
 export class LocalGeneration implements Generation {
   private state: State = 'idle';
   private error: unknown;
@@ -42,19 +44,21 @@ export class LocalGeneration implements Generation {
   private readonly unread: Chunk[] = [];
   private readonly readers: { resolve(value: IteratorResult<Chunk, undefined>): void; reject(error: unknown): void }[] =
     [];
-  /** Tokens whose text is not a whole character yet. */
-  private held: { tokens: number[]; logprobs: number[] } = { tokens: [], logprobs: [] };
+  /** Tokens whose text is not a whole character yet, or may be part of a stop string. */
+  private held = nothingHeld();
   private readonly tokens: number[] = [];
   private readonly logprobs: number[] = [];
+  private readonly top: (readonly TopToken[])[] = [];
   private text = '';
 
   private readonly outcome: Promise<Result>;
   private resolveOutcome!: (result: Result) => void;
   private rejectOutcome!: (error: unknown) => void;
   private stopListening: () => void = () => {};
+  private readonly stops: StopFinder;
 
-  /** @internal */
   constructor(private readonly input: GenerationInput) {
+    this.stops = new StopFinder(input.settings.stop);
     this.outcome = new Promise((resolve, reject) => {
       this.resolveOutcome = resolve;
       this.rejectOutcome = reject;
@@ -129,8 +133,8 @@ export class LocalGeneration implements Generation {
       }
       const maxTokens = resolveMaxTokens(settings.maxTokens, prompt.length, context);
       this.promptTokens = prompt.length;
-      const { temperature, topK, topP, minP, seed, stopTokens } = settings;
-      this.settings = { temperature, topK, topP, minP, seed, maxTokens, stopTokens };
+      const { signal: _, cacheSalt: __, ...used } = settings;
+      this.settings = { ...used, maxTokens, minTokens: Math.min(used.minTokens, maxTokens) };
       this.ticket = engine.submit(this.request(prompt, this.settings));
     } catch (error) {
       this.fail(error);
@@ -161,7 +165,8 @@ export class LocalGeneration implements Generation {
     };
   }
 
-  private accept({ token, logprob, finished }: StepResult): void {
+  /** @returns whether the text goes on */
+  private accept({ token, logprob, finished }: StepResult): boolean {
     this.clock?.token();
     this.tokens.push(token);
     this.logprobs.push(logprob);
@@ -169,14 +174,25 @@ export class LocalGeneration implements Generation {
     this.held.logprobs.push(logprob);
     const { text } = this.input;
     // What ends the text is not part of it.
-    let added = finished === 'stop' ? '' : (text?.push(token) ?? '');
-    if (finished !== null) added += text?.end() ?? '';
+    let piece = finished === 'stop' ? '' : (text?.push(token) ?? '');
+    if (finished !== null) piece += text?.end() ?? '';
+    const { text: added, found } = this.search(piece, finished !== null);
     this.text += added;
-    if (added !== '' || text === null || finished !== null) {
+    const ends = finished !== null || found !== null;
+    if (added !== '' || text === null || ends) {
       this.emit({ text: added, ...this.held });
-      this.held = { tokens: [], logprobs: [] };
+      this.held = nothingHeld();
     }
-    if (finished !== null) this.finish(finished);
+    if (found !== null) this.finish('stop', found);
+    else if (finished !== null) this.finish(finished, finished === 'stop' ? token : null);
+    return !ends;
+  }
+
+  /** Stop strings count from the text of token minTokens on. */
+  private search(piece: string, last: boolean): StopSearch {
+    if (this.tokens.length < (this.settings as UsedSettings).minTokens) return { text: piece, found: null };
+    const search = this.stops.push(piece);
+    return last && search.found === null ? { text: search.text + this.stops.end(), found: null } : search;
   }
 
   private emit(chunk: Chunk): void {
@@ -189,15 +205,17 @@ export class LocalGeneration implements Generation {
     if (this.unread.length >= MAX_UNREAD_CHUNKS && this.iterating && !this.resultWanted) this.behind = true;
   }
 
-  private finish(finishReason: 'stop' | 'length'): void {
-    const usage = { promptTokens: this.promptTokens, completionTokens: this.tokens.length };
+  private finish(finishReason: FinishReason, stoppedBy: number | string | null): void {
+    const usage = { promptTokens: this.promptTokens, cachedTokens: 0, completionTokens: this.tokens.length };
     this.state = 'finished';
     this.release();
     this.resolveOutcome({
       text: this.text,
       tokens: this.tokens,
       logprobs: this.logprobs,
+      top: this.top,
       finishReason,
+      stoppedBy,
       usage,
       timings: (this.clock as Clock).timings(this.input.loadMs, usage),
       settings: this.settings as UsedSettings,
@@ -231,3 +249,5 @@ export class LocalGeneration implements Generation {
     this.stopListening();
   }
 }
+
+const nothingHeld = () => ({ tokens: [] as number[], logprobs: [] as number[], top: [] as (readonly TopToken[])[] });

@@ -1,9 +1,26 @@
 // engine/index.ts - loading, generating, scoring: what the package offers and the commands use.
-
-export type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './api';
+export type { PageStats } from '../cache';
+export type {
+  ChatOptions,
+  Generation,
+  Model,
+  ModelInfo,
+  Sequence,
+  SignalOptions,
+  TemplateOptions,
+} from './api';
 export { DEFAULT_PREFILL_CHUNK, Engine, type EngineRequest, type Ticket } from './engine';
 export { BUNDLED_MODEL, type LoadOptions, loadModel } from './load';
 export { LocalModel, type ModelParts, type ModelText } from './model';
-export type { GenerateOptions, ScoreOptions, UsedSettings } from './options';
-export type { Chunk, FinishReason, Result, Score, Timings, TopToken, Usage } from './result';
+export type { CompleteOptions, GenerateOptions, ScoreOptions, UsedSettings } from './options';
+export type {
+  Chunk,
+  EngineStats,
+  FinishReason,
+  Result,
+  Score,
+  Timings,
+  TopToken,
+  Usage,
+} from './result';
 export type { EngineModel, GenerationDefaults, StepModel, TextStream } from './step-model';

@@ -4,7 +4,7 @@ import { invalidArg } from '../errors';
 import { LatentModel, type LatentModelOptions, type LoadProgress } from '../model';
 import type { Model, ModelInfo } from './api';
 import { LocalModel } from './model';
-import { abortSignal, readOptions } from './options';
+import { abortSignal, readOptions } from './settings';
 import { CheckpointText } from './text';
 
 /** The small model that ships in the package, for `loadModel()` without a folder. */

@@ -1,23 +1,25 @@
 // engine/model.ts - the public model, in the thread that loaded it.
 import { invalidArg, MlaError } from '../errors';
 import type { ChatMessage, RenderChatOptions } from '../text';
-import type { ChatOptions, Generation, Model, ModelInfo, ModelStats } from './api';
+import type { ChatOptions, Generation, Model, ModelInfo, Sequence, SignalOptions, TemplateOptions } from './api';
 import { Engine } from './engine';
 import { LocalGeneration } from './generation';
+import type { CompleteOptions, GenerateOptions, ScoreOptions } from './options';
+import type { EngineStats, Result, Score } from './result';
 import {
+  COMPLETE_OPTIONS,
+  completions,
   GENERATE_OPTIONS,
-  type GenerateOptions,
   type PlannedSettings,
   planSettings,
   readOptions,
   readScoreOptions,
-  type ScoreOptions,
   tokenIds,
-} from './options';
-import type { Score } from './result';
+} from './settings';
 import type { EngineModel, TextStream } from './step-model';
 
-const CHAT_OPTIONS = [...GENERATE_OPTIONS, 'tools', 'thinking', 'template'] as const;
+const TEMPLATE_OPTIONS = ['tools', 'thinking', 'template'] as const;
+const CHAT_OPTIONS = [...GENERATE_OPTIONS, ...TEMPLATE_OPTIONS] as const;
 
 /** The text side of a model, as the engine uses it. */
 export interface ModelText {
@@ -46,7 +48,6 @@ export class LocalModel implements Model {
   private readonly disposing = new AbortController();
   private disposed: Promise<void> | null = null;
 
-  /** @internal */
   constructor({ model, text, info, prefillChunk }: ModelParts) {
     this.model = model;
     this.engine = new Engine(model, prefillChunk);
@@ -64,13 +65,23 @@ export class LocalModel implements Model {
     this.checkAlive();
     const { tools, thinking, template, ...given } = readOptions(options, CHAT_OPTIONS);
     const settings = this.plan(given);
-    if (!Array.isArray(messages)) throw invalidArg('messages', 'an array of messages', messages);
-    const text = this.needText();
-    // The template's own options are checked, like the messages, where they are read.
-    const chosen = Object.fromEntries(
-      Object.entries({ tools, thinking, template }).filter(([, value]) => value !== undefined),
-    );
-    return this.start(settings, () => text.encodeChat(messages, chosen));
+    return this.start(settings, this.chatEncoder(messages, { tools, thinking, template }));
+  }
+
+  async complete(prompt: string | readonly number[], options?: CompleteOptions): Promise<Result[]> {
+    this.checkAlive();
+    const { n, ...given } = readOptions(options, COMPLETE_OPTIONS);
+    const count = completions(n);
+    if (count > 1) throw unsupported('n above 1');
+    return [await this.start(this.plan(given), this.encoder(prompt)).result];
+  }
+
+  createSequence(): Promise<Sequence> {
+    return Promise.reject(unsupported('createSequence'));
+  }
+
+  restore(_path: string, _options?: SignalOptions): Promise<Sequence> {
+    return Promise.reject(unsupported('restore'));
   }
 
   async score(prompt: string | readonly number[], options?: ScoreOptions): Promise<Score> {
@@ -103,14 +114,20 @@ export class LocalModel implements Model {
     return this.needText().encodePrompt(text);
   }
 
-  decode(ids: readonly number[]): string {
+  async encodeChat(messages: readonly ChatMessage[], options?: TemplateOptions): Promise<readonly number[]> {
+    this.checkAlive();
+    return this.chatEncoder(messages, readOptions(options, TEMPLATE_OPTIONS))();
+  }
+
+  async decode(ids: readonly number[]): Promise<string> {
     this.checkAlive();
     const stream = this.needText().stream();
     const pieces = tokenIds('ids', ids, this.info.vocabSize).map((id) => stream.push(id));
     return pieces.join('') + stream.end();
   }
 
-  stats(): ModelStats {
+  async stats(): Promise<EngineStats> {
+    this.checkAlive();
     return this.engine.stats();
   }
 
@@ -132,7 +149,9 @@ export class LocalModel implements Model {
 
   private plan(given: Parameters<typeof planSettings>[0]): PlannedSettings {
     const { config, generationDefaults: defaults } = this.model;
-    return planSettings(given, { vocabSize: config.vocab_size, eosIds: this.info.eosIds, defaults });
+    const settings = planSettings(given, { vocabSize: config.vocab_size, eosIds: this.info.eosIds, defaults });
+    refuseUnsupported(settings);
+    return settings;
   }
 
   private start(settings: PlannedSettings, encode: () => Promise<readonly number[]>): Generation {
@@ -147,6 +166,14 @@ export class LocalModel implements Model {
         return encode();
       },
     });
+  }
+
+  private chatEncoder(messages: unknown, options: Record<string, unknown>): () => Promise<readonly number[]> {
+    if (!Array.isArray(messages)) throw invalidArg('messages', 'an array of messages', messages);
+    const text = this.needText();
+    // The template's own options are checked, like the messages, where they are read.
+    const chosen = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    return () => text.encodeChat(messages, chosen);
   }
 
   /** Checks a prompt now; the ids come later. */
@@ -186,4 +213,19 @@ export class LocalModel implements Model {
 
 function disposedError(): MlaError {
   return new MlaError('ERR_DISPOSED', 'The model has been disposed.');
+}
+
+function unsupported(what: string): MlaError {
+  return new MlaError('ERR_UNSUPPORTED', `${what} is not available yet.`);
+}
+
+function refuseUnsupported(settings: PlannedSettings): void {
+  if (settings.minTokens > 0) throw unsupported('minTokens');
+  if (settings.repetitionPenalty !== 1) throw unsupported('repetitionPenalty');
+  if (settings.presencePenalty !== 0) throw unsupported('presencePenalty');
+  if (settings.frequencyPenalty !== 0) throw unsupported('frequencyPenalty');
+  if (Object.keys(settings.logitBias).length > 0) throw unsupported('logitBias');
+  if (settings.topLogprobs > 0) throw unsupported('topLogprobs');
+  if (settings.priority !== 0) throw unsupported('priority');
+  if (settings.cacheSalt !== '') throw unsupported('cacheSalt');
 }

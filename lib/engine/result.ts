@@ -1,4 +1,5 @@
 // engine/result.ts - what a generation gives: chunks on the way, one Result at the end, and the clock behind its timings.
+import type { PageStats } from '../cache';
 import type { UsedSettings } from './options';
 
 /** A piece of a generation. All texts joined are the Result's text, all tokens joined its tokens. */
@@ -9,14 +10,18 @@ export interface Chunk {
   readonly tokens: readonly number[];
   /** logprobs[i]: log-probability of tokens[i] under the model's own distribution (before temperature and the like) */
   readonly logprobs: readonly number[];
+  /** top[i]: the likeliest tokens in the place of tokens[i], likeliest first; empty unless topLogprobs asked for them */
+  readonly top: readonly (readonly TopToken[])[];
 }
 
-/** Why a generation ended: 'stop' at an end-of-text or stop token, 'length' at maxTokens. */
+/** Why a generation ended: 'stop' at an end-of-text token, a stop token or a stop string, 'length' at maxTokens. */
 export type FinishReason = 'stop' | 'length';
 
 /** Token counts. */
 export interface Usage {
   readonly promptTokens: number;
+  /** how many of the prompt's tokens were in the cache already */
+  readonly cachedTokens: number;
   readonly completionTokens: number;
 }
 
@@ -24,13 +29,15 @@ export interface Usage {
 export interface Timings {
   /** loading the model */
   readonly loadMs: number;
+  /** from the start of the generation (encoding included) to the first prompt token on the device */
+  readonly queueMs: number;
   /** from the first prompt token on the device to the first new token */
   readonly prefillMs: number;
   /** from the first new token to the last */
   readonly decodeMs: number;
   /** from the start of the generation (encoding and waiting for a place included) to the first new token */
   readonly ttftMs: number;
-  /** prompt tokens / prefillMs */
+  /** prompt tokens that were not in the cache / prefillMs */
   readonly prefillTokensPerSecond: number | null;
   /** new tokens after the first / decodeMs; null when there is only one */
   readonly decodeTokensPerSecond: number | null;
@@ -38,17 +45,45 @@ export interface Timings {
 
 /** A finished generation. */
 export interface Result {
-  /** without the end-of-text token, and '' where the model has no tokenizer */
+  /** without the end-of-text token or the stop string, and '' where the model has no tokenizer */
   readonly text: string;
   /** the new token ids, with the one that ended the text */
   readonly tokens: readonly number[];
   /** logprobs[i]: log-probability of tokens[i] under the model's own distribution */
   readonly logprobs: readonly number[];
+  /** top[i] belongs to tokens[i]; empty unless topLogprobs asked for it */
+  readonly top: readonly (readonly TopToken[])[];
   readonly finishReason: FinishReason;
+  /** the token id or the stop string that ended the text; null at maxTokens */
+  readonly stoppedBy: number | string | null;
   readonly usage: Usage;
   readonly timings: Timings;
   /** the settings that were used, defaults filled in */
   readonly settings: UsedSettings;
+}
+
+/** What the engine is doing and has done. Every accepted request ends once: as completed, aborted or failed. */
+export interface EngineStats {
+  /** requests that have a place in the batch */
+  readonly running: number;
+  readonly waiting: number;
+  readonly stepsInFlight: number;
+  /** requests so far, by their end */
+  readonly accepted: number;
+  readonly completed: number;
+  readonly aborted: number;
+  readonly failed: number;
+  /** how often a request gave its pages back to others and started again */
+  readonly preemptions: number;
+  /** steps that were enqueued */
+  readonly steps: number;
+  /** tokens of prompts that were computed, and that the cache had already */
+  readonly promptTokens: number;
+  readonly cachedTokens: number;
+  /** tokens that were sampled and used */
+  readonly completionTokens: number;
+  /** pages of the latent cache: free + cached + held = total */
+  readonly pages: PageStats;
 }
 
 /** One likely token. */
@@ -85,15 +120,16 @@ export class Clock {
     if (this.firstToken === 0) this.firstToken = this.lastToken;
   }
 
-  timings(loadMs: number, { promptTokens, completionTokens }: Usage): Timings {
+  timings(loadMs: number, { promptTokens, cachedTokens, completionTokens }: Usage): Timings {
     const prefillMs = this.firstToken - this.prefillBegan;
     const decodeMs = this.lastToken - this.firstToken;
     return {
       loadMs,
+      queueMs: this.prefillBegan - this.began,
       prefillMs,
       decodeMs,
       ttftMs: this.firstToken - this.began,
-      prefillTokensPerSecond: perSecond(promptTokens, prefillMs),
+      prefillTokensPerSecond: perSecond(promptTokens - cachedTokens, prefillMs),
       decodeTokensPerSecond: perSecond(completionTokens - 1, decodeMs),
     };
   }

@@ -1,5 +1,6 @@
 // engine/step-model.ts - the two things the engine works with, as it sees them. lib/model and lib/text provide the real
 // ones; a fake stands in where only scheduling is tested.
+import type { PageStats } from '../cache';
 import type { SamplingSettings, ScoreResult, SequenceHandle, StepEntry, StepResult } from '../model/types';
 
 /** What scheduling needs of a model. */
@@ -8,6 +9,8 @@ export interface StepModel {
   readonly context: number;
   /** sequences that can be open at once */
   readonly maxSequences: number;
+  /** the pages of the latent cache, by use */
+  pages(): PageStats;
   /** @throws ERR_STATE when maxSequences are open */
   openSequence(): SequenceHandle;
   /**
@@ -24,6 +27,7 @@ export interface GenerationDefaults {
   readonly top_k?: number | undefined;
   readonly top_p?: number | undefined;
   readonly min_p?: number | undefined;
+  readonly repetition_penalty?: number | undefined;
 }
 
 /** What the public Model needs of lib/model's LatentModel, devices and memory aside. */

@@ -24,6 +24,7 @@ export const ERROR_CODES = [
   'ERR_CHECKPOINT', // the set of files or tensors is not a whole, consistent checkpoint
   'ERR_CONFIG', // config.json is broken or contradicts itself
   'ERR_UNSUPPORTED_MODEL', // an architecture or a value that is not understood
+  'ERR_SNAPSHOT', // a saved sequence that is damaged, or was made by another model, dtype or layout
   // text
   'ERR_TOKENIZER',
   'ERR_TEMPLATE',

@@ -1,6 +1,7 @@
 // model/latent-model.ts - a loaded model: it owns weights and latent cache, runs steps of a batch of sequences, and
 // scores texts. It never waits: a step is enqueued and its results are promised, so the next one can follow at once.
 
+import type { PageStats } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { MlaError } from '../errors';
 import type { Device, DeviceInfo, Graph } from '../native';
@@ -162,6 +163,11 @@ export class LatentModel implements AsyncDisposable {
     } finally {
       sequence.dispose();
     }
+  }
+
+  /** The pages of the latent cache, by use. */
+  pages(): PageStats {
+    return this.#machine.cache.pool.stats();
   }
 
   stats(): ModelStats {

@@ -38,10 +38,11 @@ test('--json prints one object of this shape and nothing else', async () => {
   expect(Object.keys(result)).toEqual(['tokens', 'text', 'finishReason', 'usage', 'timings']);
   expect(result.tokens).toEqual(passage.expected.slice(0, 8));
   expect(result.finishReason).toBe('length');
-  expect(result.usage).toEqual({ promptTokens: passage.prompt.length, completionTokens: 8 });
+  expect(result.usage).toEqual({ promptTokens: passage.prompt.length, cachedTokens: 0, completionTokens: 8 });
   const number = expect.any(Number);
   expect(result.timings).toEqual({
     loadMs: number,
+    queueMs: number,
     prefillMs: number,
     decodeMs: number,
     ttftMs: number,

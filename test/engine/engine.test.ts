@@ -79,7 +79,7 @@ test('nothing follows a stop token, although a step was in flight behind it', as
   expect(finishReason).toBe('stop');
   expect(fake.steps.length).toBe(tokens.length + 1);
   await turns(3);
-  expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+  expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
 });
 
 test('end-of-text ids are on by default and off with ignoreEos', async () => {
@@ -169,7 +169,7 @@ describe('score', () => {
     await turns(1);
     await Promise.all([first, model.score([1, 2]).then(() => order.push('score'))]);
     expect(order).toEqual(['first', 'score']);
-    expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+    expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   });
 
   test('refuses what does not fit, and an abort while waiting rejects with the reason', async () => {
@@ -202,7 +202,7 @@ test('10,000 steps leave nothing behind in the engine', async () => {
       }),
     );
     expect(fake.open.size).toBe(0);
-    expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+    expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   }
   expect(fake.steps.length).toBeGreaterThan(5_000);
 });

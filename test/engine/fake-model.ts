@@ -94,6 +94,11 @@ export class FakeModel implements EngineModel {
     return [...this.open].reduce((sum, { pages }) => sum + pages, 0);
   }
 
+  pages() {
+    const held = this.pagesHeld;
+    return { total: this.pagesTotal, free: this.pagesTotal - held, cached: 0, held };
+  }
+
   openSequence(): SequenceHandle {
     if (this.open.size >= this.maxSequences) throw new MlaError('ERR_STATE', 'fake: all sequences are open');
     const sequence = new FakeSequence(this.ids++, this);

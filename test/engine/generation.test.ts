@@ -30,7 +30,7 @@ describe('chunks and result', () => {
     expect(result.tokens).toEqual([...Buffer.from('In the beginning'), EOS]);
     expect(result.logprobs).toEqual(result.tokens.map((id) => -id / 256));
     expect(result.finishReason).toBe('stop');
-    expect(result.usage).toEqual({ promptTokens: 3, completionTokens: 17 });
+    expect(result.usage).toEqual({ promptTokens: 3, cachedTokens: 0, completionTokens: 17 });
   });
 
   test('no chunk holds half a character, and characters come as soon as they are whole', async () => {
@@ -109,7 +109,15 @@ describe('chunks and result', () => {
       minP: 0,
       seed: expect.any(Number),
       maxTokens: 5,
+      minTokens: 0,
       stopTokens: [EOS],
+      stop: [],
+      repetitionPenalty: 1,
+      presencePenalty: 0,
+      frequencyPenalty: 0,
+      logitBias: {},
+      topLogprobs: 0,
+      priority: 0,
     });
     const one = await model.generate([1], { maxTokens: 1 }).result;
     expect(one.timings.decodeTokensPerSecond).toBeNull();
@@ -223,7 +231,7 @@ describe('abort', () => {
     expect(await rejection(result)).toBe(reason);
     expect((await running).tokens).toEqual(expectedTokens([1], { maxTokens: 50, seed: 1, stopIds: [EOS] }));
     expect(fake.steps.every(({ entries }) => entries.length === 1)).toBe(true);
-    expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+    expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   });
 
   test.each([

@@ -1,6 +1,6 @@
 // make-model.ts - a public Model over the fake one. Its text is one token per byte of UTF-8, so most characters beyond
 // ASCII take several tokens.
-import type { Model, ModelInfo } from '../../lib/engine/api';
+import type { ModelInfo } from '../../lib/engine/api';
 import { LocalModel, type ModelText } from '../../lib/engine/model';
 import type { TextStream } from '../../lib/engine/step-model';
 import { FakeModel, type FakeOptions } from './fake-model';
@@ -27,7 +27,7 @@ export const byteText: ModelText = {
 };
 
 export interface Made {
-  model: Model;
+  model: LocalModel;
   fake: FakeModel;
 }
 

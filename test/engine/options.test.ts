@@ -1,5 +1,5 @@
 // Every option of generate and score: its range, its default, and typed errors for everything else.
-import { resolveMaxTokens } from '../../lib/engine/options';
+import { resolveMaxTokens } from '../../lib/engine/settings';
 import { MlaError } from '../../lib/errors';
 import { EOS, makeModel, rejection } from './make-model';
 
@@ -18,7 +18,7 @@ const REFUSED: [string, unknown[]][] = [
 
 const cases = REFUSED.flatMap(([name, values]) => values.map((value) => [name, value] as const));
 
-test(`generate refuses ${cases.length} wrong option values, naming the option`, () => {
+test(`generate refuses ${cases.length} wrong option values, naming the option`, async () => {
   const { model, fake } = makeModel();
   for (const [name, value] of cases) {
     let error: unknown;
@@ -30,7 +30,7 @@ test(`generate refuses ${cases.length} wrong option values, naming the option`, 
     expect(error).toBeInstanceOf(MlaError);
     expect(error).toMatchObject({ code: 'ERR_INVALID_ARG', message: expect.stringContaining(name) });
   }
-  expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+  expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   expect(fake.steps).toHaveLength(0);
 });
 

@@ -80,7 +80,7 @@ async function load(seed: number, requests: number, failing: boolean) {
 
   const ends = await Promise.all(Array.from({ length: requests }, (_, i) => one(i)));
   await turns(4);
-  expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+  expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   expect({ open: fake.open.size, pages: fake.pagesHeld }).toEqual({ open: 0, pages: 0 });
   expect(fake.maxStepsInFlight).toBeLessThanOrEqual(2);
   const count = (end: End) => ends.filter((other) => other === end).length;

@@ -37,7 +37,7 @@ test('many texts at once, on few places, in small chunks', async () => {
   expect(passages.length).toBeGreaterThan(3);
   await withModel({ maxSequences: 3, prefillChunk: 7 }, async (model) => {
     expectPassages(await all(model));
-    expect(model.stats()).toEqual({ running: 0, waiting: 0, stepsInFlight: 0 });
+    expect(await model.stats()).toMatchObject({ running: 0, waiting: 0, stepsInFlight: 0 });
   });
 });
 
@@ -105,7 +105,7 @@ test('chat, info, encode and decode speak of the same model', async () => {
     expect(info.memory.total).toBeGreaterThan(info.memory.weights);
     const ids = await model.encode('In the beginning');
     expect(ids[0]).toBe(0); // BOS, as tokenizer_config.json asks
-    expect(model.decode(ids)).toBe('In the beginning');
+    expect(await model.decode(ids)).toBe('In the beginning');
     const { usage } = await model.chat([{ role: 'user', content: 'Peace' }], { maxTokens: 4 }).result;
     expect(usage.promptTokens).toBeGreaterThan((await model.encode('Peace')).length);
     expect(await rejection(model.chat([{ role: 'nobody' as never, content: '' }]).result)).toMatchObject({
