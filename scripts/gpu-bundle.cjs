@@ -65,6 +65,15 @@ function packAddon(target, archs, build) {
   seal(target);
 }
 
+/** The test of the wrappers of Hopper's instructions, a program of its own; only the build folder of these archs has it. */
+function packPtxTest(target, build) {
+  const folder = path.join(WORK, 'cmake-release-archs');
+  if (build) run('cmake', ['--build', folder, '--target', 'test-ptx']);
+  fs.mkdirSync(path.dirname(target), { recursive: true });
+  fs.copyFileSync(path.join(folder, 'test-ptx'), target);
+  run('strip', [target]);
+}
+
 /** Copies the packages that lib/ needs at run time, without what never runs. */
 function packPackages(target) {
   const wanted = Object.keys(require(path.join(ROOT, 'package.json')).dependencies).filter((n) => !NOT_NEEDED.has(n));
@@ -98,6 +107,7 @@ function main(args) {
   try {
     compile(app);
     packAddon(path.join(app, 'build', 'Release', 'node_mla.node'), archs, build);
+    packPtxTest(path.join(app, 'build', 'Release', 'test-ptx'), build);
     packPackages(path.join(app, 'node_modules'));
     fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(app, 'package.json'));
     fs.cpSync(path.join(ROOT, 'bench'), path.join(app, 'bench'), { recursive: true });

@@ -8,6 +8,7 @@
 #   SET       tests            every operation against the CPU backend, the runtime (test/gpu without `model`)
 #             tests:NAME,...   only these files of test/gpu
 #             golden           whole models (test/gpu/model)
+#             ptx              the wrappers of Hopper's instructions (test/gpu/ptx.cu); needs a Hopper GPU
 #             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
 #             sanitize[:TOOL[:NAME,...]]  the operations, small cases only, under compute-sanitizer's TOOL (default
 #                              memcheck; racecheck, initcheck, synccheck), one file after the other
@@ -20,7 +21,7 @@ set -u
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 here=$PWD
-if [ $# -lt 3 ]; then sed -n '2,20p' "$0" >&2; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 limit=$2
@@ -104,6 +105,7 @@ for set in "$@"; do
   [ "$what" = "$set" ] || argument=${set#*:}
   case $what in
     tests) node_tests tests $(test_files "$argument") ;;
+    ptx) run ptx "$app/build/Release/test-ptx" || tail -20 "$out/ptx.log" ;;
     golden) node_tests golden "$app/test/gpu/model.test.js" ;;
     bench)
       name=bench-$(echo "${argument:-kernels}" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)
