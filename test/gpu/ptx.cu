@@ -109,7 +109,8 @@ __global__ void product_kernel(const __grid_constant__ CUtensorMap a_map, const 
       keep(d);
       wgmma_fence();
     } else {
-      const uint64_t a_tile = kA == Major::kK ? wgmma_tile(s_a + k * 2, 16, 1024) : wgmma_tile(s_a + k * 128, 8192, 1024);
+      const uint64_t a_tile =
+          kA == Major::kK ? wgmma_tile(s_a + k * 2, 16, 1024) : wgmma_tile(s_a + k * 128, 8192, 1024);
       Wgmma<N>::template bf16<kA, kB>(d, a_tile, b_tile, k > 0);
     }
   }
@@ -260,7 +261,8 @@ void check_multicast() {
 }
 
 /// A contiguous copy, then a matrix stored by stmatrix (transposed or not) and a tile stored by the copy engine.
-__global__ void copy_kernel(const float* from, const __grid_constant__ CUtensorMap map, float* out, uint16_t* matrices) {
+__global__ void copy_kernel(const float* from, const __grid_constant__ CUtensorMap map, float* out,
+                            uint16_t* matrices) {
   __shared__ __align__(1024) float s_data[1024];
   __shared__ __align__(16) uint16_t s_matrices[2][256];
   __shared__ uint64_t s_barrier;
