@@ -110,6 +110,7 @@ function main(args) {
     packPtxTest(path.join(app, 'build', 'Release', 'test-ptx'), build);
     packPackages(path.join(app, 'node_modules'));
     fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(app, 'package.json'));
+    fs.writeFileSync(path.join(app, 'commit.txt'), `${commit()}\n`); // lib/bench/circumstances.ts puts it into records
     fs.cpSync(path.join(ROOT, 'bench'), path.join(app, 'bench'), { recursive: true });
     fs.rmSync(out, { recursive: true, force: true });
     fs.mkdirSync(out, { recursive: true });

@@ -9,6 +9,7 @@
 #include "addon/event.h"
 #include "addon/graph.h"
 #include "addon/operation.h"
+#include "addon/planning.h"
 #include "addon/stream.h"
 #include "addon/tensor.h"
 #include "addon/values.h"
@@ -60,6 +61,7 @@ Napi::Value Build(const Napi::CallbackInfo& info) {
   Napi::Object object = Napi::Object::New(info.Env());
   object.Set("cuda", NODE_MLA_HAVE_CUDA != 0);
   object.Set("version", NODE_MLA_VERSION);
+  object.Set("archs", NODE_MLA_ARCHS);
   return object;
 }
 
@@ -94,6 +96,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   environment.set_class(Class::kGraph, Graph::define(env));
   exports.Set("openDevice", Napi::Function::New<OpenDevice>(env, "openDevice"));
   exports.Set("build", Napi::Function::New<Build>(env, "build"));
+  exports.Set("gpus", Napi::Function::New<Gpus>(env, "gpus"));
+  exports.Set("planWorkspaceBytes", Napi::Function::New<PlanWorkspaceBytes>(env, "planWorkspaceBytes"));
+  exports.Set("planDecodeInts", Napi::Function::New<PlanDecodeInts>(env, "planDecodeInts"));
   exports.Set("dtypes", Napi::Function::New<DTypes>(env, "dtypes"));
   exports.Set("operations", Napi::Function::New<Operations>(env, "operations"));
   exports.Set("failAllocation", Napi::Function::New<FailAllocation>(env, "failAllocation"));

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "addon/operation.h"
+#include "addon/planning.h"
 #include "addon/stream.h"
 #include "addon/tensor.h"
 #include "runtime/commands.h"
@@ -93,26 +93,14 @@ Napi::Value Device::MakeStream(const Napi::CallbackInfo& info) {
 Napi::Value Device::WorkspaceBytes(const Napi::CallbackInfo& info) {
   return answer_value(info, [&](napi_value* out) -> Status {
     MLA_RETURN_IF_ERROR(device_->state());
-    std::vector<napi_value> values;
-    for (size_t i = 0; i < info.Length(); ++i) values.push_back(info[i]);
-    Op op;
-    MLA_RETURN_IF_ERROR(read_planned_operation(info.Env(), values.data(), values.size(), &op));
-    MLA_RETURN_IF_ERROR(check(op));
-    *out = Napi::Number::New(info.Env(), static_cast<double>(device_->backend().workspace_bytes(op)));
-    return Status::Ok();
+    return plan_workspace(info, 0, device_->backend(), out);
   });
 }
 
 Napi::Value Device::DecodePlanInts(const Napi::CallbackInfo& info) {
   return answer_value(info, [&](napi_value* out) -> Status {
     MLA_RETURN_IF_ERROR(device_->state());
-    constexpr int64_t kMost = 1 << 20;
-    int64_t sequences = 0;
-    int64_t heads = 0;
-    MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[0], {"decodePlanInts", "maxSequences"}, 0, kMost, &sequences));
-    MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[1], {"decodePlanInts", "heads"}, 1, kMost, &heads));
-    *out = Napi::Number::New(info.Env(), static_cast<double>(device_->backend().decode_plan_ints(sequences, heads)));
-    return Status::Ok();
+    return plan_decode(info, 0, device_->backend(), out);
   });
 }
 

@@ -3,10 +3,24 @@
 
 namespace mla {
 
-Status create_cuda_backend(int, bool, std::unique_ptr<Backend>*) {
+namespace {
+
+Status without_kernels() {
   return Status::Error(
       Code::kUnsupported,
       "this build has no CUDA kernels; build it where CUDA 13 (nvcc) is installed, or use the device cpu");
+}
+
+}  // namespace
+
+Status create_cuda_backend(int, bool, std::unique_ptr<Backend>*) { return without_kernels(); }
+
+Status create_cuda_planner(const GpuFacts&, std::unique_ptr<Planner>*) { return without_kernels(); }
+
+GpuSurvey survey_gpus() {
+  GpuSurvey out;
+  out.status = without_kernels();
+  return out;
 }
 
 }  // namespace mla

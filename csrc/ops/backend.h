@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/status.h"
 #include "ops/ops.h"
@@ -48,10 +49,20 @@ class HostBuffer {
   virtual int64_t bytes() const = 0;
 };
 
-class Backend {
+/// What sizes depend on; a GPU that is planned for need not exist.
+class Planner {
  public:
-  virtual ~Backend() = default;
+  virtual ~Planner() = default;
 
+  /// Bytes of scratch memory that `op` needs for its shapes; data pointers may be null. The stream's workspace must be
+  /// at least that large.
+  virtual int64_t workspace_bytes(const Op& op) const = 0;
+  /// Elements of the plan tensor of decodePlan.
+  virtual int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const = 0;
+};
+
+class Backend : public Planner {
+ public:
   virtual DeviceInfo info() const = 0;
 
   /// Zero-filled memory, aligned to 256 bytes. kOutOfMemory or kOutOfDeviceMemory when there is none.
@@ -60,12 +71,6 @@ class Backend {
   virtual Status host_buffer(int64_t bytes, std::shared_ptr<HostBuffer>* out) = 0;
 
   virtual Status create_stream(std::unique_ptr<BackendStream>* out) = 0;
-
-  /// Bytes of scratch memory that `op` needs for its shapes; data pointers may be null. The stream's workspace must be
-  /// at least that large.
-  virtual int64_t workspace_bytes(const Op& op) const = 0;
-  /// Elements of the plan tensor of decodePlan.
-  virtual int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const = 0;
 
   /// Runs or enqueues one operation. Arguments have been checked.
   virtual Status run(const Op& op, View workspace, BackendStream& stream) = 0;
@@ -84,6 +89,29 @@ class Backend {
   /// Makes the work that follows on `stream` wait for all work issued so far on `other`.
   virtual Status order_after(BackendStream& stream, BackendStream& other) = 0;
 };
+
+/// A GPU as far as kernels and sizes depend on it.
+struct GpuFacts {
+  std::string name;
+  int major = 0;  // compute capability
+  int minor = 0;
+  int multiprocessors = 0;
+  int shared_bytes_per_block = 0;  // with opt-in
+  int64_t memory_total = 0;
+};
+
+/// What the NVIDIA driver says, without touching a GPU. Versions as CUDA writes them: 13020 is CUDA 13.2, 0 is none.
+struct GpuSurvey {
+  int runtime_cuda = 0;  // that this binary was built with
+  int driver_cuda = 0;   // the newest that the driver supports
+  std::vector<GpuFacts> gpus;
+  Status status;  // why GPU 0 cannot be used
+};
+
+GpuSurvey survey_gpus();
+
+/// Sizes of the CUDA backend on such a GPU. kUnsupported in a build without CUDA.
+Status create_cuda_planner(const GpuFacts& gpu, std::unique_ptr<Planner>* out);
 
 /// The CPU backend; threads <= 0 means one per physical core this process may use.
 Status create_cpu_backend(int threads, std::unique_ptr<Backend>* out);

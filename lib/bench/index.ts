@@ -1,4 +1,6 @@
 // bench - measures operations and models, and sets the figures beside public ones.
+export { type Circumstances, circumstances, type GpuState, gpuState } from './circumstances';
+export { type Comparison, type ComparisonReport, compare } from './compare';
 export {
   benchKernels,
   KERNEL_CASES,
@@ -14,3 +16,4 @@ export {
   type ModelResult,
   type PrefillBenchOptions,
 } from './model-bench';
+export { type RecordSet, readRecords, type Series } from './records';

@@ -4,6 +4,7 @@ import {
   benchDecode,
   benchKernels,
   benchPrefill,
+  circumstances,
   KERNEL_CASES,
   type KernelBenchHeader,
   type KernelResult,
@@ -11,7 +12,8 @@ import {
   type ModelResult,
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
-import { UsageError } from './failure';
+import { addBenchCompare } from './bench-compare';
+import { FoundWanting, UsageError } from './failure';
 import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
@@ -83,6 +85,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
         await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
     }),
   );
+  addBenchCompare(bench);
 }
 
 function addModelBenchFlags(command: Command): Command {
@@ -98,15 +101,6 @@ function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptio
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
   return { model: what, device, dtype, threads, repetitions, signal };
-}
-
-/** What every figure must come with. */
-function circumstances() {
-  return {
-    date: new Date().toISOString(),
-    node: process.version,
-    command: ['mla', ...process.argv.slice(2)].join(' '),
-  };
 }
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {
@@ -135,20 +129,20 @@ async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void
     },
   );
   await Promise.all(lines);
-  if (flags.json) await print(`${JSON.stringify({ ...circumstances(), ...header, results })}\n`);
+  if (flags.json) await print(`${JSON.stringify({ ...(await circumstances(flags.device)), ...header, results })}\n`);
   const failed = results.filter(({ failure }) => failure !== null);
-  if (failed.length > 0) throw new Error(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
+  if (failed.length > 0)
+    throw new FoundWanting(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
 }
 
 const COLUMNS = ['us', 'GB/s', 'TFLOP/s', 'floor us', '% floor', 'public us', 'x public', 'error'];
 
 function headerOf({ device, ceilings, ceilingSource, publicGpu }: KernelBenchHeader): string {
-  const { date, command } = circumstances();
   const flops = Number.isFinite(ceilings.bf16FlopsPerSecond)
     ? `, ${(ceilings.bf16FlopsPerSecond / 1e12).toFixed(0)} TFLOP/s`
     : '';
   return [
-    `# ${device.name} (${device.path}), ${date}, ${command}`,
+    `# ${device.name} (${device.path}), ${new Date().toISOString()}`,
     `# ceilings ${(ceilings.bytesPerSecond / 1e9).toFixed(0)} GB/s${flops}: ${ceilingSource}; public figures: ${publicGpu}`,
     `${'case'.padEnd(34)}${COLUMNS.map((name) => name.padStart(10)).join('')}\n`,
   ].join('\n');
@@ -185,7 +179,10 @@ async function runModel(
     lines.push(print(`${result.id.padEnd(40)}${figure}${beside === '' ? '' : `  public: ${beside}`}\n`));
   });
   await Promise.all(lines);
-  const about = circumstances();
+  const about = await circumstances(results[0]?.device.kind === 'cuda' ? deviceOf(flags.device) : 'cpu');
   if (flags.json) await print(`${JSON.stringify({ ...about, results })}\n`);
   else note(`${results[0]?.device.name} (${results[0]?.device.path}), ${about.date}, ${about.command}`);
 }
+
+/** 'auto' takes the first GPU. */
+const deviceOf = (device: string) => (device === 'auto' ? 'cuda:0' : device);

@@ -26,6 +26,16 @@ export class NoGpuSupport extends Error {
   }
 }
 
+/** A command did its work, and what it looked at is not as it should be. */
+export class FoundWanting extends Error {
+  constructor(
+    message: string,
+    readonly exitCode: number = EXIT.failure,
+  ) {
+    super(message);
+  }
+}
+
 /** Flags that do not go together, or lack something. */
 export class UsageError extends Error {}
 
@@ -44,6 +54,7 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof Interrupted) return EXIT.interrupted;
   if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof NoGpuSupport) return EXIT.noDevice;
+  if (error instanceof FoundWanting) return error.exitCode;
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
   if (error instanceof MlaError) return CODES[error.code] ?? EXIT.failure;
   return EXIT.failure;
@@ -54,6 +65,7 @@ export function lineOf(error: unknown): string | null {
   if (error instanceof ClosedPipe || error instanceof CommanderError) return null;
   if (error instanceof Interrupted) return 'mla: interrupted';
   if (error instanceof NoGpuSupport) return lineOf(error.cause);
+  if (error instanceof FoundWanting) return `mla: ${oneLine(error.message)}`;
   if (error instanceof UsageError) return `mla: ${oneLine(error.message)} (add --help for the list of flags)`;
   if (error instanceof MlaError) return `mla: ${oneLine(error.message)} (${error.code})`;
   const { code, message } = error instanceof Error ? (error as NodeJS.ErrnoException) : { message: String(error) };

@@ -9,19 +9,16 @@ import {
   type ResolvedConfig,
   resolveLayout,
   ropeTable,
-  softmaxScale,
 } from '../checkpoint';
-import { invalidArg } from '../errors';
 import type { Device, Stream, Tensor, TensorSpec } from '../native';
-import { activationSpecs, inputSpecs, type Limits, type Rows, rowSpecs } from './buffers';
-import { dimsOf, precisionOf } from './dims';
+import type { Limits, Rows } from './buffers';
 import type { Machine } from './forward';
 import { loadWeights, type WeightTarget } from './load-weights';
-import { checkFits, limitsOf, type MemoryPlan, planMemory } from './memory-plan';
+import { checkFits, type MemoryPlan } from './memory-plan';
+import { planModel } from './plan';
 import { allocateTree, eachSpec } from './specs';
 import type { LatentModelOptions } from './types';
-import { planWeights, type WeightPlan, type Weights } from './weights';
-import { measureWorkspace } from './workspace';
+import type { WeightPlan, Weights } from './weights';
 
 /** A loaded model, before anybody uses it. */
 export interface Built {
@@ -45,10 +42,10 @@ export interface WeightOrigin {
   ): Promise<void>;
 }
 
-/** Weights out of a checkpoint's files. @throws ERR_CHECKPOINT, ERR_UNSUPPORTED_MODEL */
-export function originOf(checkpoint: Checkpoint): WeightOrigin {
+/** Weights out of a checkpoint's files. Rejects with ERR_CHECKPOINT, ERR_UNSUPPORTED_MODEL. */
+export async function originOf(checkpoint: Checkpoint): Promise<WeightOrigin> {
   const layout = resolveLayout(checkpoint);
-  checkRouterBiases(layout);
+  await checkRouterBiases(layout);
   return {
     config: checkpoint.config,
     layout,
@@ -62,25 +59,10 @@ export function originOf(checkpoint: Checkpoint): WeightOrigin {
 
 /** Plans, allocates and loads. @throws typed errors; nothing stays allocated then */
 export async function buildMachine(device: Device, origin: WeightOrigin, options: LatentModelOptions): Promise<Built> {
-  const { config, layout } = origin;
   const info = device.info();
-  const dims = dimsOf(config);
-  const precision = precisionOf(options, info);
-  const limits = limitsOf(options, config);
-  const latentEps = options.latentNormEps ?? config.rms_norm_eps;
-  if (!(latentEps > 0 && latentEps < 1)) throw invalidArg('latentNormEps', 'a number between 0 and 1', latentEps);
-
-  const weightPlans = planWeights(config, layout, dims, precision);
-  const planInts = device.decodePlanInts(limits.maxSequences + 1, dims.H);
-  const specs = {
-    rows: rowSpecs(dims, limits),
-    inputs: inputSpecs(limits),
-    activations: activationSpecs(dims, precision, limits, planInts),
-    cosSin: { dtype: 'f32', shape: [limits.context, dims.r / 2, 2] } as TensorSpec,
-  };
-  const base = { config, dims, limits, scale: softmaxScale(config), latentEps };
-  const workspace = measureWorkspace(device, { ...base, ...specs, weights: weightPlans, precision });
-  const memory = planMemory(dims, precision, limits, weightPlans, planInts, workspace);
+  const planned = planModel(device, info, origin, options);
+  const { base, specs, weightPlans, precision, memory } = planned;
+  const { config, dims, limits } = base;
   checkFits(memory, info);
 
   const owned: { dispose(): void }[] = [];
@@ -94,7 +76,7 @@ export async function buildMachine(device: Device, origin: WeightOrigin, options
     owned.push(weights);
     const buffers = await allocateTree(device, {
       ...specs,
-      workspace: { dtype: 'u8', shape: [workspace] } as TensorSpec,
+      workspace: { dtype: 'u8', shape: [memory.workspace] } as TensorSpec,
     });
     owned.push(buffers);
     const cache = await LatentCache.create(device, {

@@ -88,7 +88,7 @@ export class LatentModel implements AsyncDisposable {
     options.onProgress?.({ phase: 'open', loadedBytes: 0, totalBytes: 0 });
     const checkpoint = await openCheckpoint(dir);
     try {
-      return await LatentModel.#build(originOf(checkpoint), options, start);
+      return await LatentModel.#build(await originOf(checkpoint), options, start);
     } finally {
       await checkpoint.close();
     }

@@ -4,7 +4,7 @@ import { latentCacheSpec, pagesFor } from '../cache';
 import type { ModelConfig } from '../checkpoint';
 import { invalidArg, MlaError } from '../errors';
 import type { DeviceInfo } from '../native';
-import { activationSpecs, inputSpecs, type Limits, rowSpecs } from './buffers';
+import type { Limits } from './buffers';
 import type { Dims, Precision } from './dims';
 import { specBytes, treeBytes } from './specs';
 import type { LatentModelOptions } from './types';
@@ -53,23 +53,20 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
   };
 }
 
-/** Adds up the plan. */
+/** Adds up the plan: trees of specs for the weights and for all buffers beside them. */
 export function planMemory(
   dims: Dims,
   precision: Precision,
   limits: Limits,
   weights: object,
-  planInts: number,
+  buffers: object,
   workspace: number,
 ): MemoryPlan {
   const cache = specBytes(
     latentCacheSpec({ layers: dims.layers, pages: limits.pages, rowWidth: dims.L, dtype: precision.cache }),
   );
   const weightBytes = treeBytes(weights);
-  const activations =
-    treeBytes(rowSpecs(dims, limits)) +
-    treeBytes(inputSpecs(limits)) +
-    treeBytes(activationSpecs(dims, precision, limits, planInts));
+  const activations = treeBytes(buffers);
   return {
     weights: weightBytes,
     cache,

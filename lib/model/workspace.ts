@@ -2,7 +2,7 @@
 // instead of tensors, and every operation they issue is asked. So plan and execution cannot drift apart.
 
 import { PAGE_TOKENS, pagesFor } from '../cache';
-import type { Device, DType, Stream, Tensor, TensorSpec, Verbs } from '../native';
+import type { DType, Planner, Stream, Tensor, TensorSpec, Verbs } from '../native';
 import type { Activations, activationSpecs, Inputs, inputSpecs, Rows, rowSpecs } from './buffers';
 import type { Precision } from './dims';
 import { decodePass, headPass, type Machine, prefillPass, samplePass, scorePass } from './forward';
@@ -33,10 +33,10 @@ class Shape implements TensorSpec {
 }
 
 /** Bytes of workspace that every pass of this model can do with. */
-export function measureWorkspace(device: Device, blueprint: Blueprint): number {
+export function measureWorkspace(planner: Planner, blueprint: Blueprint): number {
   let most = 0;
   const ask = (verb: keyof Verbs) => (args: never) => {
-    most = Math.max(most, device.workspaceBytes(verb, args));
+    most = Math.max(most, planner.workspaceBytes(verb, args));
   };
   const stream = new Proxy({} as Stream, {
     get: (_, name) => (name === 'write' ? () => {} : ask(name as keyof Verbs)),

@@ -1,16 +1,17 @@
 // native/index.ts - devices, tensors and operations. The only place that loads the .node; it does so at the first use.
 import { invalidArg } from '../errors';
-import { readBytes, readOptions, Vocabulary } from './arguments';
+import { readBytes, readOptions, readPlannedOperation, Vocabulary } from './arguments';
 import { NativeDevice, rawDevice } from './device';
 import { loadAddon } from './load';
-import { check, type RawAddon } from './raw';
+import { check, failureError, type RawAddon } from './raw';
 import { installVerbs } from './stream';
-import type { Device, DeviceOptions, NativeAddon } from './types';
+import type { BuildInfo, Device, DeviceOptions, NativeAddon } from './types';
 
 export * from './types';
 
 interface Loaded {
   raw: RawAddon;
+  file: string;
   vocabulary: Vocabulary;
 }
 
@@ -19,10 +20,10 @@ let loaded: Loaded | undefined;
 /** The addon, loaded at the first call. A failure is not remembered: the next call tries again. */
 function addon(): Loaded {
   if (loaded === undefined) {
-    const raw = loadAddon();
+    const { raw, file } = loadAddon();
     const vocabulary = new Vocabulary(raw);
     installVerbs(vocabulary);
-    loaded = { raw, vocabulary };
+    loaded = { raw, file, vocabulary };
   }
   return loaded;
 }
@@ -37,7 +38,22 @@ export const native: NativeAddon = {
     return new NativeDevice(check(raw.openDevice(kind === 'cuda', number, portable)), vocabulary);
   },
   build() {
-    return addon().raw.build();
+    const { raw, file } = addon();
+    const { cuda, version, archs } = raw.build();
+    return { cuda, version, archs: archs === '' ? [] : archs.split(' '), file };
+  },
+  gpus() {
+    const { failure, ...found } = addon().raw.gpus();
+    return { ...found, failure: failure === undefined ? null : failureError(failure) };
+  },
+  planner({ major, minor, multiprocessors, sharedBytesPerBlock }) {
+    const { raw, vocabulary } = addon();
+    const gpu = [major, minor, multiprocessors, sharedBytesPerBlock];
+    return {
+      workspaceBytes: (verb, args) =>
+        check(raw.planWorkspaceBytes(...gpu, ...readPlannedOperation(vocabulary, verb, args))),
+      decodePlanInts: (maxSequences, heads) => check(raw.planDecodeInts(...gpu, maxSequences, heads)),
+    };
   },
   failAllocation(k) {
     check(addon().raw.failAllocation(k));
@@ -60,7 +76,7 @@ export function openDevice(kind: 'cpu' | 'cuda', options: DeviceOptions = {}): D
   return native.openDevice(kind, options);
 }
 
-/** Whether CUDA kernels are in the binary, and its version. @throws ERR_NATIVE_LOAD */
-export function build(): { cuda: boolean; version: string } {
+/** What is in the binary. @throws ERR_NATIVE_LOAD */
+export function build(): BuildInfo {
   return native.build();
 }

@@ -49,7 +49,7 @@ function checkSeal(file: string): void {
  * Loads the addon: a local build first, then the prebuilt binary of this platform.
  * @throws ERR_NATIVE_LOAD naming the cause and the command that helps
  */
-export function loadAddon(): RawAddon {
+export function loadAddon(): { raw: RawAddon; file: string } {
   // node-gyp-build decides which file; it reads NODE_MLA_PREBUILD itself.
   const nodeGypBuild = require('node-gyp-build') as { path(root: string): string };
   let file: string;
@@ -63,7 +63,7 @@ export function loadAddon(): RawAddon {
   }
   checkSeal(file);
   try {
-    return require(file) as RawAddon;
+    return { raw: require(file) as RawAddon, file };
   } catch (error) {
     throw loadError(`The native addon ${file} cannot be loaded: ${firstLine(error)}.`, error);
   }

@@ -4,6 +4,7 @@
 // middle of a call. They never throw and their promises never reject: a failure is the string "ERR_CODE\ntext", which
 // check() turns into an MlaError, because error objects made by native code belong to another realm under jest.
 import { type ErrorCode, MlaError } from '../errors';
+import type { GpuFacts } from './types';
 
 /** What a native call returns in place of its result when it fails. */
 export type Failure = string;
@@ -65,7 +66,12 @@ export interface RawOperation {
 export interface RawAddon {
   /** `number` is the GPU's index for CUDA, the thread count for the CPU. */
   openDevice(cuda: boolean, number: number, portable: boolean): RawDevice | Failure;
-  build(): { cuda: boolean; version: string };
+  build(): { cuda: boolean; version: string; archs: string };
+  gpus(): { runtimeCuda: number; driverCuda: number; gpus: GpuFacts[]; failure: Failure | undefined };
+  /** A GPU (major, minor, multiprocessors, sharedBytesPerBlock), then the arguments of RawDevice.workspaceBytes. */
+  planWorkspaceBytes(...args: unknown[]): number | Failure;
+  /** The same, then those of RawDevice.decodePlanInts. */
+  planDecodeInts(...args: unknown[]): number | Failure;
   /** Names of the element types; a type's number is its place here. */
   dtypes(): string[];
   operations(): RawOperation[];

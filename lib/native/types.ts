@@ -1,5 +1,6 @@
 // native/types.ts - the one typed description of the native surface, as the rest of the package sees it. raw.ts has
 // what csrc/addon exports underneath.
+import type { MlaError } from '../errors';
 
 /** Element types of tensors. */
 export type DType = 'f32' | 'bf16' | 'f16' | 'f8e4m3' | 'f8e8m0' | 'i64' | 'i32' | 'u32' | 'u8';
@@ -106,8 +107,16 @@ export interface Stream extends Verbs {
   dispose(): void;
 }
 
+/** Sizes that are known before memory exists. */
+export interface Planner {
+  /** Scratch bytes a verb needs for arguments of these shapes. */
+  workspaceBytes<V extends keyof Verbs>(verb: V, args: SpecsOf<Parameters<Verbs[V]>[0]>): number;
+  /** Elements of the plan tensor of decodePlan. */
+  decodePlanInts(maxSequences: number, heads: number): number;
+}
+
 /** One processor or GPU. */
-export interface Device {
+export interface Device extends Planner {
   readonly disposed: boolean;
   info(): DeviceInfo;
   /**
@@ -116,10 +125,6 @@ export interface Device {
    */
   allocate(dtype: DType, shape: readonly number[]): Promise<Tensor>;
   stream(): Stream;
-  /** Scratch bytes a verb needs for arguments of these shapes. */
-  workspaceBytes<V extends keyof Verbs>(verb: V, args: SpecsOf<Parameters<Verbs[V]>[0]>): number;
-  /** Elements of the plan tensor of decodePlan. */
-  decodePlanInts(maxSequences: number, heads: number): number;
   /** Bytes of device memory held by live tensors, views, queued operations and graphs of this device. */
   allocatedBytes(): number;
   /** Ends the device: queued work is dropped, promises reject with ERR_DISPOSED. Idempotent. */
@@ -277,12 +282,51 @@ export interface DeviceOptions {
   portable?: boolean;
 }
 
+/** A GPU as far as kernels and sizes depend on it. */
+export interface GpuFacts {
+  name: string;
+  /** compute capability */
+  major: number;
+  minor: number;
+  multiprocessors: number;
+  /** shared memory that one block may have */
+  sharedBytesPerBlock: number;
+  /** bytes */
+  memoryTotal: number;
+}
+
+/** What the NVIDIA driver says of this machine. CUDA versions as CUDA writes them: 13020 is 13.2, 0 is none. */
+export interface GpuSurvey {
+  /** the CUDA version this binary was built with; 0 in a build without CUDA kernels */
+  runtimeCuda: number;
+  /** the newest CUDA version the driver supports; 0 without a driver */
+  driverCuda: number;
+  gpus: GpuFacts[];
+  /** why no GPU can be used; null when one can */
+  failure: MlaError | null;
+}
+
+/** What is in the binary. */
+export interface BuildInfo {
+  /** whether CUDA kernels are */
+  cuda: boolean;
+  /** the version of the addon */
+  version: string;
+  /** for which architectures, in CMake's names: 80-real is machine code for sm_80, 120-virtual is PTX */
+  archs: readonly string[];
+  /** the file it was loaded from */
+  file: string;
+}
+
 /** What require()ing the addon gives. */
 export interface NativeAddon {
   /** See openDevice. Throws typed errors. */
   openDevice(kind: 'cpu' | 'cuda', options?: DeviceOptions): Device;
-  /** Whether CUDA kernels are in this binary, and the version of the addon. */
-  build(): { cuda: boolean; version: string };
+  build(): BuildInfo;
+  /** Asks the driver; opens no GPU. */
+  gpus(): GpuSurvey;
+  /** Sizes on a GPU that need not be there. Its functions throw ERR_UNSUPPORTED in a build without CUDA kernels. */
+  planner(gpu: GpuFacts): Planner;
   /** Test hook: the k-th memory allocation from now on (0 = the next) fails once; -1 switches it off. */
   failAllocation(k: number): void;
   /** Test hook: allocations since the last call of failAllocation. */

@@ -1,7 +1,8 @@
 // What goes wrong is refused or reported by a typed error, changes nothing else, and leaks nothing.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { readSafetensorsHeader } from '../../lib/checkpoint';
 import { MlaError } from '../../lib/errors';
 import { LatentModel } from '../../lib/model';
 import { native } from '../../lib/native';
@@ -192,6 +193,24 @@ test('a checkpoint cut, or a load aborted, half-way: a typed error, nothing leak
     const model = await LatentModel.load(dir, options);
     expect(await continueAlone(model, short, 4)).toEqual(golden.prompts[1]?.greedy.slice(0, 4));
     await model.dispose();
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
+
+test('a router bias that is not finite is refused before anything is allocated', async () => {
+  const dir = mkdtempSync(join(tmpdir(), 'node-mla-bias-'));
+  try {
+    cpSync(golden.dir, dir, { recursive: true });
+    const name = 'model.layers.1.mlp.gate.e_score_correction_bias';
+    const index = JSON.parse(readFileSync(join(dir, 'model.safetensors.index.json'), 'utf8'));
+    const shard = join(dir, index.weight_map[name]);
+    const { offset = 0, dtype } = (await readSafetensorsHeader(shard)).tensors.get(name) ?? {};
+    const bytes = readFileSync(shard);
+    expect(dtype).toBe('F32');
+    bytes.writeFloatLE(Number.NaN, offset + 4);
+    writeFileSync(shard, bytes);
+    expect(await codeOf(() => LatentModel.load(dir, options))).toBe('ERR_CHECKPOINT');
   } finally {
     rmSync(dir, { recursive: true });
   }

@@ -11,6 +11,7 @@
 #include "cuda/launch.h"
 #include "cuda/runtime/completion.h"
 #include "cuda/runtime/file_reader.h"
+#include "cuda/runtime/gpu_facts.h"
 #include "cuda/runtime/host_pool.h"
 #include "cuda/runtime/probe.h"
 
@@ -102,6 +103,18 @@ void note_written(const Op& op, std::vector<View>* fresh) {
   fresh->insert(fresh->end(), written.begin(), written.end());
 }
 
+class CudaPlanner final : public Planner {
+ public:
+  explicit CudaPlanner(const Traits& traits) : traits_(traits) {}
+  int64_t workspace_bytes(const Op& op) const override { return std::visit(WorkspaceOf{traits_}, op); }
+  int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const override {
+    return cuda::decode_plan_ints(max_sequences, heads, traits_);
+  }
+
+ private:
+  const Traits traits_;
+};
+
 class CudaBackend final : public Backend {
  public:
   static Status create(int index, bool portable, std::unique_ptr<Backend>* out) {
@@ -162,10 +175,10 @@ class CudaBackend final : public Backend {
     return Status::Ok();
   }
 
-  int64_t workspace_bytes(const Op& op) const override { return std::visit(WorkspaceOf{traits_}, op); }
+  int64_t workspace_bytes(const Op& op) const override { return CudaPlanner(traits_).workspace_bytes(op); }
 
   int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const override {
-    return cuda::decode_plan_ints(max_sequences, heads, traits_);
+    return CudaPlanner(traits_).decode_plan_ints(max_sequences, heads);
   }
 
   Status run(const Op& op, View workspace, BackendStream& stream) override {
@@ -240,10 +253,8 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(int index, bool portable, const cudaDeviceProp& properties)
-      : index_(index), name_(properties.name), completion_(index) {
-    traits_.multiprocessors = properties.multiProcessorCount;
-    traits_.shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
-    traits_.hopper = !portable && properties.major == 9 && properties.minor == 0;
+      : index_(index), name_(properties.name), traits_(traits_of(facts_of(properties))), completion_(index) {
+    if (portable) traits_.hopper = false;
   }
 
   Status load_kernels() const {
@@ -272,6 +283,11 @@ class CudaBackend final : public Backend {
 
 Status create_cuda_backend(int index, bool portable, std::unique_ptr<Backend>* out) {
   return cuda::CudaBackend::create(index, portable, out);
+}
+
+Status create_cuda_planner(const GpuFacts& gpu, std::unique_ptr<Planner>* out) {
+  *out = std::make_unique<cuda::CudaPlanner>(cuda::traits_of(gpu));
+  return Status::Ok();
 }
 
 }  // namespace mla
