@@ -74,7 +74,7 @@ test.each([
   [['bench', 'decode', '--shape', 'v9', '--device', 'cpu'], /shape: expected one of v2-lite/],
   [['bench', 'decode', '--shape', 'tiny', '--batch', '1,0'], /integer from 1/],
   [['bench', 'kernels', '--device', 'cpu', '--filter', 'nothing'], /filter: expected/],
-  [['bench', 'kernels', '--device', 'auto'], /--device is cpu or cuda:N/],
+  [['bench', 'kernels', '--device', 'auto'], /--device is cpu, cuda:N or cuda:N:portable/],
 ])('%j is wrong usage', async (args, message) => {
   const { code, stderr, stdout } = await runCli(args);
   expect({ code, stdout }).toEqual({ code: 2, stdout: '' });

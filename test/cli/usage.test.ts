@@ -49,7 +49,7 @@ describe('wrong usage exits with 2 and says what is wrong', () => {
     [['generate', '-p', 'x', '--min-p', '1.01'], /number from 0 to 1/],
     [['generate', '-p', 'x', '--top-k', '-1'], /integer from 0/],
     [['generate', '-p', 'x', '-s', '9007199254740992'], /integer from 0 to 9007199254740991/],
-    [['generate', '-p', 'x', '--device', 'gpu'], /auto, cpu or cuda:N/],
+    [['generate', '-p', 'x', '--device', 'gpu'], /auto, cpu, cuda:N or cuda:N:portable/],
     [['generate', '-p', 'x', '--dtype', 'int4'], /Allowed choices are auto, f32, bf16, fp8/],
     [['generate', '-p', 'x', '--threads', '-2'], /integer from 0/],
     [['generate', '-p', 'x', '-c', '0'], /integer from 1/],
