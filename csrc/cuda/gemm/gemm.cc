@@ -32,12 +32,11 @@ Product dense(View x, View w, View w_scale, bool gated, View y) {
 Status gemm(const GemmParams& p, const Launch& launch) noexcept {
   Product product = dense(p.x, p.w, p.w_scale, false, p.y);
   product.residual = p.residual.present() ? p.residual.data : nullptr;
-  return cuda_status(launch_product(product, launch.traits->multiprocessors, launch.stream), "gemm");
+  return cuda_status(launch_product(product, launch), "gemm");
 }
 
 Status swiglu(const SwigluParams& p, const Launch& launch) noexcept {
-  return cuda_status(
-      launch_product(dense(p.x, p.w, p.w_scale, true, p.out), launch.traits->multiprocessors, launch.stream), "swiglu");
+  return cuda_status(launch_product(dense(p.x, p.w, p.w_scale, true, p.out), launch), "swiglu");
 }
 
 Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
@@ -55,7 +54,7 @@ Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
   product.y = p.out.data;
   product.y_dtype = p.out.dtype;
   product.y_row = product.groups * product.n;
-  return cuda_status(launch_product(product, launch.traits->multiprocessors, launch.stream), "valueExpand");
+  return cuda_status(launch_product(product, launch), "valueExpand");
 }
 
 Status queryAbsorb(const QueryAbsorbParams& p, const Launch& launch) noexcept {

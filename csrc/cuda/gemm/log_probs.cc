@@ -38,7 +38,7 @@ Status logProbs(const LogProbsParams& p, const Launch& launch) noexcept {
   for (int64_t row0 = 0; row0 < rows; row0 += kLogitRows) {
     head.rows = part.rows = std::min(kLogitRows, rows - row0);
     head.x = static_cast<const char*>(p.x.data) + row0 * d * dtype_bytes(p.x.dtype);
-    MLA_RETURN_IF_ERROR(cuda_status(launch_product(head, launch.traits->multiprocessors, launch.stream), "logProbs"));
+    MLA_RETURN_IF_ERROR(cuda_status(launch_product(head, launch), "logProbs"));
     part.targets = p.targets.as<const int32_t>() + row0;
     part.logprobs = p.logprobs.as<float>() + row0;
     if (part.top > 0) {

@@ -53,7 +53,9 @@ bool fits_tensor_cores(const Product& p) {
          aligned(p.w);
 }
 
-cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_product(const Product& p, const Launch& launch) {
+  const int multiprocessors = launch.traits->multiprocessors;
+  const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
   if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
@@ -67,12 +69,14 @@ cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t s
             : launch_product_tile_bf16(p, height, multiprocessors, stream);
 }
 
-bool combines(const Product& p, const Combine& c, int shared_bytes_per_block) {
+bool combines(const Product& p, const Combine& c, const Traits& traits) {
   return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
-         combine_stream_bytes(p, c, combine_row_tiles(c)) <= shared_bytes_per_block - 1024;
+         combine_stream_bytes(p, c, combine_row_tiles(c)) <= traits.shared_bytes_per_block - 1024;
 }
 
-cudaError_t launch_combine(const Product& p, const Combine& c, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& launch) {
+  const int multiprocessors = launch.traits->multiprocessors;
+  const cudaStream_t stream = launch.stream;
   return p.w_dtype == DType::kF8E4M3 ? launch_combine_stream_f8(p, c, combine_row_tiles(c), multiprocessors, stream)
                                      : launch_combine_stream_bf16(p, c, combine_row_tiles(c), multiprocessors, stream);
 }

@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "cuda/launch.h"
 
 namespace mla::cuda {
 
@@ -77,12 +78,12 @@ struct Combine {
 };
 
 /// Enqueues the product with the kernel that fits. Zero rows launch nothing.
-cudaError_t launch_product(const Product& p, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_product(const Product& p, const Launch& launch);
 
 /// Is there one kernel for the product with its weighted sum (few rows, tensor cores)? If so launch_combine() enqueues
 /// it; p.y is not used then. c may lack its pointers.
-bool combines(const Product& p, const Combine& c, int shared_bytes_per_block);
-cudaError_t launch_combine(const Product& p, const Combine& c, int multiprocessors, cudaStream_t stream);
+bool combines(const Product& p, const Combine& c, const Traits& traits);
+cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& launch);
 
 /// Can the tensor core kernels take these operands?
 bool fits_tensor_cores(const Product& p);

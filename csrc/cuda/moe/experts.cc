@@ -57,7 +57,7 @@ Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
   product.order = p.order.as<const int32_t>();
   product.per_row = pairs / rows;
   product.x_rows = rows;
-  return cuda_status(launch_product(product, launch.traits->multiprocessors, launch.stream), "moeGateUp");
+  return cuda_status(launch_product(product, launch), "moeGateUp");
 }
 
 Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
@@ -74,9 +74,7 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
   combine.residual = p.residual.present() ? p.residual.data : nullptr;
   combine.out = p.out.data;
   combine.dtype = p.out.dtype;
-  const Traits& traits = *launch.traits;
-  if (combines(product, combine, traits.shared_bytes_per_block))
-    return cuda_status(launch_combine(product, combine, traits.multiprocessors, launch.stream), "moeDown");
+  if (combines(product, combine, *launch.traits)) return cuda_status(launch_combine(product, combine, launch), "moeDown");
 
   float* const parts = launch.workspace.as<float>();
   const int64_t columns = part_columns(pairs, d), act_bytes = dtype_bytes(p.out.dtype);
@@ -89,7 +87,7 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
       product.scale = p.w_scale.as<const float>() + column / kScaleBlock * ceil_div(product.k, kScaleBlock);
     combine.out = static_cast<char*>(p.out.data) + column * act_bytes;
     if (p.residual.present()) combine.residual = static_cast<const char*>(p.residual.data) + column * act_bytes;
-    MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, traits.multiprocessors, launch.stream), "moeDown"));
+    MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, launch), "moeDown"));
     MLA_RETURN_IF_ERROR(cuda_status(
         launch_combine_parts(combine, parts, product.offsets + product.groups, pairs, launch.stream), "moeDown"));
   }
