@@ -1,8 +1,9 @@
 // model - the model class: weights, cache, forward pass.
 export { LatentModel, type ModelStats } from './latent-model';
 export type { MemoryPlan } from './memory-plan';
-export { SHAPE_NAMES } from './named-shapes';
+export { type NamedShape, namedShape, SHAPE_NAMES } from './named-shapes';
 export { openModelDevice } from './open-device';
+export { type ModelPlan, planModel } from './plan';
 export type { ScoreOptions } from './score';
 export type {
   LatentModelOptions,
