@@ -14,7 +14,7 @@ const LIB_LAYERS = [
   ['errors'],
   ['native'],
   ['cache', 'checkpoint'],
-  ['model', 'text'],
+  ['hub', 'model', 'text'],
   ['engine'],
   ['index.ts'],
   ['cli', 'bench', 'server'],

@@ -20,7 +20,7 @@ import {
 import { parseJson } from './json';
 import { quoted, shown } from './messages';
 import { type ResolvedConfig, resolveRouting } from './routing';
-import { readHeaderOf, type SafetensorsDtype } from './safetensors';
+import { readHeaderOf, type SafetensorsDtype, type SafetensorsHeader } from './safetensors';
 
 /** One *.safetensors file of a checkpoint. */
 export interface CheckpointFile {
@@ -49,9 +49,10 @@ export interface TensorInfo {
   readonly bytes: number;
 }
 
-const SINGLE = 'model.safetensors';
-const INDEX = 'model.safetensors.index.json';
-const MAX_INDEX_BYTES = 128 << 20;
+/** The weights of a small model, or the list of files that have those of a large one. */
+export const SINGLE = 'model.safetensors';
+export const INDEX = 'model.safetensors.index.json';
+export const MAX_INDEX_BYTES = 128 << 20;
 const MAX_INDEX_VALUES = 2_000_000;
 const MAX_FILES = 2000;
 /** Formats that can hold code (pickle) or that this package does not read. */
@@ -116,10 +117,9 @@ export async function openCheckpoint(dir: string): Promise<Checkpoint> {
   try {
     const tensors = new Map<string, TensorInfo>();
     for (const name of names) await addFile(folder, name, opened, tensors);
-    if (map) checkWeightMap(folder, map, tensors);
-    const hasBias = [...tensors.keys()].some((name) => name.endsWith('.mlp.gate.e_score_correction_bias'));
+    if (map) checkWeightMap(folder.path, map, tensors);
     const files = opened.map(({ index, name, path, fd, size }) => ({ index, name, path, fd, size }));
-    return new Checkpoint(folder.path, resolveRouting(config, hasBias), tensors, files, opened);
+    return new Checkpoint(folder.path, resolveRouting(config, hasRouterBias(tensors)), tensors, files, opened);
   } catch (error) {
     for (const file of opened) await closeQuietly(file.fd);
     throw error;
@@ -138,17 +138,31 @@ async function addFile(
   const { identity, ...rest } = await openInside(folder, name);
   const file: CheckpointFile = { index: opened.length, name, ...rest };
   opened.push({ ...file, identity, namedPath: path.join(folder.path, name) });
-  const header = await readHeaderOf(file.fd, file.size, file.path);
+  addTensors(folder.path, file, await readHeaderOf(file.fd, file.size, file.path), tensors);
+}
+
+/** Adds the tensors of one file. @throws ERR_CHECKPOINT when another file has one of them */
+export function addTensors(
+  path: string,
+  file: CheckpointFile,
+  header: SafetensorsHeader,
+  tensors: Map<string, TensorInfo>,
+): void {
   for (const entry of header.tensors.values()) {
     const other = tensors.get(entry.name);
     if (other) {
       throw new MlaError(
         'ERR_CHECKPOINT',
-        `${folder.path}: tensor ${quoted(entry.name)}: found in ${quoted(other.file.name)} and in ${quoted(name)}, expected in one file.`,
+        `${path}: tensor ${quoted(entry.name)}: found in ${quoted(other.file.name)} and in ${quoted(file.name)}, expected in one file.`,
       );
     }
     tensors.set(entry.name, { ...entry, file, fd: file.fd });
   }
+}
+
+/** Whether the routers have biases, which decides what config.json may leave open. */
+export function hasRouterBias(tensors: ReadonlyMap<string, TensorInfo>): boolean {
+  return [...tensors.keys()].some((name) => name.endsWith('.mlp.gate.e_score_correction_bias'));
 }
 
 /** Reads the index: tensor name -> file name. Null when the folder has one model.safetensors and no index. */
@@ -159,7 +173,18 @@ async function readWeightMap(folder: Folder): Promise<Map<string, string> | null
     if (single) return null;
     throw await nothingToLoad(folder);
   }
-  const source = `${folder.path}/${INDEX}`;
+  const map = parseWeightMap(json, `${folder.path}/${INDEX}`);
+  if (single && ![...map.values()].includes(SINGLE)) {
+    throw new MlaError(
+      'ERR_CHECKPOINT',
+      `${folder.path}: found ${SINGLE} and an index of other files, expected one of them. Remove the stale one.`,
+    );
+  }
+  return map;
+}
+
+/** Reads the index's JSON: tensor name -> plain file name. @throws ERR_CHECKPOINT */
+export function parseWeightMap(json: Buffer, source: string): Map<string, string> {
   const wrong = (text: string): MlaError => new MlaError('ERR_CHECKPOINT', `${source}: ${text}.`);
   const index = parseJson(json, {
     code: 'ERR_CHECKPOINT',
@@ -189,23 +214,18 @@ async function readWeightMap(folder: Folder): Promise<Map<string, string> | null
     if (checked.size > MAX_FILES) throw wrong(`weight_map: found more than ${MAX_FILES} files, expected fewer`);
   }
   if (result.size === 0) throw wrong('weight_map: found no tensor, expected the tensors of a model');
-  if (single && !checked.has(SINGLE)) {
-    throw new MlaError(
-      'ERR_CHECKPOINT',
-      `${folder.path}: found ${SINGLE} and an index of other files, expected one of them. Remove the stale one.`,
-    );
-  }
   return result;
 }
 
-function checkWeightMap(folder: Folder, map: Map<string, string>, tensors: Map<string, TensorInfo>): void {
+/** The files must hold what the index says. @throws ERR_CHECKPOINT */
+export function checkWeightMap(path: string, map: Map<string, string>, tensors: Map<string, TensorInfo>): void {
   for (const [name, file] of map) {
     const there = tensors.get(name)?.file.name;
     if (there === file) continue;
     const found = there === undefined ? 'in no file' : `in ${quoted(there)}`;
     throw new MlaError(
       'ERR_CHECKPOINT',
-      `${folder.path}: tensor ${quoted(name)}: found ${found}, expected in ${quoted(file)} as ${INDEX} says.`,
+      `${path}: tensor ${quoted(name)}: found ${found}, expected in ${quoted(file)} as ${INDEX} says.`,
     );
   }
 }

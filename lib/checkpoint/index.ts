@@ -30,6 +30,7 @@ export {
   type WeightSource,
 } from './layout';
 export { type ParameterCounts, parameterCounts } from './parameter-counts';
+export { describeCheckpoint, type RemoteFiles } from './remote';
 export { inverseFrequencies, type RopeDims, ropeTable, rotaryMagnitude, softmaxScale, yarnRange } from './rope';
 export type { RopeConfig, YarnConfig } from './rope-config';
 export { type ResolvedConfig, resolveRouting, type ScoringFunc, type TopkMethod } from './routing';

@@ -19,6 +19,7 @@ export const ERROR_CODES = [
   'ERR_BACKEND', // a backend call failed in a way no other code names
   'ERR_NATIVE_LOAD', // the addon could not be loaded
   // checkpoints
+  'ERR_HUB', // the Hub could not be reached, refused, or gave something else than what was asked for
   'ERR_FILE', // a file could not be opened or read
   'ERR_SAFETENSORS', // a safetensors file breaks a rule of the format
   'ERR_CHECKPOINT', // the set of files or tensors is not a whole, consistent checkpoint
