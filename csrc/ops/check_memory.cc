@@ -108,4 +108,15 @@ Status check_arguments(const FillRandomParams& p) {
   return checker.finite("mean", p.mean, true).finite("stddev", p.stddev).finish(p);
 }
 
+Status check_arguments(const ChecksumParams& p) {
+  Checker checker("checksum");
+  checker.require(p.x.present(), "x is missing.");
+  Dim n{"n"};
+  checker.tensor("sums", p.sums, dtypes({DType::kI64}), {&n});
+  // Parts times words stay below 2^63.
+  checker.in_range("the length of sums", p.sums.present() ? p.sums.dim(0) : 1, 1, int64_t{1} << 20);
+  return checker.require(p.x.bytes() % 4 == 0, "x must have a multiple of 4 bytes; got " + describe(p.x) + ".")
+      .finish(p);
+}
+
 }  // namespace mla

@@ -393,6 +393,14 @@ struct FillRandomParams {
   MLA_FIELDS(MLA_OUT(out), MLA_VALUE(seed), MLA_VALUE(mean), MLA_VALUE(stddev))
 };
 
+/// sums[i] = sum of the 32-bit words (little end first, unsigned) of part i of x, modulo 2^64; part i of n has the
+/// words [i * words / n, (i + 1) * words / n). Tells whether memory holds what it should, and how fast it can be read.
+struct ChecksumParams {
+  View x;     // any type and shape, a multiple of 4 bytes
+  View sums;  // [n] i64
+  MLA_FIELDS(MLA_IN(x), MLA_OUT(sums))
+};
+
 /// X(StructPrefix, verbName): every operation, in the order of this file.
 #define MLA_OPS(X)                  \
   X(GatherRows, gatherRows)         \
@@ -420,7 +428,8 @@ struct FillRandomParams {
   X(Cast, cast)                     \
   X(Quantize, quantize)             \
   X(Dequantize, dequantize)         \
-  X(FillRandom, fillRandom)
+  X(FillRandom, fillRandom)         \
+  X(Checksum, checksum)
 
 #define MLA_OP_COMMA(Name, verb) , Name##Params
 /// One operation with its arguments; monostate is none.

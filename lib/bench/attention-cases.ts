@@ -117,6 +117,7 @@ function decodeCase(h: number, b: number, l: number, q: number): KernelCase {
         sets,
         bound: 8e-3,
         issue: (set) => bench.stream.mlaDecode(args[set] as (typeof args)[number]),
+        outputs: (set) => [(args[set] as (typeof args)[number]).out, (args[set] as (typeof args)[number]).lse],
         async check() {
           let worst = 0;
           for (const [set, sequence, head] of [
@@ -180,6 +181,7 @@ function prefillCase(h: number, l: number): KernelCase {
         sets,
         bound: 8e-3,
         issue: (set) => bench.stream.mlaPrefill(args[set] as (typeof args)[number]),
+        outputs: (set) => [(args[set] as (typeof args)[number]).out, (args[set] as (typeof args)[number]).lse],
         check: () => checkPrefill(bench, tensors, { sets, h, l, scale }),
       };
     },

@@ -36,6 +36,7 @@ function gemmCase(n: number, k: number, m: number): KernelCase {
         sets,
         bound: 4e-3,
         issue: (set) => bench.stream.gemm(args[set] as (typeof args)[number]),
+        outputs: (set) => [(args[set] as (typeof args)[number]).y],
         async check() {
           const dice = new Dice(n + k + m);
           const actual: number[] = [];

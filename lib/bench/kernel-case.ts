@@ -1,4 +1,5 @@
 // bench/kernel-case.ts - what a measured operation is.
+import type { Tensor } from '../native';
 import type { Workbench } from './workbench';
 
 /** One operation at one shape. */
@@ -16,6 +17,8 @@ export interface PreparedCase {
   sets: number;
   /** Issues the operation on one of the sets. */
   issue(set: number): void;
+  /** Everything that it writes for a set. */
+  outputs(set: number): readonly Tensor[];
   /** Relative error of what was computed, on sampled rows, against float64. */
   check(): Promise<number>;
   /** The largest such error that bf16 arithmetic explains. */

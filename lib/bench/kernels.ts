@@ -4,11 +4,12 @@ import { openModelDevice } from '../model';
 import type { DeviceInfo } from '../native';
 import { Anchors, type Ceilings } from './anchors';
 import { ATTENTION_CASES } from './attention-cases';
+import { Controls, type EmptyLaunch } from './controls';
 import { GEMM_CASES } from './gemm-cases';
-import type { KernelCase } from './kernel-case';
+import type { KernelCase, PreparedCase } from './kernel-case';
 import { MOE_CASES } from './moe-cases';
 import { median, timeGraph } from './timing';
-import { Workbench } from './workbench';
+import { floatsOf, relativeError, Workbench } from './workbench';
 
 /** Every case, in the order in which they run. */
 export const KERNEL_CASES: readonly KernelCase[] = [...ATTENTION_CASES, ...MOE_CASES, ...GEMM_CASES];
@@ -16,8 +17,8 @@ export const KERNEL_CASES: readonly KernelCase[] = [...ATTENTION_CASES, ...MOE_C
 /** Operations of one graph, unless its sets are more, or so many take longer than LONG_GRAPH_MS at the floor. */
 const MIN_OPERATIONS = 50;
 const LONG_GRAPH_MS = 20;
-/** What a device-to-device copy of this size reaches stands in for the memory ceiling of a GPU without a known one. */
-const COPY_BYTES = 2 ** 30;
+/** Samples of one operation alone. */
+const ALONE_SAMPLES = 5;
 
 export interface KernelBenchOptions {
   /** 'cpu', 'cuda:N' or 'cuda:N:portable' */
@@ -38,6 +39,10 @@ export interface KernelResult {
   samples: number[];
   operations: number;
   sets: number;
+  /** microseconds of one alone in a graph */
+  singleUs: number;
+  /** microseconds of a plain read of as many bytes, in a chain */
+  readUs: number;
   bytesPerSecond: number;
   flopsPerSecond: number;
   /** microseconds that no kernel can beat: bytes and operations at the ceilings, the larger of the two */
@@ -45,6 +50,8 @@ export interface KernelResult {
   /** relative error on sampled rows against float64, and the largest allowed */
   error: number;
   bound: number;
+  /** relative difference of everything it wrote from what the portable kernels write; null where those ran */
+  portableError: number | null;
   /** the fastest public figure; comparable if it was measured on the same kind of GPU */
   public: { us: number; by: string; comparable: boolean } | null;
   /** what went wrong instead; the figures are NaN then */
@@ -59,6 +66,7 @@ export interface KernelBenchHeader {
   ceilingSource: string;
   /** the GPU of the public figures */
   publicGpu: string;
+  empty: EmptyLaunch;
 }
 
 /**
@@ -77,23 +85,27 @@ export async function benchKernels(
   if (cases.length === 0) throw invalidArg('filter', 'a part of the name of a case', filter);
   const anchors = new Anchors();
   const device = openModelDevice(options.device, 0);
+  const portable = device.info().path === 'sm_90a' ? openModelDevice(`${options.device}:portable`, 0) : undefined;
   try {
     const info = device.info();
     const bench = new Workbench(device);
+    const controls = await Controls.create(device, coldBytes);
     const known = anchors.ceilings(info.name);
-    const ceilings = known ?? { bytesPerSecond: await copySpeed(bench, coldBytes), bf16FlopsPerSecond: Infinity };
+    const ceilings = known ?? { bytesPerSecond: await controls.readSpeed(), bf16FlopsPerSecond: Infinity };
     begin({
       device: info,
       ceilings,
-      ceilingSource:
-        known === undefined ? 'a device-to-device copy just measured; operations not counted' : 'bench/anchors.json',
+      ceilingSource: known === undefined ? 'a plain read just measured; operations not counted' : 'bench/anchors.json',
       publicGpu: anchors.gpu,
+      empty: await controls.emptyLaunch(),
     });
+    const reference = portable && new Workbench(portable);
     for (const kernel of cases) {
       signal?.throwIfAborted();
-      report(await measure(bench, kernel, { samples, coldBytes, ceilings, anchors, info }));
+      report(await measure(bench, kernel, { samples, coldBytes, ceilings, anchors, info, controls, reference }));
     }
   } finally {
+    await portable?.dispose();
     await device.dispose();
   }
 }
@@ -104,6 +116,35 @@ interface Settings {
   ceilings: Ceilings;
   anchors: Anchors;
   info: DeviceInfo;
+  controls: Controls;
+  /** where the portable kernels run, if others are measured */
+  reference: Workbench | undefined;
+}
+
+/** What set 0 writes, all of it. */
+async function outputsOf(bench: Workbench, prepared: PreparedCase): Promise<Float32Array[]> {
+  prepared.issue(0);
+  const outputs: Float32Array[] = [];
+  for (const tensor of prepared.outputs(0)) outputs.push(floatsOf(tensor.dtype, await bench.stream.read(tensor)));
+  return outputs;
+}
+
+/** The largest relative difference between what these kernels and the portable ones write. */
+async function portableDifference(
+  bench: Workbench,
+  prepared: PreparedCase,
+  kernel: KernelCase,
+  coldBytes: number,
+  reference: Workbench,
+): Promise<number> {
+  const actual = await outputsOf(bench, prepared);
+  try {
+    reference.restart(bench);
+    const expected = await outputsOf(reference, await kernel.prepare(reference, coldBytes));
+    return Math.max(...expected.map((values, i) => relativeError(actual[i] as Float32Array, values)));
+  } finally {
+    await reference.release();
+  }
 }
 
 async function measure(bench: Workbench, kernel: KernelCase, settings: Settings): Promise<KernelResult> {
@@ -127,7 +168,12 @@ async function measure(bench: Workbench, kernel: KernelCase, settings: Settings)
       graph.replay();
       await bench.stream.record().done;
       const error = await prepared.check();
-      const failure = error <= bound ? null : `relative error ${error.toExponential(2)}, at most ${bound} allowed`;
+      const portableError =
+        settings.reference === undefined
+          ? null
+          : await portableDifference(bench, prepared, kernel, settings.coldBytes, settings.reference);
+      const worst = portableError === null || portableError <= error ? error : portableError;
+      const failure = worst <= bound ? null : `relative error ${worst.toExponential(2)}, at most ${bound} allowed`;
       const samples = failure === null ? await timeGraph(bench.stream, graph, settings.samples) : [];
       const us = median(samples);
       return {
@@ -136,10 +182,13 @@ async function measure(bench: Workbench, kernel: KernelCase, settings: Settings)
         samples,
         operations,
         sets,
+        singleUs: failure === null ? await single(bench, prepared) : Number.NaN,
+        readUs: await settings.controls.readUs(bytes),
         bytesPerSecond: (bytes / us) * 1e6,
         flopsPerSecond: (flops / us) * 1e6,
         error,
         bound,
+        portableError,
         failure,
       };
     } finally {
@@ -147,31 +196,34 @@ async function measure(bench: Workbench, kernel: KernelCase, settings: Settings)
     }
   } catch (error) {
     if (!(error instanceof MlaError) || error.code === 'ERR_DEVICE_LOST') throw error;
-    const nothing = { us: Number.NaN, samples: [], operations: 0, sets: 0, error: Number.NaN, bound: Number.NaN };
     const failure = `${error.message} (${error.code})`;
-    return { ...base, ...nothing, bytesPerSecond: Number.NaN, flopsPerSecond: Number.NaN, failure };
+    return { ...base, ...NOTHING, failure };
   } finally {
     await bench.release();
   }
 }
 
-/** Bytes per second, read and written, of a large copy. */
-async function copySpeed(bench: Workbench, coldBytes: number): Promise<number> {
-  const bytes = Math.min(COPY_BYTES, coldBytes);
+/** The figures of a case that failed. */
+const NOTHING = {
+  us: Number.NaN,
+  samples: [],
+  operations: 0,
+  sets: 0,
+  singleUs: Number.NaN,
+  readUs: Number.NaN,
+  bytesPerSecond: Number.NaN,
+  flopsPerSecond: Number.NaN,
+  error: Number.NaN,
+  bound: Number.NaN,
+  portableError: null,
+};
+
+/** Microseconds of one operation alone in a graph. */
+async function single(bench: Workbench, prepared: PreparedCase): Promise<number> {
+  const graph = bench.stream.capture(() => prepared.issue(0));
   try {
-    const src = await bench.random('bf16', [bytes / 2]);
-    const dst = await bench.zeros('bf16', [bytes / 2]);
-    const blocks = Math.max(1, bytes / 2 ** 20);
-    const size = bytes / blocks;
-    const graph = bench.stream.capture(() =>
-      bench.stream.copy({ src, dst, blocks, block_bytes: size, src_stride: size, dst_stride: size }),
-    );
-    try {
-      return (2 * bytes * 1e6) / median(await timeGraph(bench.stream, graph, 10));
-    } finally {
-      graph.dispose();
-    }
+    return median(await timeGraph(bench.stream, graph, ALONE_SAMPLES));
   } finally {
-    await bench.release();
+    graph.dispose();
   }
 }

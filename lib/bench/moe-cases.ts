@@ -106,6 +106,7 @@ function gateUpCase(shape: Experts, T: number): KernelCase {
         sets: ROUTINGS,
         bound: 6e-3,
         issue: (set) => bench.stream.moeGateUp(args[set] as (typeof args)[number]),
+        outputs: (set) => [(args[set] as (typeof args)[number]).h],
         async check() {
           const actual: number[] = [];
           const expected: number[] = [];
@@ -155,6 +156,7 @@ function downCase(shape: Experts, T: number): KernelCase {
         sets: ROUTINGS,
         bound: 6e-3,
         issue: (set) => bench.stream.moeDown(args[set] as (typeof args)[number]),
+        outputs: (set) => [(args[set] as (typeof args)[number]).out],
         async check() {
           const actual: number[] = [];
           const expected: number[] = [];

@@ -60,9 +60,15 @@ export class Workbench {
   readonly stream: Stream;
   #owned: Tensor[] = [];
   #seed = 1;
+  #firstSeed = 1;
 
   constructor(readonly device: Device) {
     this.stream = device.stream();
+  }
+
+  /** Makes the next random tensors those that `other` has made since its last release. */
+  restart(other: Workbench): void {
+    this.#seed = other.#firstSeed;
   }
 
   /** Zeros. */
@@ -134,5 +140,6 @@ export class Workbench {
   async release(): Promise<void> {
     await this.stream.record().done.catch(() => {});
     for (const tensor of this.#owned.splice(0)) tensor.dispose();
+    this.#firstSeed = this.#seed;
   }
 }

@@ -4,7 +4,6 @@ import {
   benchDecode,
   benchKernels,
   benchPrefill,
-  circumstances,
   KERNEL_CASES,
   type KernelBenchHeader,
   type KernelResult,
@@ -12,8 +11,7 @@ import {
   type ModelResult,
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
-import { addBenchCompare } from './bench-compare';
-import { FoundWanting, UsageError } from './failure';
+import { UsageError } from './failure';
 import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
@@ -56,6 +54,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
       integer(1, 65536),
       1024,
     )
+    .option('--peers', 'also cuBLAS, cuDNN and grouped_mm on this GPU, through a python3 with PyTorch')
     .option('--list', 'print the names of the cases');
   addJsonFlag(kernels).action((flags: KernelFlags) => runKernels(flags, signal));
 
@@ -85,7 +84,6 @@ export function addBench(program: Command, signal: AbortSignal): void {
         await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
     }),
   );
-  addBenchCompare(bench);
 }
 
 function addModelBenchFlags(command: Command): Command {
@@ -101,6 +99,15 @@ function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptio
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
   return { model: what, device, dtype, threads, repetitions, signal };
+}
+
+/** What every figure must come with. */
+function circumstances() {
+  return {
+    date: new Date().toISOString(),
+    node: process.version,
+    command: ['mla', ...process.argv.slice(2)].join(' '),
+  };
 }
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {
@@ -129,21 +136,43 @@ async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void
     },
   );
   await Promise.all(lines);
-  if (flags.json) await print(`${JSON.stringify({ ...(await circumstances(flags.device)), ...header, results })}\n`);
+  const peers: PeerResult[] = [];
+  if (flags.peers) {
+    const { failed } = await benchPeers(
+      results.map(({ id }) => id),
+      (peer) => peers.push(peer),
+      signal,
+    );
+    for (const { id, error } of failed) note(`${id}: ${error}`);
+    if (!flags.json) await print(peerLines(results, peers));
+  }
+  if (flags.json) await print(`${JSON.stringify({ ...circumstances(), ...header, results, peers })}\n`);
   const failed = results.filter(({ failure }) => failure !== null);
-  if (failed.length > 0)
-    throw new FoundWanting(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
+  if (failed.length > 0) throw new Error(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
 }
 
-const COLUMNS = ['us', 'GB/s', 'TFLOP/s', 'floor us', '% floor', 'public us', 'x public', 'error'];
+const COLUMNS = [
+  'us',
+  'alone us',
+  'read us',
+  'GB/s',
+  'TFLOP/s',
+  'floor us',
+  '% floor',
+  'public us',
+  'x public',
+  'error',
+];
 
-function headerOf({ device, ceilings, ceilingSource, publicGpu }: KernelBenchHeader): string {
+function headerOf({ device, ceilings, ceilingSource, publicGpu, empty }: KernelBenchHeader): string {
+  const { date, command } = circumstances();
   const flops = Number.isFinite(ceilings.bf16FlopsPerSecond)
     ? `, ${(ceilings.bf16FlopsPerSecond / 1e12).toFixed(0)} TFLOP/s`
     : '';
   return [
-    `# ${device.name} (${device.path}), ${new Date().toISOString()}`,
+    `# ${device.name} (${device.path}), ${date}, ${command}`,
     `# ceilings ${(ceilings.bytesPerSecond / 1e9).toFixed(0)} GB/s${flops}: ${ceilingSource}; public figures: ${publicGpu}`,
+    `# an operation on one element: ${empty.chainUs.toFixed(2)} us in a chain, ${empty.singleUs.toFixed(2)} us alone`,
     `${'case'.padEnd(34)}${COLUMNS.map((name) => name.padStart(10)).join('')}\n`,
   ].join('\n');
 }
@@ -153,6 +182,8 @@ function lineOf(result: KernelResult): string {
   if (failure !== null) return `${id.padEnd(34)}  FAILED: ${failure}`;
   const cells = [
     us.toFixed(2),
+    result.singleUs.toFixed(2),
+    result.readUs.toFixed(2),
     (bytesPerSecond / 1e9).toFixed(0),
     (flopsPerSecond / 1e12).toFixed(1),
     floorUs.toFixed(2),
@@ -162,6 +193,17 @@ function lineOf(result: KernelResult): string {
     error.toExponential(1),
   ];
   return `${id.padEnd(34)}${cells.map((cell) => cell.padStart(10)).join('')}  ${result.public?.by ?? ''}`.trimEnd();
+}
+
+/** Each library's time beside ours. */
+function peerLines(results: readonly KernelResult[], peers: readonly PeerResult[]): string {
+  const lines = peers.map(({ id, us, by }) => {
+    const ours = results.find((result) => result.id === id)?.us ?? Number.NaN;
+    const cells = [ours.toFixed(2), us.toFixed(2), (us / ours).toFixed(2)];
+    return `${id.padEnd(34)}${cells.map((cell) => cell.padStart(10)).join('')}  ${by}`;
+  });
+  const titles = ['us', 'theirs', 'x'].map((name) => name.padStart(10)).join('');
+  return `\n${'on this GPU, just now'.padEnd(34)}${titles}\n${lines.join('\n')}\n`;
 }
 
 async function runModel(
@@ -179,10 +221,7 @@ async function runModel(
     lines.push(print(`${result.id.padEnd(40)}${figure}${beside === '' ? '' : `  public: ${beside}`}\n`));
   });
   await Promise.all(lines);
-  const about = await circumstances(results[0]?.device.kind === 'cuda' ? deviceOf(flags.device) : 'cpu');
+  const about = circumstances();
   if (flags.json) await print(`${JSON.stringify({ ...about, results })}\n`);
   else note(`${results[0]?.device.name} (${results[0]?.device.path}), ${about.date}, ${about.command}`);
 }
-
-/** 'auto' takes the first GPU. */
-const deviceOf = (device: string) => (device === 'auto' ? 'cuda:0' : device);

@@ -270,6 +270,7 @@ export interface Verbs {
   quantize(a: { x: Arg; q: Arg; scale: Arg; pow2: boolean }): void;
   dequantize(a: { q: Arg; scale: Arg; out: Arg }): void;
   fillRandom(a: { out: Arg; seed: number; mean: number; stddev: number }): void;
+  checksum(a: { x: Arg; sums: Arg }): void;
 }
 
 /** How a device is opened; see openDevice. */

@@ -1,4 +1,4 @@
-// cpu/reference-memory.test.ts - copyPages and copy.
+// cpu/reference-memory.test.ts - copyPages, copy and checksum.
 import { expectInvalid, Laboratory, Random } from './reference';
 
 const lab = new Laboratory();
@@ -69,5 +69,28 @@ describe('copy', () => {
     const args = { src, dst, blocks: 2, block_bytes: 8, src_stride: 8, dst_stride: 8 };
     await expectInvalid(lab.run('copy', { ...args, src_offset: 1 }), 'copy', 'src');
     await expectInvalid(lab.run('copy', { ...args, dst_offset: 1 }), 'copy', 'dst');
+  });
+});
+
+describe('checksum', () => {
+  it('sums the words of each part, past 2^32', async () => {
+    const random = new Random(4);
+    const bytes = Float64Array.from({ length: 4 * 1003 }, () => 128 + random.below(128));
+    const x = await lab.put('u8', [bytes.length], bytes);
+    const words = new Uint32Array(Uint8Array.from(bytes).buffer);
+    for (const parts of [1, 3, 1500]) {
+      const sums = await lab.poison('i64', [parts]);
+      await lab.run('checksum', { x, sums });
+      const begin = (i: number) => Math.floor((i * words.length) / parts);
+      const expected = Array.from({ length: parts }, (_, i) =>
+        words.subarray(begin(i), begin(i + 1)).reduce((sum, word) => sum + word, 0),
+      );
+      expect(Array.from(await lab.get(sums))).toEqual(expected);
+    }
+  });
+
+  it('refuses bytes that are no whole words', async () => {
+    const args = { x: await lab.put('u8', [6], new Array(6).fill(1)), sums: await lab.poison('i64', [1]) };
+    await expectInvalid(lab.run('checksum', args), 'checksum', 'multiple of 4 bytes');
   });
 });

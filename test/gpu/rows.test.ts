@@ -297,6 +297,20 @@ for (const dtype of FLOATS)
       );
   });
 
+test('checksum', async () => {
+  for (const [words, parts] of [
+    [1, 1],
+    [5, 7],
+    [4099, 3],
+    [1 << 20, 264],
+    [1234567, 5],
+  ] as const)
+    await compareVerb('checksum', (make) => ({
+      x: make.integers('i32', [words], -2147483648, 2147483647),
+      sums: make.output('i64', [parts]),
+    }));
+});
+
 test('positions past 2^32 bytes and 2^31 elements', async () => {
   const width = 2048;
   const rows = 2 ** 20 + 5;

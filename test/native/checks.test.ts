@@ -43,6 +43,7 @@ const FREE: Partial<Record<keyof Verbs, string[]>> = {
   copy: ['src[0]', 'src[1]', 'dst[0]', 'dst[1]'],
   logProbs: ['head[0]'],
   fillRandom: ['out[0]', 'out[1]'],
+  checksum: ['x[0]', 'x[1]', 'sums[0]'],
 };
 
 /** Element types an argument may have when it is changed alone; its own is always among them. */
@@ -71,10 +72,11 @@ const TYPES: Partial<Record<keyof Verbs, Record<string, DType[]>>> = {
   quantize: { x: ['f32', 'bf16'] },
   dequantize: { scale: ['f32', 'f8e8m0'], out: ['f32', 'bf16'] },
   fillRandom: { out: ['f32', 'bf16'] },
+  checksum: { x: ['bf16', 'f16', 'f32', 'f8e4m3', 'f8e8m0', 'i32', 'i64', 'u32', 'u8'] },
 };
 
 test('the table has every operation', () => {
-  expect(VERBS).toHaveLength(26);
+  expect(VERBS).toHaveLength(27);
 });
 
 test.each(VERBS)('%s: the call of the table is accepted', (verb) => {
@@ -110,7 +112,7 @@ test.each(VERBS)('%s: rank and element type are compared', (verb) => {
   for (const [name, argument] of Object.entries(CALLS[verb])) {
     if (!isTensor(argument)) continue;
     const [dtype, ...shape] = argument;
-    const anyShape = ['copy', 'cast', 'fillRandom'].includes(verb);
+    const anyShape = ['copy', 'cast', 'fillRandom'].includes(verb) || (name === 'x' && verb === 'checksum');
     if (!anyShape && shape.length < 4)
       expect(refusal(verb, specsOf({ ...CALLS[verb], [name]: [dtype, ...shape, 1] }))).toMatch(`${verb}: ${name} must`);
     const accepted = (Object.keys(DTYPE_BYTES) as DType[]).filter(

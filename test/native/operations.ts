@@ -172,6 +172,7 @@ export const CALLS: Record<keyof Verbs, Call> = {
   quantize: { x: ['f32', 130, 20], q: ['f8e4m3', 130, 20], scale: ['f32', 2, 1], pow2: true },
   dequantize: { q: ['f8e4m3', 130, 20], scale: ['f32', 2, 1], out: ['bf16', 130, 20] },
   fillRandom: { out: ['f32', 4, 4], seed: 1, mean: 0, stddev: 1 },
+  checksum: { x: ['f8e4m3', 4, 4], sums: ['i64', 3] },
 };
 
 export const isTensor = (argument: Argument | undefined): argument is [DType, ...number[]] => Array.isArray(argument);

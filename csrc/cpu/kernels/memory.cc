@@ -1,4 +1,4 @@
-// memory.cc - copies of cache pages and strided copies of bytes. Test: test/cpu/reference-memory.test.ts.
+// memory.cc - copies of cache pages, strided copies of bytes, sums of words. Test: test/cpu/reference-memory.test.ts.
 #include "cpu/errors.h"
 #include "cpu/kernels.h"
 #include "cpu/kernels/simd.h"
@@ -40,6 +40,20 @@ Status copy(const CopyParams& p, Context& ctx) {
       const int64_t rest = p.block_bytes - offset;
       std::memcpy(dst + block * p.dst_stride + offset, src + block * p.src_stride + offset,
                   static_cast<size_t>(rest < kPieceBytes ? rest : kPieceBytes));
+    }
+  });
+  return Status::Ok();
+}
+
+Status checksum(const ChecksumParams& p, Context& ctx) {
+  const int64_t words = p.x.bytes() / 4, parts = p.sums.dim(0);
+  const uint32_t* const x = p.x.as<uint32_t>();
+  int64_t* const sums = p.sums.as<int64_t>();
+  ctx.pool->parallel_for(parts, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t part = begin; part < end; ++part) {
+      uint64_t sum = 0;
+      for (int64_t i = words * part / parts; i < words * (part + 1) / parts; ++i) sum += x[i];
+      sums[part] = static_cast<int64_t>(sum);
     }
   });
   return Status::Ok();

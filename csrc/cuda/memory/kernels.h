@@ -6,5 +6,6 @@ namespace mla::cuda {
 
 Status load_gather_kernels();
 Status load_copy_kernels();
+Status load_checksum_kernels();
 
 }  // namespace mla::cuda

@@ -6,7 +6,8 @@ namespace mla::cuda {
 Status load_memory_kernels(const Traits& traits) {
   (void)traits;
   MLA_RETURN_IF_ERROR(load_gather_kernels());
-  return load_copy_kernels();
+  MLA_RETURN_IF_ERROR(load_copy_kernels());
+  return load_checksum_kernels();
 }
 
 }  // namespace mla::cuda
