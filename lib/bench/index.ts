@@ -16,4 +16,5 @@ export {
   type ModelResult,
   type PrefillBenchOptions,
 } from './model-bench';
+export { benchPeers, type PeerResult } from './peers';
 export { type RecordSet, readRecords, type Series } from './records';

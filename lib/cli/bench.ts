@@ -3,12 +3,14 @@ import type { Command } from 'commander';
 import {
   benchDecode,
   benchKernels,
+  benchPeers,
   benchPrefill,
   KERNEL_CASES,
   type KernelBenchHeader,
   type KernelResult,
   type ModelBenchOptions,
   type ModelResult,
+  type PeerResult,
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { UsageError } from './failure';
@@ -21,6 +23,7 @@ interface KernelFlags extends JsonFlag {
   samples: number;
   cold: number;
   list?: boolean;
+  peers?: boolean;
 }
 
 interface ModelBenchFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads'>, JsonFlag {
@@ -146,7 +149,7 @@ async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void
     for (const { id, error } of failed) note(`${id}: ${error}`);
     if (!flags.json) await print(peerLines(results, peers));
   }
-  if (flags.json) await print(`${JSON.stringify({ ...circumstances(), ...header, results, peers })}\n`);
+  if (flags.json) await print(`${JSON.stringify({ ...(await circumstances(flags.device)), ...header, results, peers })}\n`);
   const failed = results.filter(({ failure }) => failure !== null);
   if (failed.length > 0) throw new Error(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
 }
