@@ -5,6 +5,7 @@ import {
   benchKernels,
   benchPeers,
   benchPrefill,
+  circumstances,
   KERNEL_CASES,
   type KernelBenchHeader,
   type KernelResult,
@@ -13,7 +14,8 @@ import {
   type PeerResult,
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
-import { UsageError } from './failure';
+import { addBenchCompare } from './bench-compare';
+import { FoundWanting, UsageError } from './failure';
 import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
@@ -87,6 +89,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
         await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
     }),
   );
+  addBenchCompare(bench);
 }
 
 function addModelBenchFlags(command: Command): Command {
@@ -102,15 +105,6 @@ function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptio
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
   return { model: what, device, dtype, threads, repetitions, signal };
-}
-
-/** What every figure must come with. */
-function circumstances() {
-  return {
-    date: new Date().toISOString(),
-    node: process.version,
-    command: ['mla', ...process.argv.slice(2)].join(' '),
-  };
 }
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {
@@ -149,9 +143,11 @@ async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void
     for (const { id, error } of failed) note(`${id}: ${error}`);
     if (!flags.json) await print(peerLines(results, peers));
   }
-  if (flags.json) await print(`${JSON.stringify({ ...(await circumstances(flags.device)), ...header, results, peers })}\n`);
+  if (flags.json)
+    await print(`${JSON.stringify({ ...(await circumstances(flags.device)), ...header, results, peers })}\n`);
   const failed = results.filter(({ failure }) => failure !== null);
-  if (failed.length > 0) throw new Error(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
+  if (failed.length > 0)
+    throw new FoundWanting(`${failed.length} of ${results.length} cases failed: ${failed[0]?.failure}`);
 }
 
 const COLUMNS = [
@@ -168,12 +164,11 @@ const COLUMNS = [
 ];
 
 function headerOf({ device, ceilings, ceilingSource, publicGpu, empty }: KernelBenchHeader): string {
-  const { date, command } = circumstances();
   const flops = Number.isFinite(ceilings.bf16FlopsPerSecond)
     ? `, ${(ceilings.bf16FlopsPerSecond / 1e12).toFixed(0)} TFLOP/s`
     : '';
   return [
-    `# ${device.name} (${device.path}), ${date}, ${command}`,
+    `# ${device.name} (${device.path}), ${new Date().toISOString()}`,
     `# ceilings ${(ceilings.bytesPerSecond / 1e9).toFixed(0)} GB/s${flops}: ${ceilingSource}; public figures: ${publicGpu}`,
     `# an operation on one element: ${empty.chainUs.toFixed(2)} us in a chain, ${empty.singleUs.toFixed(2)} us alone`,
     `${'case'.padEnd(34)}${COLUMNS.map((name) => name.padStart(10)).join('')}\n`,
@@ -224,7 +219,10 @@ async function runModel(
     lines.push(print(`${result.id.padEnd(40)}${figure}${beside === '' ? '' : `  public: ${beside}`}\n`));
   });
   await Promise.all(lines);
-  const about = circumstances();
+  const about = await circumstances(results[0]?.device.kind === 'cuda' ? deviceOf(flags.device) : 'cpu');
   if (flags.json) await print(`${JSON.stringify({ ...about, results })}\n`);
   else note(`${results[0]?.device.name} (${results[0]?.device.path}), ${about.date}, ${about.command}`);
 }
+
+/** 'auto' takes the first GPU. */
+const deviceOf = (device: string) => (device === 'auto' ? 'cuda:0' : device);
