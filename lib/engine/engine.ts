@@ -338,7 +338,8 @@ export class Engine {
   private settle(read: () => void): void {
     this.inFlight--;
     read();
-    this.pump();
+    // Not at once: the next step's results may have come together with these, and end a sequence that would be planned.
+    this.wake();
     this.reportIdle();
   }
 
