@@ -1,11 +1,12 @@
 // engine/load.ts - from a checkpoint folder, or the model in the package, to a public Model.
 import { join } from 'node:path';
 import { invalidArg } from '../errors';
-import { LatentModel, type LatentModelOptions, type LoadProgress } from '../model';
+import { LatentModel, type LoadProgress } from '../model';
 import type { Model, ModelInfo } from './api';
 import { LocalModel } from './model';
 import { abortSignal, readOptions } from './settings';
 import { CheckpointText } from './text';
+import { RemoteModel } from './worker/remote-model';
 
 /** The small model that ships in the package, for `loadModel()` without a folder. */
 export const BUNDLED_MODEL = join(__dirname, '..', '..', 'models', 'kjv-10m');
@@ -33,6 +34,11 @@ export interface LoadOptions {
   prefillChunk?: number | undefined;
   /** CPU threads; 0, the default, is one per physical core. */
   threads?: number | undefined;
+  /**
+   * Where the model runs: in this thread, or wholly in a worker thread of its own, where a busy event loop here does not
+   * hold it up. The interface is the same. Default 'main'.
+   */
+  thread?: 'main' | 'worker' | undefined;
   /** Told how far loading has come. What it throws ends the loading. */
   onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Ends the loading; loadModel then rejects with the signal's reason. */
@@ -49,6 +55,7 @@ const LOAD_OPTIONS = [
   'pages',
   'prefillChunk',
   'threads',
+  'thread',
   'onProgress',
   'signal',
 ] as const;
@@ -57,6 +64,7 @@ const CHOICES = {
   dtype: ['auto', 'f32', 'bf16', 'fp8'],
   cacheDtype: ['auto', 'f32', 'bf16', 'fp8'],
   activationDtype: ['auto', 'f32', 'bf16'],
+  thread: ['main', 'worker'],
 } as const;
 
 /**
@@ -74,10 +82,12 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
   const directory = dir ?? BUNDLED_MODEL;
   const checked = checkLoadOptions(options);
   checked.signal?.throwIfAborted();
+  const { thread, ...here } = checked;
+  if (thread === 'worker') return RemoteModel.load(directory, here);
   const text = await CheckpointText.load(directory);
   let model: LatentModel;
   try {
-    model = await LatentModel.load(directory, checked);
+    model = await LatentModel.load(directory, here);
   } catch (error) {
     await text?.dispose();
     throw error;
@@ -98,11 +108,11 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
     loadMs: model.loadMs,
     eosIds: model.eosIds.length > 0 ? model.eosIds : known,
   };
-  return new LocalModel({ model, text, info, prefillChunk: checked.prefillChunk });
+  return new LocalModel({ model, text, info, prefillChunk: here.prefillChunk });
 }
 
 /** Numbers are checked by the model, which knows their limits; here only what it could not tell apart. */
-function checkLoadOptions(options: unknown): LatentModelOptions {
+function checkLoadOptions(options: unknown): LoadOptions {
   const given = readOptions(options, LOAD_OPTIONS);
   for (const [name, allowed] of Object.entries(CHOICES)) {
     const value = given[name as keyof typeof CHOICES];
@@ -124,5 +134,5 @@ function checkLoadOptions(options: unknown): LatentModelOptions {
     throw invalidArg('onProgress', 'a function', given.onProgress);
   }
   abortSignal(given.signal);
-  return given as LatentModelOptions;
+  return given as LoadOptions;
 }

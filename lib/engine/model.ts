@@ -19,7 +19,7 @@ import {
 import type { EngineModel, TextStream } from './step-model';
 
 const TEMPLATE_OPTIONS = ['tools', 'thinking', 'template'] as const;
-const CHAT_OPTIONS = [...GENERATE_OPTIONS, ...TEMPLATE_OPTIONS] as const;
+export const CHAT_OPTIONS = [...GENERATE_OPTIONS, ...TEMPLATE_OPTIONS] as const;
 
 /** The text side of a model, as the engine uses it. */
 export interface ModelText {

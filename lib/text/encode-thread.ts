@@ -55,7 +55,7 @@ export class EncodeThread {
   }
 
   private async start(): Promise<Worker> {
-    const worker = new Worker(entryFile('encode-worker'), { workerData: this.data, execArgv: [], env: {} });
+    const worker = new Worker(entryFile(__dirname, 'encode-worker'), { workerData: this.data, execArgv: [], env: {} });
     worker.on('error', () => undefined); // reported by ask(); an unheard 'error' would end the process
     this.worker = worker;
     await this.ask(worker, ENCODER_START_MS, () => undefined);

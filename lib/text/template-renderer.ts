@@ -117,7 +117,7 @@ export const sharedRenderer = new TemplateRenderer();
 
 function start(): ChildProcess {
   try {
-    return fork(entryFile('template-process'), [], {
+    return fork(entryFile(__dirname, 'template-process'), [], {
       execArgv: NODE_OPTIONS,
       env: environment(),
       serialization: 'advanced',
