@@ -21,7 +21,8 @@ const EXPECTED: Record<string, RegExp> = {
     /^ shall they give every man a ransom for his soul[\s\S]*\n-- (stop|length) after \d+ tokens, \d+ ms\n$/,
   'chat.mjs': /^> In the beginning God created\n.*[\s\S]*\n> And what came next\?\n[\s\S]*\n$/,
   'cjs.cjs': /^ *-\d+\.\d\d {2}And God said, Let there be light\n *-\d+\.\d\d {2}And light said, Let there be God\n$/,
-  'worker.mjs': /^the worker wrote \d+ tokens while this thread was busy for \d+ ms\n.*created the heaven and the earth/,
+  'worker.mjs':
+    /^the worker wrote \d+ tokens while this thread was busy for \d+ ms\n.*created the heaven and the earth/,
   'abort.mjs': /^And it came to pass \|.+\nThe LORD is my shepherd \|.* \[that is enough\]\nIn the beginning \|.+\n$/s,
 };
 
