@@ -102,7 +102,7 @@ test('results, completions, chats, scores and encodings are equal', async () => 
   );
   expect(text).toContain('curable by marriage');
   const { logits } = await both((model) => model.score('And God said', { top: 3, logits: true }));
-  expect(logits).toBeInstanceOf(Float32Array);
+  expect(logits?.constructor.name).toBe('Float32Array'); // of another realm under jest
   const ids = await both((model) => model.encode('a text'));
   expect(await both((model) => model.decode(ids))).toBe('a text');
   await both((model) => model.encodeChat([{ role: 'user', content: 'x' }]));
