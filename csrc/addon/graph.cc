@@ -8,8 +8,9 @@ namespace mla::addon {
 
 Napi::Function Graph::define(Napi::Env env) {
   return DefineClass(env, "Graph",
-                     {InstanceMethod<&Graph::Operations>("operations"), InstanceMethod<&Graph::Replay>("replay"),
-                      InstanceMethod<&Graph::Dispose>("dispose"), InstanceMethod<&Graph::Disposed>("disposed")});
+                     {InstanceMethod<&Graph::Operations>("operations"), InstanceMethod<&Graph::Launches>("launches"),
+                      InstanceMethod<&Graph::Replay>("replay"), InstanceMethod<&Graph::Dispose>("dispose"),
+                      InstanceMethod<&Graph::Disposed>("disposed")});
 }
 
 Graph::Graph(const Napi::CallbackInfo& info) : Handle(info) {
@@ -21,6 +22,10 @@ Graph::Graph(const Napi::CallbackInfo& info) : Handle(info) {
 
 Napi::Value Graph::Operations(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(operations_));
+}
+
+Napi::Value Graph::Launches(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), graph_ == nullptr ? 0.0 : static_cast<double>(graph_->launches.load()));
 }
 
 Napi::Value Graph::Replay(const Napi::CallbackInfo& info) {

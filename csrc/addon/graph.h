@@ -18,6 +18,7 @@ class Graph final : public Handle<Graph> {
 
  private:
   Napi::Value Operations(const Napi::CallbackInfo& info);
+  Napi::Value Launches(const Napi::CallbackInfo& info);
   Napi::Value Replay(const Napi::CallbackInfo& info);
   Napi::Value Dispose(const Napi::CallbackInfo& info);
   Napi::Value Disposed(const Napi::CallbackInfo& info);

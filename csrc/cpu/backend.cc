@@ -30,6 +30,7 @@ class CpuStream final : public BackendStream {};
 class CpuGraph final : public BackendGraph {
  public:
   CpuGraph(std::span<const Op> ops, View workspace) : ops(ops.begin(), ops.end()), workspace(workspace) {}
+  int64_t launches() const override { return static_cast<int64_t>(ops.size()); }
   std::vector<Op> ops;
   View workspace;
 };

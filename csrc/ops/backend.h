@@ -39,6 +39,8 @@ class BackendStream {
 class BackendGraph {
  public:
   virtual ~BackendGraph() = default;
+  /// What a replay starts one by one: kernels and copies on a GPU, operations on the CPU.
+  virtual int64_t launches() const = 0;
 };
 
 /// Host memory that transfers start from or end in (pinned for CUDA).

@@ -48,6 +48,7 @@ void CompileCommand::run(Device& device) {
     MLA_RETURN_IF_ERROR(device.begin_work(*stream_, &backend));
     std::unique_ptr<BackendGraph> compiled;
     MLA_RETURN_IF_ERROR(device.mutable_backend().compile(operations_, workspace_, *backend, &compiled));
+    graph_->launches = compiled->launches();
     graph_->backend = device.resources()->adopt(std::move(compiled));
     return Status::Ok();
   });

@@ -43,8 +43,9 @@ class Graph {
       : owner_(std::move(owner)), holds_(std::move(holds)) {}
   ~Graph() { owner_->retire(backend); }
 
-  BackendGraph* backend = nullptr;  // command thread; null until compiled, and after a failure
-  Status failure;                   // command thread; why it could not be compiled
+  BackendGraph* backend = nullptr;   // command thread; null until compiled, and after a failure
+  Status failure;                    // command thread; why it could not be compiled
+  std::atomic<int64_t> launches{0};  // of a replay; 0 until compiled
 
  private:
   std::shared_ptr<Resources> owner_;

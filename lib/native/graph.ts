@@ -19,6 +19,10 @@ export class NativeGraph implements Graph {
     return NativeGraph.#of(this, 'operations').operations();
   }
 
+  get launches(): number {
+    return NativeGraph.#of(this, 'launches').launches();
+  }
+
   get disposed(): boolean {
     return NativeGraph.#of(this, 'disposed').disposed();
   }

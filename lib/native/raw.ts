@@ -21,6 +21,7 @@ export interface RawEvent {
 
 export interface RawGraph {
   operations(): number;
+  launches(): number;
   replay(): undefined | Failure;
   dispose(): void;
   disposed(): boolean;

@@ -71,6 +71,8 @@ export interface Graph {
   readonly disposed: boolean;
   /** How many operations were recorded. */
   readonly operations: number;
+  /** What a replay starts one by one: kernels and copies on a GPU. 0 until the device has compiled the graph. */
+  readonly launches: number;
   /** Enqueues the whole sequence on the stream it was captured on. */
   replay(): void;
   dispose(): void;

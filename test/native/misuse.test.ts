@@ -162,6 +162,7 @@ const METHODS: Method[] = [
   { name: 'disposed', on: (s) => s.tensor, args: () => [], getter: true },
   { name: 'replay', on: (s) => s.graph, args: () => [] },
   { name: 'operations', on: (s) => s.graph, args: () => [], getter: true },
+  { name: 'launches', on: (s) => s.graph, args: () => [], getter: true },
   { name: 'disposed', on: (s) => s.graph, args: () => [], getter: true },
   { name: 'useWorkspace', on: (s) => s.stream, args: (s) => [s.tensor] },
   { name: 'write', on: (s) => s.stream, args: (s) => [s.tensor, new Float32Array(4), 0] },

@@ -74,7 +74,8 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
   combine.residual = p.residual.present() ? p.residual.data : nullptr;
   combine.out = p.out.data;
   combine.dtype = p.out.dtype;
-  if (combines(product, combine, *launch.traits)) return cuda_status(launch_combine(product, combine, launch), "moeDown");
+  if (combines(product, combine, *launch.traits))
+    return cuda_status(launch_combine(product, combine, launch), "moeDown");
 
   float* const parts = launch.workspace.as<float>();
   const int64_t columns = part_columns(pairs, d), act_bytes = dtype_bytes(p.out.dtype);

@@ -39,9 +39,13 @@ class CudaStream final : public BackendStream {
 
 class CudaGraph final : public BackendGraph {
  public:
-  explicit CudaGraph(cudaGraphExec_t exec) : exec(exec) {}
+  CudaGraph(cudaGraphExec_t exec, size_t nodes) : exec(exec), nodes_(nodes) {}
   ~CudaGraph() override { cudaGraphExecDestroy(exec); }
+  int64_t launches() const override { return static_cast<int64_t>(nodes_); }
   cudaGraphExec_t exec;
+
+ private:
+  size_t nodes_;
 };
 
 CudaStream& of(BackendStream& stream) { return static_cast<CudaStream&>(stream); }
@@ -226,10 +230,12 @@ class CudaBackend final : public Backend {
     of(stream).fresh.clear();
     if (status.ok()) status = ended;
     cudaGraphExec_t exec = nullptr;
+    size_t nodes = 0;
+    if (status.ok()) status = cuda_status(cudaGraphGetNodes(graph, nullptr, &nodes), "cudaGraphGetNodes");
     if (status.ok()) status = cuda_status(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
     if (graph != nullptr) cudaGraphDestroy(graph);
     MLA_RETURN_IF_ERROR(std::move(status));
-    *out = std::make_unique<CudaGraph>(exec);
+    *out = std::make_unique<CudaGraph>(exec, nodes);
     return cuda_status(cudaGraphUpload(exec, s), "cudaGraphUpload");
   }
 
