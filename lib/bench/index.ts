@@ -18,3 +18,4 @@ export {
 } from './model-bench';
 export { benchPeers, type PeerResult } from './peers';
 export { type RecordSet, readRecords, type Series } from './records';
+export { benchStartup, type StartupBenchOptions, type StartupResult } from './startup';

@@ -15,6 +15,7 @@ import {
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { addBenchCompare } from './bench-compare';
+import { addBenchStartup } from './bench-startup';
 import { FoundWanting, UsageError } from './failure';
 import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
@@ -89,6 +90,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
         await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
     }),
   );
+  addBenchStartup(bench, signal);
   addBenchCompare(bench);
 }
 

@@ -1,0 +1,48 @@
+// bench/startup.ts - how long it takes until a model says something: loading, and the first token.
+import { LatentModel, type LatentModelOptions } from '../model';
+import type { DeviceInfo } from '../native';
+
+export interface StartupBenchOptions extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'signal'> {
+  /** checkpoint folder */
+  dir: string;
+  repetitions: number;
+  /** tokens of the first prompt */
+  promptTokens: number;
+}
+
+/** One start. The first after a boot reads the disk, later ones what the system has kept of it in memory. */
+export interface StartupResult {
+  /** of weights on the device */
+  bytes: number;
+  /** from the call to a model that can be used, device included */
+  loadMs: number;
+  bytesPerSecond: number;
+  /** from the first prompt to its first token */
+  firstTokenMs: number;
+  device: DeviceInfo;
+}
+
+/** Loads, generates one token and disposes, so many times. Rejects with what loading rejects with. */
+export async function benchStartup(
+  options: StartupBenchOptions,
+  report: (result: StartupResult) => void,
+): Promise<void> {
+  const { dir, repetitions, promptTokens, device, dtype, threads, signal } = options;
+  for (let i = 0; i < repetitions; i++) {
+    signal?.throwIfAborted();
+    const began = performance.now();
+    const model = await LatentModel.load(dir, { device, dtype, threads, signal, maxSequences: 1 });
+    try {
+      const loadMs = performance.now() - began;
+      const sequence = model.openSequence();
+      const tokens = Int32Array.from({ length: promptTokens }, (_, t) => (t * 7919) % model.vocab);
+      const asked = performance.now();
+      await model.step([{ sequence, tokens }]);
+      const firstTokenMs = performance.now() - asked;
+      const bytes = model.memory.weights;
+      report({ bytes, loadMs, bytesPerSecond: (bytes * 1000) / loadMs, firstTokenMs, device: model.deviceInfo });
+    } finally {
+      await model.dispose();
+    }
+  }
+}
