@@ -1,6 +1,6 @@
 // cli/flags.ts - flags that commands share, and the checks of their values.
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { LoadOptions } from '../engine';
+import type { GenerateOptions, LoadOptions } from '../engine';
 import type { InputFlags } from './input';
 
 /** Which model, and how it is loaded. */
@@ -10,6 +10,16 @@ export interface ModelFlags {
   device: 'auto' | 'cpu' | `cuda:${number}`;
   dtype: 'auto' | 'f32' | 'bf16' | 'fp8';
   threads: number;
+}
+
+/** How the next token is chosen, and how many there are. */
+export interface SamplingFlags {
+  maxTokens?: number;
+  temp?: number;
+  topP?: number;
+  topK?: number;
+  minP?: number;
+  seed?: number;
 }
 
 /** Whether results are for programs. */
@@ -49,6 +59,37 @@ export function addInputFlags(command: Command, what: string): Command {
     .option('--tokens <list>', 'token ids instead of a text: a list (1,2,3), @FILE, or - for stdin');
 }
 
+/** Adds the flags of {@link SamplingFlags}. */
+export function addSamplingFlags(command: Command): Command {
+  return command
+    .option(
+      '-n, --max-tokens <n>',
+      'new tokens at most (default: 256, or what the context has room for)',
+      integer(1, 2 ** 31 - 1),
+    )
+    .option('--temp <t>', 'temperature; 0 is greedy (default: as generation_config.json says, else 0)', number(0, 100))
+    .option(
+      '--top-p <p>',
+      'sample from the likeliest tokens that make up p (default: as the file says, else 1)',
+      number(0, 1, { open: true }),
+    )
+    .option(
+      '--top-k <k>',
+      'sample from the k likeliest tokens; 0 is all (default: as the file says, else 0)',
+      integer(0, 2 ** 24),
+    )
+    .option(
+      '--min-p <p>',
+      'leave out what is less likely than p times the likeliest (default: as the file says, else 0)',
+      number(0, 1),
+    )
+    .option(
+      '-s, --seed <n>',
+      'the same seed gives the same text (default: random)',
+      integer(0, Number.MAX_SAFE_INTEGER),
+    );
+}
+
 /** Adds --json. */
 export function addJsonFlag(command: Command): Command {
   return command.option('--json', 'print one JSON object and nothing else on stdout');
@@ -57,6 +98,11 @@ export function addJsonFlag(command: Command): Command {
 /** The options of loadModel that the flags stand for. One command runs one sequence. */
 export function loadOptionsOf({ context, device, dtype, threads }: ModelFlags): LoadOptions {
   return { context, device, dtype, threads, maxSequences: 1 };
+}
+
+/** The options of generate that the flags stand for. */
+export function samplingOf({ maxTokens, temp, topP, topK, minP, seed }: SamplingFlags): GenerateOptions {
+  return { maxTokens, temperature: temp, topP, topK, minP, seed };
 }
 
 /** A parser of integers from `min` to `max`. */

@@ -8,23 +8,18 @@ import {
   addInputFlags,
   addJsonFlag,
   addModelFlags,
+  addSamplingFlags,
   type InputFlags,
-  integer,
   type JsonFlag,
   type ModelFlags,
-  number,
+  type SamplingFlags,
+  samplingOf,
 } from './flags';
 import { readInput } from './input';
-import { note, print } from './output';
+import { forTerminal, note, print } from './output';
 import { runWithModel } from './run-with-model';
 
-interface GenerateFlags extends ModelFlags, InputFlags, JsonFlag {
-  maxTokens?: number;
-  temp?: number;
-  topP?: number;
-  topK?: number;
-  minP?: number;
-  seed?: number;
+interface GenerateFlags extends ModelFlags, InputFlags, SamplingFlags, JsonFlag {
   ignoreEos?: boolean;
   chat?: boolean;
   system?: string;
@@ -36,33 +31,7 @@ export function addGenerate(program: Command, signal: AbortSignal): void {
   const command = program
     .command('generate')
     .description('Continue a text, or answer a message with --chat. The text goes to stdout as it comes.');
-  addInputFlags(command, 'prompt')
-    .option(
-      '-n, --max-tokens <n>',
-      'new tokens at most (default: 256, or what the context has room for)',
-      integer(1, 2 ** 31 - 1),
-    )
-    .option('--temp <t>', 'temperature; 0 is greedy (default: as generation_config.json says, else 0)', number(0, 100))
-    .option(
-      '--top-p <p>',
-      'sample from the likeliest tokens that make up p (default: as the file says, else 1)',
-      number(0, 1, { open: true }),
-    )
-    .option(
-      '--top-k <k>',
-      'sample from the k likeliest tokens; 0 is all (default: as the file says, else 0)',
-      integer(0, 2 ** 24),
-    )
-    .option(
-      '--min-p <p>',
-      'leave out what is less likely than p times the likeliest (default: as the file says, else 0)',
-      number(0, 1),
-    )
-    .option(
-      '-s, --seed <n>',
-      'the same seed gives the same text (default: random)',
-      integer(0, Number.MAX_SAFE_INTEGER),
-    )
+  addSamplingFlags(addInputFlags(command, 'prompt'))
     .option('--ignore-eos', 'go on where the model ends its text')
     .option('--chat', "the prompt is a user's message: use the checkpoint's chat template")
     .option('--system <text>', 'system message; with --chat')
@@ -95,12 +64,7 @@ async function generate(flags: GenerateFlags, signal: AbortSignal): Promise<void
 
 function start(model: Model, input: string | number[], flags: GenerateFlags, signal: AbortSignal): Generation {
   const options: ChatOptions = {
-    maxTokens: flags.maxTokens,
-    temperature: flags.temp,
-    topP: flags.topP,
-    topK: flags.topK,
-    minP: flags.minP,
-    seed: flags.seed,
+    ...samplingOf(flags),
     ignoreEos: flags.ignoreEos ?? false,
     signal,
   };
@@ -115,7 +79,7 @@ async function stream(generation: Generation, hasTokenizer: boolean): Promise<vo
   let written = '';
   try {
     for await (const { text, tokens } of generation) {
-      const piece = hasTokenizer ? text : `${written === '' ? '' : ' '}${tokens.join(' ')}`;
+      const piece = hasTokenizer ? forTerminal(text) : `${written === '' ? '' : ' '}${tokens.join(' ')}`;
       if (piece === '') continue;
       await print(piece);
       written = piece;

@@ -4,14 +4,17 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { addBench } from './bench';
-import { ClosedPipe, EXIT, exitCodeOf, Interrupted, lineOf } from './failure';
+import { addChat } from './chat';
+import { ClosedPipe, EXIT, exitCodeOf, lineOf } from './failure';
 import { addGenerate } from './generate';
+import { Interrupts } from './interrupts';
 import { complain, isClosedPipe } from './output';
 import { addScore } from './score';
 
 const EXAMPLES = `
 Examples:
   mla generate -p "In the beginning"                        the small model of the package
+  mla chat -m ./DeepSeek-V2-Lite-Chat                       a conversation; /help lists its commands
   mla generate --chat -m ./DeepSeek-V2-Lite-Chat -p "Why is the sky blue?"
   mla generate -m ./checkpoint --tokens 1,2,3 -n 16 --json  a folder without a tokenizer
   echo "some text" | mla score --top 5 --json
@@ -20,13 +23,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable GPU, 4 out of memory, 1
 
 /** Runs the command line. @returns the exit code */
 async function main(): Promise<number> {
-  const stop = new AbortController();
-  process.stdout.on('error', (error) => stop.abort(isClosedPipe(error) ? new ClosedPipe() : error));
+  const interrupts = new Interrupts();
+  const { signal } = interrupts;
+  process.stdout.on('error', (error) => interrupts.end(isClosedPipe(error) ? new ClosedPipe() : error));
   process.stderr.on('error', () => {}); // there is nobody left to tell
-  process.on('SIGINT', () => {
-    if (stop.signal.aborted) process.exit(EXIT.interrupted);
-    stop.abort(new Interrupted());
-  });
+  interrupts.listen();
 
   const program = new Command('mla')
     .description('Runs DeepSeek-family language models on an NVIDIA GPU or on the CPU.')
@@ -36,9 +37,10 @@ async function main(): Promise<number> {
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'mla: ')) })
     .exitOverride();
   program.configureHelp({ showGlobalOptions: false });
-  addGenerate(program, stop.signal);
-  addScore(program, stop.signal);
-  addBench(program, stop.signal);
+  addGenerate(program, signal);
+  addChat(program, interrupts);
+  addScore(program, signal);
+  addBench(program, signal);
   try {
     await program.parseAsync();
     return EXIT.ok;

@@ -19,6 +19,11 @@ export function print(text: string): Promise<void> {
   });
 }
 
+/** A model's text as a terminal may have it: control characters, escape sequences among them, become U+FFFD. */
+export function forTerminal(text: string): string {
+  return process.stdout.isTTY ? text.replace(/[^\P{Cc}\n\t]/gu, '\uFFFD') : text;
+}
+
 /** Whether a stream's error says that its reader has gone. */
 export function isClosedPipe(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException | null)?.code;
