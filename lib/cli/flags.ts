@@ -30,7 +30,7 @@ export interface JsonFlag {
 /** Adds the flags of {@link ModelFlags}. */
 export function addModelFlags(command: Command): Command {
   command
-    .option('-m, --model <dir>', 'checkpoint folder (default: the small model of the package)')
+    .option('-m, --model <dir>', 'checkpoint folder, or org/name in the cache (default: the small model)')
     .option('-c, --context <n>', "tokens in all (default: the model's limit, at most 4096)", integer(1, 2 ** 31 - 1));
   return addPlacementFlags(command);
 }

@@ -5,8 +5,11 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { addBench } from './bench';
 import { addChat } from './chat';
+import { addDoctor } from './doctor';
+import { addDownload } from './download';
 import { ClosedPipe, EXIT, exitCodeOf, lineOf } from './failure';
 import { addGenerate } from './generate';
+import { addInspect } from './inspect';
 import { Interrupts } from './interrupts';
 import { complain, isClosedPipe } from './output';
 import { addScore } from './score';
@@ -17,6 +20,9 @@ Examples:
   mla chat -m ./DeepSeek-V2-Lite-Chat                       a conversation; /help lists its commands
   mla generate --chat -m ./DeepSeek-V2-Lite-Chat -p "Why is the sky blue?"
   mla generate -m ./checkpoint --tokens 1,2,3 -n 16 --json  a folder without a tokenizer
+  mla inspect org/name --gpu h200                           what it would take, by its headers alone
+  mla download org/name                                     into the cache; then -m org/name
+  mla doctor                                                what is wrong, if something is
   echo "some text" | mla score --top 5 --json
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable GPU, 4 out of memory, 130 interrupted.`;
@@ -41,6 +47,9 @@ async function main(): Promise<number> {
   addChat(program, interrupts);
   addScore(program, signal);
   addBench(program, signal);
+  addInspect(program, signal);
+  addDownload(program, signal);
+  addDoctor(program);
   try {
     await program.parseAsync();
     return EXIT.ok;

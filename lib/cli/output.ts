@@ -40,23 +40,21 @@ export function complain(line: string): void {
   process.stderr.write(`${colors.red(line)}\n`);
 }
 
-/** A bar for loading, on a terminal only. */
-export class LoadBar {
+/** A bar for bytes, on a terminal only. */
+export class ByteBar {
   private bar: SingleBar | null = null;
   private began = 0;
 
-  /** For the onProgress option of loadModel. */
-  readonly update = ({ phase, loadedBytes, totalBytes }: LoadProgress): void => {
+  constructor(private readonly verb: string) {}
+
+  /** Shows how far it has come. */
+  set(loadedBytes: number, totalBytes: number): void {
     if (!process.stderr.isTTY) return;
-    if (phase !== 'weights') {
-      if (phase === 'ready') this.stop();
-      return;
-    }
     const now = performance.now();
     if (this.bar === null) {
       this.began = now;
       this.bar = new SingleBar({
-        format: 'loading {bar} {loaded} of {all}, {rate}, ETA {eta} s',
+        format: `${this.verb} {bar} {loaded} of {all}, {rate}, ETA {eta} s`,
         stream: process.stderr,
         hideCursor: true,
         clearOnComplete: true,
@@ -64,11 +62,13 @@ export class LoadBar {
       this.bar.start(totalBytes, 0, { loaded: size(0), all: size(totalBytes), rate: '-' });
     }
     const seconds = (now - this.began) / 1000;
+    this.bar.setTotal(totalBytes);
     this.bar.update(loadedBytes, {
       loaded: size(loadedBytes),
+      all: size(totalBytes),
       rate: seconds > 0 ? `${size(loadedBytes / seconds)}/s` : '-',
     });
-  };
+  }
 
   /** Takes the bar away. Idempotent. */
   stop(): void {
@@ -77,6 +77,23 @@ export class LoadBar {
   }
 }
 
-function size(bytes: number): string {
+/** A bar for loading. */
+export class LoadBar {
+  private readonly bar = new ByteBar('loading');
+
+  /** For the onProgress option of loadModel. */
+  readonly update = ({ phase, loadedBytes, totalBytes }: LoadProgress): void => {
+    if (phase === 'weights') this.bar.set(loadedBytes, totalBytes);
+    else if (phase === 'ready') this.stop();
+  };
+
+  /** Takes the bar away. Idempotent. */
+  stop(): void {
+    this.bar.stop();
+  }
+}
+
+/** Bytes for people: "12 MiB", "29.3 GiB". */
+export function size(bytes: number): string {
   return bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(0)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 }

@@ -1,6 +1,7 @@
 // engine/load.ts - from a checkpoint folder, or the model in the package, to a public Model.
 import { join } from 'node:path';
 import { invalidArg } from '../errors';
+import { findModelFolder } from '../hub';
 import { LatentModel, type LoadProgress } from '../model';
 import type { Model, ModelInfo } from './api';
 import { LocalModel } from './model';
@@ -68,8 +69,9 @@ const CHOICES = {
 } as const;
 
 /**
- * Loads a model from a Hugging Face checkpoint folder as downloaded (config.json, *.safetensors, tokenizer.json). Without a
- * folder, the small model of the package. A folder without tokenizer.json gives a model that works with token ids alone.
+ * Loads a model from a Hugging Face checkpoint folder as downloaded (config.json, *.safetensors, tokenizer.json), or from
+ * the cache of Hugging Face's tools by its name there, "org/name" or "org/name@revision"; nothing is downloaded. Without
+ * either, the small model of the package. A folder without tokenizer.json gives a model that works with token ids alone.
  *
  * Rejects with an MlaError that names what is wrong (ERR_FILE, ERR_CONFIG, ERR_UNSUPPORTED_MODEL, ERR_CHECKPOINT,
  * ERR_SAFETENSORS, ERR_TOKENIZER, ERR_NO_DEVICE, ERR_DRIVER_TOO_OLD, ERR_OUT_OF_MEMORY, ERR_OUT_OF_DEVICE_MEMORY,
@@ -79,9 +81,9 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
   if (dir !== undefined && (typeof dir !== 'string' || dir === '')) {
     throw invalidArg('dir', 'the path of a checkpoint folder, or undefined for the model of the package', dir);
   }
-  const directory = dir ?? BUNDLED_MODEL;
   const checked = checkLoadOptions(options);
   checked.signal?.throwIfAborted();
+  const directory = dir === undefined ? BUNDLED_MODEL : await findModelFolder(dir);
   const { thread, ...here } = checked;
   if (thread === 'worker') return RemoteModel.load(directory, here);
   const text = await CheckpointText.load(directory);

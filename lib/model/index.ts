@@ -1,4 +1,5 @@
 // model - the model class: weights, cache, forward pass.
+export { type Capacity, capacityOf } from './capacity';
 export { LatentModel, type ModelStats } from './latent-model';
 export type { MemoryPlan } from './memory-plan';
 export { type NamedShape, namedShape, SHAPE_NAMES } from './named-shapes';

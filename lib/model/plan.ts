@@ -27,7 +27,8 @@ export interface ModelPlan {
 }
 
 /**
- * Plans a model for a device, which need not exist: `planner` knows what its kernels need, `info` what it is.
+ * Plans a model for a device, which need not exist: `planner` knows what its kernels need, `info` what it is. `like` is
+ * an earlier plan of the same model in the same types, whose weights need not be planned again.
  * @throws ERR_INVALID_ARG, ERR_UNSUPPORTED
  */
 export function planModel(
@@ -35,6 +36,7 @@ export function planModel(
   info: DeviceInfo,
   { config, layout }: { config: ResolvedConfig; layout: ModelLayout },
   options: LatentModelOptions,
+  like?: ModelPlan,
 ): ModelPlan {
   const dims = dimsOf(config);
   const precision = precisionOf(options, info);
@@ -42,7 +44,7 @@ export function planModel(
   const latentEps = options.latentNormEps ?? config.rms_norm_eps;
   if (!(latentEps > 0 && latentEps < 1)) throw invalidArg('latentNormEps', 'a number between 0 and 1', latentEps);
 
-  const weightPlans = planWeights(config, layout, dims, precision);
+  const weightPlans = like?.weightPlans ?? planWeights(config, layout, dims, precision);
   const planInts = planner.decodePlanInts(limits.maxSequences + 1, dims.H);
   const specs = {
     rows: rowSpecs(dims, limits),

@@ -327,7 +327,14 @@ describe('readConfig', () => {
   });
   test('generation_config.json advises on sampling', () => {
     const text = JSON.stringify(TINY);
-    const none = { do_sample: null, temperature: null, top_k: null, top_p: null, min_p: null, repetition_penalty: null };
+    const none = {
+      do_sample: null,
+      temperature: null,
+      top_k: null,
+      top_p: null,
+      min_p: null,
+      repetition_penalty: null,
+    };
     expect(parseConfig(text).generation).toEqual(none);
     expect(parseConfig(text, 'c', '{"do_sample":true,"temperature":0,"top_k":50,"top_p":0.95}').generation).toEqual({
       ...none,
