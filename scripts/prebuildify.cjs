@@ -2,13 +2,14 @@
 //
 //   npm run prebuildify
 //
-// prebuildify moves the .node out of build/Release and strips it there, so it works on a copy of the sources in a
-// temporary folder; the checkout that tests run in keeps its build. It is told to call this file instead of node-gyp:
+// Environment: NODE_MLA_CUDA (default ON: without nvcc it fails instead of publishing a binary for the CPU alone).
+//
+// prebuildify moves the .node out of build/Release and strips it there, so it works on a copy of the sources in
+// .build/; the checkout that tests run in keeps its build. It is told to call this file instead of node-gyp:
 // then neither Python nor Node's headers are needed.
 'use strict';
 const { execFileSync, spawnSync } = require('node:child_process');
 const fs = require('node:fs');
-const os = require('node:os');
 const path = require('node:path');
 
 const { seal } = require('./build-native.cjs');
@@ -24,24 +25,40 @@ function fail(text) {
   throw new Error(text);
 }
 
+/** What the published binary must have machine code for; a GPU of the same major version and newer runs it too. */
+const ARCHS = ['80-real', '90-real', '100-real', '120-real', '120-virtual'];
+
 /** Reads the binary's needs out of its ELF headers and refuses what a supported machine may lack. */
 function inspect(file) {
   const dump = execFileSync('objdump', ['-p', file], { encoding: 'utf8' });
-  for (const [, name] of dump.matchAll(/NEEDED\s+(\S+)/g))
+  const libraries = [...dump.matchAll(/NEEDED\s+(\S+)/g)].map(([, name]) => name);
+  for (const name of libraries)
     if (!LIBRARIES.test(name)) fail(`${path.basename(file)} needs ${name}, which users may not have.`);
-  for (const [, major, minor] of dump.matchAll(/GLIBC_(\d+)\.(\d+)/g))
-    if (+major > GLIBC[0] || (+major === GLIBC[0] && +minor > GLIBC[1]))
-      fail(`${path.basename(file)} needs GLIBC_${major}.${minor}; the README promises ${GLIBC.join('.')}.`);
+  const versions = [...dump.matchAll(/GLIBC_(\d+)\.(\d+)/g)].map(([, major, minor]) => [+major, +minor]);
+  const [major, minor] = versions.sort((a, b) => a[0] - b[0] || a[1] - b[1]).at(-1) ?? [0, 0];
+  if (major > GLIBC[0] || (major === GLIBC[0] && minor > GLIBC[1]))
+    fail(`${path.basename(file)} needs GLIBC_${major}.${minor}; the README promises ${GLIBC.join('.')}.`);
+  console.log(`prebuildify: needs ${libraries.join(', ')}, and GLIBC_${major}.${minor} at most`);
 }
 
-/** Loads the binary the way a user's process does. */
-function tryLoad(file) {
-  const run = spawnSync(process.execPath, ['-e', `require(${JSON.stringify(file)}).build()`], { encoding: 'utf8' });
+/** Loads the binary the way a user's process does, and asks what is in it. */
+function tryLoad(file, cuda) {
+  const code = `console.log(JSON.stringify(require(${JSON.stringify(file)}).build()))`;
+  const run = spawnSync(process.execPath, ['-e', code], { encoding: 'utf8' });
   if (run.status !== 0) fail(`${path.basename(file)} does not load:\n${run.stderr}`);
+  const build = JSON.parse(run.stdout);
+  const archs = build.archs.split(' ');
+  const missing = ARCHS.filter((arch) => !archs.includes(arch));
+  if (cuda && missing.length > 0) fail(`${path.basename(file)} has no code for ${missing.join(', ')}.`);
+  console.log(`prebuildify: version ${build.version}, ${build.cuda ? `CUDA for ${archs.join(' ')}` : 'no CUDA'}`);
 }
 
 function main() {
-  const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'node-mla-prebuild-'));
+  const work = path.join(ROOT, '.build');
+  fs.mkdirSync(work, { recursive: true });
+  const copy = fs.mkdtempSync(path.join(work, 'prebuild-'));
+  const env = { ...process.env, NODE_MLA_CUDA: process.env.NODE_MLA_CUDA ?? 'ON' };
+  delete env.NODE_MLA_CUDA_ARCHS; // would go elsewhere, with less in it
   try {
     for (const name of SOURCES) fs.cpSync(path.join(ROOT, name), path.join(copy, name), { recursive: true });
     fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'));
@@ -51,7 +68,7 @@ function main() {
     const run = spawnSync(
       process.execPath,
       [require.resolve('prebuildify/bin.js', { paths: [ROOT] }), '--napi', '--strip', '--tag-libc', `--cwd=${copy}`],
-      { cwd: copy, stdio: ['ignore', 'inherit', 'inherit'], env: { ...process.env, PREBUILD_NODE_GYP: builder } },
+      { cwd: copy, stdio: ['ignore', 'inherit', 'inherit'], env: { ...env, PREBUILD_NODE_GYP: builder } },
     );
     if (run.status !== 0) fail('prebuildify failed (above).');
     const built = path.join(copy, 'prebuilds', `${process.platform}-${process.arch}`);
@@ -62,7 +79,7 @@ function main() {
       // prebuildify's strip has cut off the digest that the loader asks for.
       seal(path.join(built, name));
       inspect(path.join(built, name));
-      tryLoad(path.join(built, name));
+      tryLoad(path.join(built, name), env.NODE_MLA_CUDA !== 'OFF');
     }
     fs.rmSync(target, { recursive: true, force: true });
     fs.cpSync(built, target, { recursive: true });
