@@ -65,13 +65,17 @@ function packAddon(target, archs, build) {
   seal(target);
 }
 
-/** The test of the wrappers of Hopper's instructions, a program of its own; only the build folder of these archs has it. */
-function packPtxTest(target, build) {
+/** Programs of the GPU tests that stand alone; only the build folder of these archs has them. */
+const PROGRAMS = ['test-ptx', 'seeded-bugs'];
+
+function packPrograms(target, build) {
   const folder = path.join(WORK, 'cmake-release-archs');
-  if (build) run('cmake', ['--build', folder, '--target', 'test-ptx']);
-  fs.mkdirSync(path.dirname(target), { recursive: true });
-  fs.copyFileSync(path.join(folder, 'test-ptx'), target);
-  run('strip', [target]);
+  if (build) run('cmake', ['--build', folder, '--target', 'gpu-programs']);
+  fs.mkdirSync(target, { recursive: true });
+  for (const name of PROGRAMS) {
+    fs.copyFileSync(path.join(folder, name), path.join(target, name));
+    run('strip', [path.join(target, name)]);
+  }
 }
 
 /** Copies the packages that lib/ needs at run time, without what never runs. */
@@ -107,7 +111,7 @@ function main(args) {
   try {
     compile(app);
     packAddon(path.join(app, 'build', 'Release', 'node_mla.node'), archs, build);
-    packPtxTest(path.join(app, 'build', 'Release', 'test-ptx'), build);
+    packPrograms(path.join(app, 'build', 'Release'), build);
     packPackages(path.join(app, 'node_modules'));
     fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(app, 'package.json'));
     fs.writeFileSync(path.join(app, 'commit.txt'), `${commit()}\n`); // lib/bench/circumstances.ts puts it into records

@@ -129,6 +129,14 @@ for set in "$@"; do
       names=""
       case $argument in *:*) names=${argument#*:} ;; esac
       : > "$out/sanitize-$tool.log.all"
+      # First a bug that it must find.
+      if (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
+        > "$out/seeded-$tool.log" 2>&1; then
+        echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; failed=1
+      else
+        echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
+          "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
+      fi
       for file in $(test_files "$names"); do
         name=sanitize-$tool-$(basename "$file" .test.js)
         NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
