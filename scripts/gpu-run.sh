@@ -130,8 +130,9 @@ for set in "$@"; do
       case $argument in *:*) names=${argument#*:} ;; esac
       : > "$out/sanitize-$tool.log.all"
       # First a bug that it must find.
-      if (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
-        > "$out/seeded-$tool.log" 2>&1; then
+      (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
+        > "$out/seeded-$tool.log" 2>&1
+      if [ $? != 99 ]; then
         echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; failed=1
       else
         echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
