@@ -27,10 +27,12 @@ async function run(flags: StartupFlags, signal: AbortSignal): Promise<void> {
   const lines: Promise<void>[] = [];
   await benchStartup({ dir, device, dtype, threads, repetitions, promptTokens, signal }, (result) => {
     results.push(result);
-    const { bytes, loadMs, bytesPerSecond, firstTokenMs } = result;
+    const { bytes, loadMs, weightsMs, bytesPerSecond, firstTokenMs } = result;
+    const seconds = (ms: number) => (ms / 1000).toFixed(2);
     const gigabytes = (n: number) => (n / 1e9).toFixed(2);
-    const rate = `${gigabytes(bytes)} GB in ${(loadMs / 1000).toFixed(2)} s, ${gigabytes(bytesPerSecond)} GB/s`;
-    if (!json) lines.push(print(`${rate}; first token after ${firstTokenMs.toFixed(0)} ms\n`));
+    const rate = `${gigabytes(bytes)} GB in ${seconds(weightsMs)} s (${gigabytes(bytesPerSecond)} GB/s)`;
+    const line = `usable after ${seconds(loadMs)} s, of which weights ${rate}; first token ${firstTokenMs.toFixed(0)} ms later`;
+    if (!json) lines.push(print(`${line}\n`));
   });
   await Promise.all(lines);
   const about = await circumstances(device === 'auto' ? 'cuda:0' : device);

@@ -23,9 +23,11 @@ class FileReader {
   Status read(int fd, int64_t offset, void* dst, int64_t bytes, cudaStream_t stream);
 
  private:
-  static constexpr int kThreads = 8;
-  static constexpr int64_t kPieceBytes = int64_t{1} << 20;
-  static constexpr int kPieces = 64;
+  // A tensor of a few MB, such as one expert's, must keep all threads busy by itself: its last piece is waited for before
+  // the next tensor's first one is asked for.
+  static constexpr int kThreads = 16;
+  static constexpr int64_t kPieceBytes = int64_t{256} << 10;
+  static constexpr int kPieces = 256;
 
   enum class State { kFree, kReading, kRead };
   struct Piece {
