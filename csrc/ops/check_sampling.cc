@@ -14,6 +14,7 @@ Status check_arguments(const SampleParams& p) {
       .tensor("seeds", p.seeds, dtypes({DType::kI64}), {&B})
       .tensor("positions", p.positions, kI32, {&B})
       .optional("counts", p.counts, kI32, {&B, &V})
+      .optional("bias", p.bias, kF32, {&B, &V})
       .tensor("ids", p.ids, kI32, {&B})
       .optional("logprobs", p.logprobs, kF32, {&B});
   if (checker.ok()) {
@@ -41,7 +42,7 @@ Status check_arguments(const LogProbsParams& p) {
 }
 
 Status check_arguments(const AdvanceParams& p) {
-  Dim B = rows("B"), max_pages = rows("max_pages"), n = rows("n");
+  Dim B = rows("B"), max_pages = rows("max_pages"), n = rows("n"), V{"V"};
   return Checker("advance")
       .tensor("sampled", p.sampled, kI32, {&B})
       .tensor("block_table", p.block_table, kI32, {&B, &max_pages})
@@ -52,6 +53,7 @@ Status check_arguments(const AdvanceParams& p) {
       .tensor("lengths", p.lengths, kI32, {&B})
       .tensor("slots", p.slots, kI32, {&B})
       .tensor("finished", p.finished, kI32, {&B})
+      .optional("counts", p.counts, kI32, {&B, &V})
       .may_alias("sampled", "ids")
       .finish(p);
 }

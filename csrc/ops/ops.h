@@ -30,6 +30,7 @@ constexpr int kPageTokens = 64;
 constexpr int kScaleBlock = 128;     // rows and columns that share one fp8 weight scale
 constexpr int kGateUpBlock = 8;      // fused gate/up weights: 8 gate rows, then 8 up rows, and so on
 constexpr int kSamplingColumns = 8;  // SampleParams::settings
+constexpr int kInPrompt = 1 << 30;   // SampleParams::counts
 
 enum class Dir : uint8_t { kIn, kOut, kInOut };
 enum class Need : uint8_t { kRequired, kOptional };
@@ -286,8 +287,10 @@ struct MoeDownParams {
 // ---- sampling -----------------------------------------------------------------------------------------------------
 
 /// One token per row of logits. settings columns: 0 temperature (0 = greedy), 1 top_k (0 = all), 2 top_p (1 = all),
-/// 3 min_p (0 = all), 4 repetition, 5 presence, 6 frequency penalty, 7 unused. Order: penalties, temperature, top_k,
-/// top_p, min_p. The choice among what stays is argmax(logit / temperature + g), g Gumbel noise from Philox4x32-10
+/// 3 min_p (0 = all), 4 repetition, 5 presence, 6 frequency penalty, 7 unused. Order: penalties, bias, temperature,
+/// top_k, top_p, min_p. Penalties: an id that stands in the prompt (kInPrompt in its count) or n > 0 times in the text
+/// after it gets x = logit > 0 ? logit / repetition : logit * repetition; one with n > 0 then x - presence - frequency
+/// * n. The choice among what stays is argmax(logit / temperature + g), g Gumbel noise from Philox4x32-10
 /// with key seeds[b] and counter (positions[b], id): it depends on nothing but the row, its seed and its position.
 /// Ties go to the lowest id. Ids >= vocab are never chosen.
 struct SampleParams {
@@ -295,13 +298,14 @@ struct SampleParams {
   View settings;   // [B, 8] f32
   View seeds;      // [B] i64
   View positions;  // [B] i32, of the row the logits come from; < 0: id -1
-  View counts;     // [B, V] i32, how often each id stands in the row so far; may be absent
+  View counts;     // [B, V] i32, n of each id, plus kInPrompt; a count below 1 is none; may be absent
+  View bias;       // [B, V] f32, added after the penalties; may be absent
   View mask;       // [B, ceil(V/32)] u32, bit 1 = allowed; may be absent
   View ids;        // [B] i32
   View logprobs;   // [B] f32, of the chosen id under softmax(logits) as given; may be absent
   int64_t vocab = 0;
-  MLA_FIELDS(MLA_IN(logits), MLA_IN(settings), MLA_IN(seeds), MLA_IN(positions), MLA_IN_OPT(counts), MLA_IN_OPT(mask),
-             MLA_OUT(ids), MLA_OUT_OPT(logprobs), MLA_VALUE(vocab))
+  MLA_FIELDS(MLA_IN(logits), MLA_IN(settings), MLA_IN(seeds), MLA_IN(positions), MLA_IN_OPT(counts), MLA_IN_OPT(bias),
+             MLA_IN_OPT(mask), MLA_OUT(ids), MLA_OUT_OPT(logprobs), MLA_VALUE(vocab))
 };
 
 /// Log-probabilities of target ids and of the K most likely ids (ties to the lowest id), without a full [R, V] tensor.
@@ -319,7 +323,7 @@ struct LogProbsParams {
 /// Sampled ids become the next step's inputs. For each row with finished == 0 and sampled >= 0: finished = 1 if the id
 /// is one of stop_ids, else 2 if position + 1 has reached limits; if still 0: ids = sampled, positions += 1,
 /// lengths = positions + 1, slots = the cache slot of the new position. Any other row becomes padding: ids, positions
-/// and slots -1, lengths 0.
+/// and slots -1, lengths 0. Where counts are given, the row's count of the sampled id goes up by one before all this.
 struct AdvanceParams {
   View sampled;      // [B] i32
   View block_table;  // [B, max_pages] i32
@@ -330,8 +334,9 @@ struct AdvanceParams {
   View lengths;      // [B] i32
   View slots;        // [B] i32
   View finished;     // [B] i32: 0 running, 1 stop id, 2 limit
+  View counts;       // [B, V] i32, as in SampleParams; may be absent
   MLA_FIELDS(MLA_IN(sampled), MLA_IN(block_table), MLA_IN(stop_ids), MLA_IN(limits), MLA_INOUT(ids),
-             MLA_INOUT(positions), MLA_INOUT(lengths), MLA_INOUT(slots), MLA_INOUT(finished))
+             MLA_INOUT(positions), MLA_INOUT(lengths), MLA_INOUT(slots), MLA_INOUT(finished), MLA_INOUT_OPT(counts))
 };
 
 // ---- memory and conversions ---------------------------------------------------------------------------------------

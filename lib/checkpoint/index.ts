@@ -15,6 +15,7 @@ export {
   parseConfig,
   readConfig,
 } from './config';
+export { fingerprintOf } from './fingerprint';
 export { type JsonObject, type JsonOptions, type JsonValue, parseJson } from './json';
 export {
   type AttentionLayout,

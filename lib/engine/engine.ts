@@ -3,30 +3,44 @@
 // the host: what a step sampled is read while the next one runs.
 //
 // Policy: admission in order of arrival; prompts share a token budget per step, first come first served; a request
-// whose consumer is far behind is left out. When pages run out the youngest sequence gives its pages back and later
-// starts again from the tokens it has; so does a sequence that a failed step of others may have spoiled (the same seed
-// at the same position draws the same token).
+// whose consumer is far behind is left out. Each unit of priority moves a request ahead of 64 that came before it, and
+// no further, so nobody waits for ever. When pages run out the last in this order gives its pages back and later starts
+// again from the tokens it has; so does a sequence that a failed step of others may have spoiled (the same seed at the
+// same position draws the same token). What the cache still has of a prompt is looked up when its first tokens are due,
+// so that of several that begin the same only the first is computed.
 
 import { MlaError } from '../errors';
 import { onAbort } from './abort-listeners';
 import type { EngineStats } from './result';
-import type { SamplingSettings, SequenceHandle, StepEntry, StepModel, StepResult } from './step-model';
+import type { KeptPages, SamplingSettings, SequenceHandle, StepEntry, StepModel, StepResult } from './step-model';
 
 /** Steps in flight at most: the running one and its successor. */
 const STEPS_IN_FLIGHT = 2;
 /** Prompt tokens per step, over all sequences, unless the model is loaded with another prefillChunk. */
 export const DEFAULT_PREFILL_CHUNK = 512;
 
+/** Earlier requests that one of priority 1 overtakes. */
+const OVERTAKEN_PER_PRIORITY = 64;
+
 /** What the engine asks of whoever wants tokens. None of the callbacks may call back into the engine. */
 export interface EngineRequest {
   readonly prompt: readonly number[];
-  readonly sampling: SamplingSettings;
+  /** null: the prompt is brought into the cache, and nothing is sampled */
+  readonly sampling: SamplingSettings | null;
+  /** -100 to 100; 0 for most */
+  readonly priority: number;
+  /** rows to begin with, if they are more than the cache knows by itself; they stay the caller's */
+  readonly kept: KeptPages | null;
+  /** only prompts of the same salt share what the cache has */
+  readonly salt: string;
   /** true while the consumer is far behind; call {@link Engine.wake} when it ends */
   readonly paused: boolean;
-  /** the first part of the prompt goes to the device */
-  onStart(): void;
+  /** the first part of the prompt goes to the device; `cachedTokens` of it were in the cache already */
+  onStart(cachedTokens: number): void;
   /** one sampled token; `finished` is not null for the last one. Returns whether more are wanted. */
   onToken(result: StepResult): boolean;
+  /** all has succeeded; called at once after the last onToken, with the rows that the cache has of the text */
+  onKept?(kept: KeptPages): void;
   /** the end of a request that gets no further tokens */
   onError(error: unknown): void;
 }
@@ -39,11 +53,17 @@ export interface Ticket {
 
 interface Task {
   readonly request: EngineRequest;
+  /** smaller goes first */
+  order: number;
   sequence: SequenceHandle | null;
   /** what the cache must hold before the next token can be sampled: the prompt, after an eviction tokens too */
   input: readonly number[];
-  /** how much of `input` has been enqueued */
+  /** whether the cache has been searched for the beginning of `input` */
+  begun: boolean;
+  /** how much of `input` has been enqueued, or was in the cache */
   fed: number;
+  /** how much of it was in the cache */
+  cached: number;
   /** tokens received */
   tokens: number[];
   /** tokens that steps in flight will bring */
@@ -56,6 +76,7 @@ interface Task {
 
 /** A place among the sequences for work beside the steps (scoring). */
 interface Claim {
+  readonly order: number;
   grant(): void;
   refuse(error: unknown): void;
 }
@@ -68,14 +89,17 @@ interface PlannedEntry {
   entry: StepEntry;
   /** whether the step samples a token for it */
   samples: boolean;
+  /** whether this ends a request that samples nothing */
+  completes: boolean;
 }
 
 /** Runs requests on one model. */
 export class Engine {
-  /** in order of arrival */
+  /** by order */
   private readonly waiting: (Task | Claim)[] = [];
-  /** in order of admission */
+  /** by order */
   private readonly running: Task[] = [];
+  private arrivals = 0;
   private claimed = 0;
   private inFlight = 0;
   /** No admission until a sequence has gone: somebody was evicted for lack of pages. */
@@ -116,19 +140,22 @@ export class Engine {
     if (this.closed !== null) throw this.closed.reason;
     const task: Task = {
       request,
+      order: this.arrivals++ - OVERTAKEN_PER_PRIORITY * request.priority,
       sequence: null,
       input: request.prompt,
+      begun: false,
       fed: 0,
+      cached: 0,
       tokens: [],
       pending: 0,
       live: false,
       started: false,
       ended: false,
     };
-    this.waiting.push(task);
+    insert(this.waiting, task);
     this.counts.accepted++;
     this.wake();
-    return { cancel: () => this.remove(task, 'aborted') };
+    return { cancel: () => this.cancel(task) };
   }
 
   /**
@@ -136,10 +163,30 @@ export class Engine {
    * Rejects with the signal's reason when it aborts before its turn; later, `work` has to watch the signal.
    */
   async withSequence<T>(work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-    if (this.closed !== null) throw this.closed.reason;
     signal?.throwIfAborted();
+    const order = this.arrivals++;
+    for (;;) {
+      await this.claim(order, signal);
+      let again = false;
+      try {
+        return await work();
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_NO_PAGES' || this.running.length + this.claimed === 1) throw error;
+        again = true;
+      } finally {
+        this.claimed--;
+        this.full = again; // whoever ends next makes room for another try
+        this.wake();
+        this.reportIdle();
+      }
+    }
+  }
+
+  private async claim(order: number, signal: AbortSignal | undefined): Promise<void> {
+    if (this.closed !== null) throw this.closed.reason;
     await new Promise<void>((grant, refuse) => {
       const claim: Claim = {
+        order,
         grant: () => {
           stopListening();
           grant();
@@ -156,17 +203,9 @@ export class Engine {
         refuse(signal?.reason);
         this.wake();
       });
-      this.waiting.push(claim);
+      insert(this.waiting, claim);
       this.wake();
     });
-    try {
-      return await work();
-    } finally {
-      this.claimed--;
-      this.full = false;
-      this.wake();
-      this.reportIdle();
-    }
   }
 
   /** Looks for work again, soon: a consumer has caught up, a place has become free. */
@@ -218,7 +257,7 @@ export class Engine {
       task.live = samples;
       if (!task.started) {
         task.started = true;
-        task.request.onStart();
+        task.request.onStart(task.cached);
       }
     }
     results.then(
@@ -246,13 +285,14 @@ export class Engine {
       }
       if (next.request.paused && this.waiting.some((other) => !isTask(other) || !other.request.paused)) {
         // Parked and still not read: others first.
-        this.waiting.push(this.waiting.shift() as Task);
+        this.waiting.shift();
+        this.queueLast(next);
         continue;
       }
       if (next.request.paused) return;
       try {
         next.sequence = this.model.openSequence();
-        next.sequence.setSampling(next.request.sampling);
+        if (next.request.sampling !== null) next.sequence.setSampling(next.request.sampling);
       } catch (error) {
         next.sequence?.dispose();
         next.sequence = null;
@@ -262,7 +302,7 @@ export class Engine {
         continue;
       }
       this.waiting.shift();
-      this.running.push(next);
+      insert(this.running, next);
     }
   }
 
@@ -274,20 +314,31 @@ export class Engine {
       if (task.request.paused) continue;
       if (task.fed < task.input.length) {
         if (budget === 0) continue;
+        if (!task.begun) this.begin(task, sequence);
         const tokens = task.input.slice(task.fed, task.fed + budget);
         budget -= tokens.length;
-        const samples = task.fed + tokens.length === task.input.length;
-        plan.push({ task, samples, entry: { sequence, tokens, sample: samples } });
+        const last = task.fed + tokens.length === task.input.length;
+        const samples = last && task.request.sampling !== null;
+        plan.push({ task, samples, completes: last && !samples, entry: { sequence, tokens, sample: samples } });
         continue;
       }
       const length = task.request.prompt.length + task.tokens.length + task.pending;
-      if (length >= task.request.sampling.maxLength) continue; // all it may have is in flight
-      if (task.live) plan.push({ task, samples: true, entry: { sequence } });
+      if (length >= (task.request.sampling?.maxLength ?? 0)) continue; // all it may have is in flight
+      const decodes = { task, samples: true, completes: false };
+      if (task.live) plan.push({ ...decodes, entry: { sequence } });
       // It was left out of a step, so the device has forgotten its last token; the host soon knows it.
-      else if (task.pending === 0)
-        plan.push({ task, samples: true, entry: { sequence, tokens: task.tokens.slice(-1) } });
+      else if (task.pending === 0) plan.push({ ...decodes, entry: { sequence, tokens: task.tokens.slice(-1) } });
     }
     return plan;
+  }
+
+  /** What the cache has of a task's input need not be computed. */
+  private begin(task: Task, sequence: SequenceHandle): void {
+    const { kept, salt } = task.request;
+    task.begun = true;
+    task.fed = sequence.begin(task.input, kept, salt);
+    if (!task.started) task.cached = Math.min(task.fed, task.request.prompt.length);
+    this.counts.cachedTokens += task.fed;
   }
 
   /** The model took nothing of the plan. @returns whether to try again at once */
@@ -309,7 +360,7 @@ export class Engine {
   /** Nobody knows what a failed step did to the device's rows: its requests fail, the others start again. */
   private stepFailed(plan: PlannedEntry[], error: unknown): void {
     for (const one of plan) if (isCurrent(one)) this.fail(one.task, error);
-    for (const task of [...this.running].reverse()) if (task.fed > 0) this.evict(task, 'first');
+    for (const task of [...this.running]) if (task.begun) this.evict(task, 'first');
   }
 
   /** Makes room by taking out a sequence whose consumer is far behind. */
@@ -328,11 +379,17 @@ export class Engine {
     task.sequence?.dispose();
     task.sequence = null;
     task.input = [...task.request.prompt, ...task.tokens];
+    task.begun = false;
     task.fed = 0;
     task.pending = 0;
     task.live = false;
-    if (place === 'first') this.waiting.unshift(task);
-    else this.waiting.push(task);
+    if (place === 'first') insert(this.waiting, task);
+    else this.queueLast(task);
+  }
+
+  private queueLast(task: Task): void {
+    task.order = Math.max(this.arrivals++, this.waiting.at(-1)?.order ?? 0);
+    this.waiting.push(task);
   }
 
   private settle(read: () => void): void {
@@ -344,8 +401,10 @@ export class Engine {
   }
 
   private accept(one: PlannedEntry, result: StepResult | undefined): void {
-    if (!one.samples || !isCurrent(one)) return;
+    if (!isCurrent(one)) return;
     const { task } = one;
+    if (one.completes) this.complete(task, () => {});
+    if (!one.samples) return;
     task.pending--;
     if (result === undefined || result.token < 0) {
       this.fail(task, new MlaError('ERR_INTERNAL', 'A step gave no token for a sequence that has not finished.'));
@@ -354,8 +413,8 @@ export class Engine {
     task.tokens.push(result.token);
     this.counts.completionTokens++;
     try {
-      if (result.finished !== null) this.end(task, 'completed', () => task.request.onToken(result));
-      else if (!task.request.onToken(result)) this.remove(task, 'completed');
+      if (result.finished !== null) this.complete(task, () => task.request.onToken(result));
+      else if (!task.request.onToken(result)) this.complete(task, () => {});
     } catch (error) {
       this.fail(task, error);
     }
@@ -365,8 +424,19 @@ export class Engine {
     this.end(task, 'failed', () => task.request.onError(error));
   }
 
-  private remove(task: Task, how: Ending): void {
-    this.end(task, how, () => {});
+  private complete(task: Task, say: () => void): void {
+    const kept = task.request.onKept === undefined ? undefined : task.sequence?.keep();
+    try {
+      this.end(task, 'completed', say);
+    } catch (error) {
+      kept?.dispose();
+      throw error;
+    }
+    if (kept !== undefined) task.request.onKept?.(kept);
+  }
+
+  private cancel(task: Task): void {
+    this.end(task, 'aborted', () => {});
     this.wake();
   }
 
@@ -389,6 +459,13 @@ export class Engine {
   private reportIdle(): void {
     if (this.inFlight + this.claimed === 0) for (const resolve of this.idleWaiters.splice(0)) resolve();
   }
+}
+
+/** Puts one where it belongs by its order, behind its equals. */
+function insert<T extends { order: number }>(list: T[], one: T): void {
+  let at = list.length;
+  while (at > 0 && (list[at - 1] as T).order > one.order) at--;
+  list.splice(at, 0, one);
 }
 
 function isTask(one: Task | Claim): one is Task {

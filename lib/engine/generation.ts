@@ -1,12 +1,13 @@
 // engine/generation.ts - one text in the making, as its caller sees it: chunks to iterate over, and a result.
 import { MlaError } from '../errors';
+import type { TopToken } from '../model/types';
 import { onAbort } from './abort-listeners';
 import type { Generation } from './api';
 import type { Engine, EngineRequest, Ticket } from './engine';
 import type { UsedSettings } from './options';
-import { type Chunk, Clock, type FinishReason, type Result, type TopToken } from './result';
+import { type Chunk, Clock, type FinishReason, type Result } from './result';
 import { type PlannedSettings, resolveMaxTokens } from './settings';
-import type { SamplingSettings, StepResult, TextStream } from './step-model';
+import type { KeptPages, SamplingSettings, StepResult, TextStream } from './step-model';
 import { StopFinder, type StopSearch } from './stop-strings';
 
 /** With this many unread chunks a generation pauses, and it goes on when half of them have been read. */
@@ -22,6 +23,17 @@ export interface GenerationInput {
   encode(): Promise<readonly number[]>;
   /** null where the model has no tokenizer */
   readonly text: TextStream | null;
+  /** whose text it is, when it goes on a sequence */
+  readonly owner?: GenerationOwner | undefined;
+}
+
+/** A sequence whose rows a generation begins with, and leaves behind. */
+export interface GenerationOwner {
+  readonly kept: KeptPages | null;
+  /** the generation has succeeded: all its tokens, and the rows that the cache has of them */
+  grow(tokens: readonly number[], kept: KeptPages): void;
+  /** the generation is over, however it ended; called once */
+  release(): void;
 }
 
 type State = 'idle' | 'started' | 'finished' | 'failed';
@@ -38,17 +50,16 @@ export class LocalGeneration implements Generation {
 
   private clock: Clock | null = null;
   private ticket: Ticket | null = null;
-  private promptTokens = 0;
+  private prompt: readonly number[] = [];
+  private cachedTokens = 0;
   private settings: UsedSettings | null = null;
 
   private readonly unread: Chunk[] = [];
   private readonly readers: { resolve(value: IteratorResult<Chunk, undefined>): void; reject(error: unknown): void }[] =
     [];
   /** Tokens whose text is not a whole character yet, or may be part of a stop string. */
-  private held = nothingHeld();
-  private readonly tokens: number[] = [];
-  private readonly logprobs: number[] = [];
-  private readonly top: (readonly TopToken[])[] = [];
+  private held = noTokens();
+  private readonly made = noTokens();
   private text = '';
 
   private readonly outcome: Promise<Result>;
@@ -132,46 +143,62 @@ export class LocalGeneration implements Generation {
         throw new MlaError('ERR_INVALID_ARG', 'prompt: expected at least one token, got none.');
       }
       const maxTokens = resolveMaxTokens(settings.maxTokens, prompt.length, context);
-      this.promptTokens = prompt.length;
+      this.prompt = prompt;
       const { signal: _, cacheSalt: __, ...used } = settings;
       this.settings = { ...used, maxTokens, minTokens: Math.min(used.minTokens, maxTokens) };
-      this.ticket = engine.submit(this.request(prompt, this.settings));
+      this.ticket = engine.submit(this.request(prompt, this.settings, settings.cacheSalt));
     } catch (error) {
       this.fail(error);
     }
   }
 
-  private request(prompt: readonly number[], used: UsedSettings): EngineRequest {
-    const { temperature, topK, topP, minP, seed, maxTokens, stopTokens } = used;
+  private request(prompt: readonly number[], used: UsedSettings, salt: string): EngineRequest {
+    const { temperature, topK, topP, minP, seed, repetitionPenalty, presencePenalty, frequencyPenalty } = used;
     const sampling: SamplingSettings = {
       temperature,
       topK,
       topP,
       minP,
       seed,
-      stopIds: stopTokens,
-      maxLength: prompt.length + maxTokens,
+      repetitionPenalty,
+      presencePenalty,
+      frequencyPenalty,
+      promptLength: prompt.length,
+      logitBias: used.logitBias,
+      top: used.topLogprobs,
+      stopIds: used.stopTokens,
+      minLength: prompt.length + used.minTokens,
+      maxLength: prompt.length + used.maxTokens,
     };
+    const { owner } = this.input;
     const isBehind = () => this.behind;
     return {
       prompt,
       sampling,
+      priority: used.priority,
+      kept: owner?.kept ?? null,
+      salt,
       get paused() {
         return isBehind();
       },
-      onStart: () => this.clock?.prefill(),
+      onStart: (cachedTokens) => {
+        this.clock?.prefill();
+        this.cachedTokens = cachedTokens;
+      },
       onToken: (result) => this.accept(result),
+      ...(owner && { onKept: (kept: KeptPages) => owner.grow([...prompt, ...this.made.tokens], kept) }),
       onError: (error) => this.fail(error),
     };
   }
 
   /** @returns whether the text goes on */
-  private accept({ token, logprob, finished }: StepResult): boolean {
+  private accept({ token, logprob, top, finished }: StepResult): boolean {
     this.clock?.token();
-    this.tokens.push(token);
-    this.logprobs.push(logprob);
-    this.held.tokens.push(token);
-    this.held.logprobs.push(logprob);
+    for (const { tokens, logprobs, top: tops } of [this.made, this.held]) {
+      tokens.push(token);
+      logprobs.push(logprob);
+      if (this.input.settings.topLogprobs > 0) tops.push(top);
+    }
     const { text } = this.input;
     // What ends the text is not part of it.
     let piece = finished === 'stop' ? '' : (text?.push(token) ?? '');
@@ -181,7 +208,7 @@ export class LocalGeneration implements Generation {
     const ends = finished !== null || found !== null;
     if (added !== '' || text === null || ends) {
       this.emit({ text: added, ...this.held });
-      this.held = nothingHeld();
+      this.held = noTokens();
     }
     if (found !== null) this.finish('stop', found);
     else if (finished !== null) this.finish(finished, finished === 'stop' ? token : null);
@@ -190,7 +217,7 @@ export class LocalGeneration implements Generation {
 
   /** Stop strings count from the text of token minTokens on. */
   private search(piece: string, last: boolean): StopSearch {
-    if (this.tokens.length < (this.settings as UsedSettings).minTokens) return { text: piece, found: null };
+    if (this.made.tokens.length < (this.settings as UsedSettings).minTokens) return { text: piece, found: null };
     const search = this.stops.push(piece);
     return last && search.found === null ? { text: search.text + this.stops.end(), found: null } : search;
   }
@@ -206,14 +233,13 @@ export class LocalGeneration implements Generation {
   }
 
   private finish(finishReason: FinishReason, stoppedBy: number | string | null): void {
-    const usage = { promptTokens: this.promptTokens, cachedTokens: 0, completionTokens: this.tokens.length };
+    const { prompt, cachedTokens, made } = this;
+    const usage = { promptTokens: prompt.length, cachedTokens, completionTokens: made.tokens.length };
     this.state = 'finished';
     this.release();
     this.resolveOutcome({
       text: this.text,
-      tokens: this.tokens,
-      logprobs: this.logprobs,
-      top: this.top,
+      ...made,
       finishReason,
       stoppedBy,
       usage,
@@ -247,7 +273,8 @@ export class LocalGeneration implements Generation {
   private release(): void {
     this.behind = false;
     this.stopListening();
+    this.input.owner?.release();
   }
 }
 
-const nothingHeld = () => ({ tokens: [] as number[], logprobs: [] as number[], top: [] as (readonly TopToken[])[] });
+const noTokens = () => ({ tokens: [] as number[], logprobs: [] as number[], top: [] as (readonly TopToken[])[] });

@@ -1,5 +1,6 @@
 // engine/index.ts - loading, generating, scoring: what the package offers and the commands use.
 export type { PageStats } from '../cache';
+export type { TopToken } from '../model';
 export type {
   ChatOptions,
   Generation,
@@ -20,7 +21,6 @@ export type {
   Result,
   Score,
   Timings,
-  TopToken,
   Usage,
 } from './result';
 export type { EngineModel, GenerationDefaults, StepModel, TextStream } from './step-model';

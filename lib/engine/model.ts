@@ -1,12 +1,15 @@
 // engine/model.ts - the public model, in the thread that loaded it.
 import { invalidArg, MlaError } from '../errors';
 import type { ChatMessage, RenderChatOptions } from '../text';
+import { onAbort } from './abort-listeners';
 import type { ChatOptions, Generation, Model, ModelInfo, Sequence, SignalOptions, TemplateOptions } from './api';
 import { Engine } from './engine';
-import { LocalGeneration } from './generation';
+import { type GenerationOwner, LocalGeneration } from './generation';
 import type { CompleteOptions, GenerateOptions, ScoreOptions } from './options';
 import type { EngineStats, Result, Score } from './result';
+import { LocalSequence, type SequenceHost } from './sequence';
 import {
+  abortSignal,
   COMPLETE_OPTIONS,
   completions,
   GENERATE_OPTIONS,
@@ -14,17 +17,22 @@ import {
   planSettings,
   readOptions,
   readScoreOptions,
+  resolveMaxTokens,
   tokenIds,
 } from './settings';
-import type { EngineModel, TextStream } from './step-model';
+import type { EngineModel, KeptPages, TextStream } from './step-model';
 
 const TEMPLATE_OPTIONS = ['tools', 'thinking', 'template'] as const;
 export const CHAT_OPTIONS = [...GENERATE_OPTIONS, ...TEMPLATE_OPTIONS] as const;
+
+type Encode = () => Promise<readonly number[]>;
 
 /** The text side of a model, as the engine uses it. */
 export interface ModelText {
   /** ids of a text to be continued, BOS as tokenizer_config.json says */
   encodePrompt(text: string): Promise<readonly number[]>;
+  /** ids of a text that goes on another: no BOS */
+  encodeMore(text: string): Promise<readonly number[]>;
   /** ids of a conversation, up to where the answer begins */
   encodeChat(messages: readonly ChatMessage[], options: RenderChatOptions): Promise<readonly number[]>;
   stream(): TextStream;
@@ -72,22 +80,29 @@ export class LocalModel implements Model {
     this.checkAlive();
     const { n, ...given } = readOptions(options, COMPLETE_OPTIONS);
     const count = completions(n);
-    if (count > 1) throw unsupported('n above 1');
-    return [await this.start(this.plan(given), this.encoder(prompt)).result];
+    const settings = this.plan(given);
+    const encode = this.encoder(prompt);
+    if (count === 1) return [await this.start(settings, encode).result];
+    return this.completeSeveral(settings, encode, count);
   }
 
-  createSequence(): Promise<Sequence> {
-    return Promise.reject(unsupported('createSequence'));
+  async createSequence(): Promise<Sequence> {
+    this.checkAlive();
+    return new LocalSequence(this.host);
   }
 
-  restore(_path: string, _options?: SignalOptions): Promise<Sequence> {
-    return Promise.reject(unsupported('restore'));
+  async restore(path: string, options?: SignalOptions): Promise<Sequence> {
+    this.checkAlive();
+    checkPath(path);
+    const signal = this.withDisposing(signalOf(options));
+    const { tokens, kept } = await this.model.restore(path, signal);
+    return new LocalSequence(this.host, tokens, kept);
   }
 
   async score(prompt: string | readonly number[], options?: ScoreOptions): Promise<Score> {
     this.checkAlive();
     const { top, logits, signal: given } = readScoreOptions(options);
-    const signal = given === undefined ? this.disposing.signal : AbortSignal.any([given, this.disposing.signal]);
+    const signal = this.withDisposing(given);
     const encode = this.encoder(prompt);
     signal.throwIfAborted();
     const tokens = await encode();
@@ -149,18 +164,17 @@ export class LocalModel implements Model {
 
   private plan(given: Parameters<typeof planSettings>[0]): PlannedSettings {
     const { config, generationDefaults: defaults } = this.model;
-    const settings = planSettings(given, { vocabSize: config.vocab_size, eosIds: this.info.eosIds, defaults });
-    refuseUnsupported(settings);
-    return settings;
+    return planSettings(given, { vocabSize: config.vocab_size, eosIds: this.info.eosIds, defaults });
   }
 
-  private start(settings: PlannedSettings, encode: () => Promise<readonly number[]>): Generation {
+  private start(settings: PlannedSettings, encode: Encode, owner?: GenerationOwner): Generation {
     return new LocalGeneration({
       engine: this.engine,
       context: this.info.context,
       loadMs: this.info.loadMs,
       settings,
       text: this.text?.stream() ?? null,
+      owner,
       encode: async () => {
         this.checkAlive();
         return encode();
@@ -168,7 +182,89 @@ export class LocalModel implements Model {
     });
   }
 
-  private chatEncoder(messages: unknown, options: Record<string, unknown>): () => Promise<readonly number[]> {
+  /** The prompt is computed once, by a sequence; each continuation goes on a fork of it. */
+  private async completeSeveral(settings: PlannedSettings, encode: Encode, count: number): Promise<Result[]> {
+    const stop = new AbortController();
+    const signals = [stop.signal, ...(settings.signal === undefined ? [] : [settings.signal])];
+    const signal = AbortSignal.any(signals);
+    const prompt = await encode();
+    resolveMaxTokens(settings.maxTokens, prompt.length, this.info.context);
+    const kept = await this.prefill(prompt, null, signal, settings);
+    try {
+      const one = (i: number) => {
+        const seed = (settings.seed + i) % Number.MAX_SAFE_INTEGER;
+        const owner = { kept, grow: (_: unknown, rows: KeptPages) => rows.dispose(), release: () => {} };
+        return this.start({ ...settings, seed, signal }, async () => prompt, owner).result;
+      };
+      const all = Array.from({ length: count }, (_, i) => one(i));
+      try {
+        return await Promise.all(all);
+      } catch (error) {
+        stop.abort(error);
+        await Promise.allSettled(all);
+        throw error;
+      }
+    } finally {
+      kept.dispose();
+    }
+  }
+
+  /** Brings a text into the cache, and keeps its rows. */
+  private prefill(
+    prompt: readonly number[],
+    kept: KeptPages | null,
+    signal: AbortSignal,
+    { priority, cacheSalt: salt }: { priority: number; cacheSalt: string } = { priority: 0, cacheSalt: '' },
+  ): Promise<KeptPages> {
+    if (prompt.length === 0) throw invalidArg('prompt', 'at least one token', prompt);
+    if (prompt.length > this.info.context) throw tooLong(prompt.length, this.info.context);
+    signal.throwIfAborted();
+    return new Promise((resolve, reject) => {
+      const ticket = this.engine.submit({
+        prompt,
+        sampling: null,
+        priority,
+        kept,
+        salt,
+        paused: false,
+        onStart: () => {},
+        onToken: () => false,
+        onKept: (rows) => {
+          stopListening();
+          resolve(rows);
+        },
+        onError: (error) => {
+          stopListening();
+          reject(error);
+        },
+      });
+      const stopListening = onAbort(signal, () => {
+        ticket.cancel();
+        reject(signal.reason);
+      });
+    });
+  }
+
+  private get host(): SequenceHost {
+    return {
+      encoder: (prompt, first) => this.encoder(prompt, first),
+      checkAlive: () => this.checkAlive(),
+      generate: (encode, options, owner) =>
+        this.start(this.plan(readOptions(options, GENERATE_OPTIONS)), encode, owner),
+      prefill: (tokens, kept, signal) => this.prefill(tokens, kept, signal),
+      save: (path, tokens, kept, signal) => {
+        checkPath(path);
+        return this.model.save(path, tokens, kept, this.withDisposing(signal));
+      },
+      signalOf,
+    };
+  }
+
+  private withDisposing(signal: AbortSignal | undefined): AbortSignal {
+    return signal === undefined ? this.disposing.signal : AbortSignal.any([signal, this.disposing.signal]);
+  }
+
+  private chatEncoder(messages: unknown, options: Record<string, unknown>): Encode {
     if (!Array.isArray(messages)) throw invalidArg('messages', 'an array of messages', messages);
     const text = this.needText();
     // The template's own options are checked, like the messages, where they are read.
@@ -176,11 +272,11 @@ export class LocalModel implements Model {
     return () => text.encodeChat(messages, chosen);
   }
 
-  /** Checks a prompt now; the ids come later. */
-  private encoder(prompt: unknown): () => Promise<readonly number[]> {
+  /** Checks a prompt now; the ids come later. A text that goes on gets no BOS. */
+  private encoder(prompt: unknown, first = () => true): Encode {
     if (typeof prompt === 'string') {
       const text = this.needText();
-      return () => text.encodePrompt(prompt);
+      return () => (first() ? text.encodePrompt(prompt) : text.encodeMore(prompt));
     }
     if (!Array.isArray(prompt)) throw invalidArg('prompt', 'a string or an array of token ids', prompt);
     const { context } = this.info;
@@ -188,10 +284,7 @@ export class LocalModel implements Model {
     const { length } = prompt;
     if (length > context) {
       return async () => {
-        throw new MlaError(
-          'ERR_CONTEXT_LENGTH',
-          `The prompt has ${length} tokens; expected fewer than the context of ${context}.`,
-        );
+        throw tooLong(length, context);
       };
     }
     const ids = tokenIds('prompt', prompt, this.model.config.vocab_size);
@@ -215,17 +308,17 @@ function disposedError(): MlaError {
   return new MlaError('ERR_DISPOSED', 'The model has been disposed.');
 }
 
-function unsupported(what: string): MlaError {
-  return new MlaError('ERR_UNSUPPORTED', `${what} is not available yet.`);
+function tooLong(tokens: number, context: number): MlaError {
+  return new MlaError(
+    'ERR_CONTEXT_LENGTH',
+    `The prompt has ${tokens} tokens; expected fewer than the context of ${context}.`,
+  );
 }
 
-function refuseUnsupported(settings: PlannedSettings): void {
-  if (settings.minTokens > 0) throw unsupported('minTokens');
-  if (settings.repetitionPenalty !== 1) throw unsupported('repetitionPenalty');
-  if (settings.presencePenalty !== 0) throw unsupported('presencePenalty');
-  if (settings.frequencyPenalty !== 0) throw unsupported('frequencyPenalty');
-  if (Object.keys(settings.logitBias).length > 0) throw unsupported('logitBias');
-  if (settings.topLogprobs > 0) throw unsupported('topLogprobs');
-  if (settings.priority !== 0) throw unsupported('priority');
-  if (settings.cacheSalt !== '') throw unsupported('cacheSalt');
+function signalOf(options: SignalOptions | undefined): AbortSignal | undefined {
+  return abortSignal(readOptions(options, ['signal'] as const).signal);
+}
+
+function checkPath(path: unknown): void {
+  if (typeof path !== 'string' || path === '') throw invalidArg('path', 'the path of a file', path);
 }

@@ -1,5 +1,6 @@
 // engine/result.ts - what a generation gives: chunks on the way, one Result at the end, and the clock behind its timings.
 import type { PageStats } from '../cache';
+import type { TopToken } from '../model/types';
 import type { UsedSettings } from './options';
 
 /** A piece of a generation. All texts joined are the Result's text, all tokens joined its tokens. */
@@ -84,12 +85,6 @@ export interface EngineStats {
   readonly completionTokens: number;
   /** pages of the latent cache: free + cached + held = total */
   readonly pages: PageStats;
-}
-
-/** One likely token. */
-export interface TopToken {
-  readonly id: number;
-  readonly logprob: number;
 }
 
 /** Log-probabilities of a text. */

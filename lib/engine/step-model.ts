@@ -1,6 +1,6 @@
 // engine/step-model.ts - the two things the engine works with, as it sees them. lib/model and lib/text provide the real
 // ones; a fake stands in where only scheduling is tested.
-import type { PageStats } from '../cache';
+import type { KeptPages, PageStats } from '../cache';
 import type { SamplingSettings, ScoreResult, SequenceHandle, StepEntry, StepResult } from '../model/types';
 
 /** What scheduling needs of a model. */
@@ -39,6 +39,9 @@ export interface EngineModel extends StepModel {
     tokens: readonly number[],
     options?: { top?: number; logits?: boolean; signal?: AbortSignal | undefined },
   ): Promise<ScoreResult>;
+  /** Writes tokens, and the rows that are kept of them, to a file that `restore` reads. */
+  save(path: string, tokens: readonly number[], kept: KeptPages | null, signal: AbortSignal): Promise<void>;
+  restore(path: string, signal: AbortSignal): Promise<{ tokens: readonly number[]; kept: KeptPages | null }>;
   dispose(): Promise<void>;
 }
 
@@ -48,4 +51,4 @@ export interface TextStream {
   end(): string;
 }
 
-export type { SamplingSettings, ScoreResult, SequenceHandle, StepEntry, StepResult };
+export type { KeptPages, SamplingSettings, ScoreResult, SequenceHandle, StepEntry, StepResult };

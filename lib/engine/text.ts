@@ -42,6 +42,10 @@ export class CheckpointText implements ModelText {
     return this.tokenizer.encodePrompt(text);
   }
 
+  encodeMore(text: string): Promise<readonly number[]> {
+    return this.tokenizer.encodeAsync(text);
+  }
+
   encodeChat(messages: readonly ChatMessage[], options: RenderChatOptions): Promise<readonly number[]> {
     return this.template.renderChat(messages, options);
   }

@@ -42,6 +42,12 @@ export function rowSpecs(dims: Dims, limits: Limits) {
     /** 0, 1, 2, ...: a decode step has one query row per sequence */
     qStart: i32(B + 1),
     logits: { dtype: 'f32', shape: [B, dims.vocab] } as TensorSpec,
+    /** what only some requests ask for; see sampling.ts */
+    counts: i32(B, dims.vocab),
+    bias: { dtype: 'f32', shape: [B, dims.vocab] } as TensorSpec,
+    mask: { dtype: 'u32', shape: [B, Math.ceil(dims.vocab / 32)] } as TensorSpec,
+    topIds: i32(B, limits.maxTop),
+    topLogprobs: { dtype: 'f32', shape: [B, limits.maxTop] } as TensorSpec,
   };
 }
 
@@ -72,6 +78,8 @@ export function inputSpecs(limits: Limits) {
     lengths: i32(B),
     blockTable: i32(B, Math.ceil(limits.context / 64)),
     lastRows: i32(B),
+    /** one page to be copied: from, to */
+    pageCopy: i32(1, 2),
     targets: i32(R),
   };
 }

@@ -1,10 +1,12 @@
 // model/build.ts - from a checkpoint (or a shape) to a machine that can run: plan, allocate, load. Whatever fails on the
 // way, all that was taken is given back.
 
+import { createHash } from 'node:crypto';
 import { LatentCache } from '../cache';
 import {
   type Checkpoint,
   checkRouterBiases,
+  fingerprintOf,
   type ModelLayout,
   type ResolvedConfig,
   resolveLayout,
@@ -16,6 +18,7 @@ import type { Machine } from './forward';
 import { loadWeights, type WeightTarget } from './load-weights';
 import { checkFits, type MemoryPlan } from './memory-plan';
 import { planModel } from './plan';
+import { clearSampling } from './sampling';
 import { allocateTree, eachSpec } from './specs';
 import type { LatentModelOptions } from './types';
 import type { WeightPlan, Weights } from './weights';
@@ -24,6 +27,8 @@ import type { WeightPlan, Weights } from './weights';
 export interface Built {
   machine: Machine;
   memory: MemoryPlan;
+  /** tells whose rows of the cache mean the same */
+  fingerprint: string;
   /** Ends every handle. */
   dispose(): void;
 }
@@ -40,6 +45,8 @@ export interface WeightOrigin {
     weights: Weights<Tensor>,
     options: LatentModelOptions,
   ): Promise<void>;
+  /** Tells these weights from others of the same shape. */
+  fingerprint(): Promise<string>;
 }
 
 /** Weights out of a checkpoint's files. Rejects with ERR_CHECKPOINT, ERR_UNSUPPORTED_MODEL. */
@@ -54,6 +61,7 @@ export async function originOf(checkpoint: Checkpoint): Promise<WeightOrigin> {
         onProgress?.({ phase: 'weights', loadedBytes, totalBytes });
       return loadWeights(device, stream, checkpoint, pairs(plans, weights), progress, signal);
     },
+    fingerprint: () => fingerprintOf(checkpoint),
   };
 }
 
@@ -91,8 +99,10 @@ export async function buildMachine(device: Device, origin: WeightOrigin, options
     const rows = withResults(rowTensors, limits, owned);
     stream.write(cosSin, ropeTable(config, limits.context));
     clearRows(stream, rows, limits);
+    const marks = { biased: new Set<number>(), everBiased: new Set<number>(), masked: new Set<number>() };
     const machine: Machine = {
       ...base,
+      marks,
       stream,
       weights: weights.tensors as Weights<Tensor>,
       cache,
@@ -101,8 +111,11 @@ export async function buildMachine(device: Device, origin: WeightOrigin, options
       activations,
       cosSin,
     };
+    clearSampling(machine);
     await origin.fill(device, stream, weightPlans, machine.weights, options);
-    return { machine, memory, dispose };
+    const made = JSON.stringify([await origin.fingerprint(), precision, base.latentEps]);
+    const fingerprint = createHash('sha256').update(made).digest('hex');
+    return { machine, memory, fingerprint, dispose };
   } catch (error) {
     dispose();
     throw error;

@@ -16,6 +16,7 @@ import {
 import { type Activations, type Inputs, type Limits, maxPassSequences, type Rows } from './buffers';
 import type { Dims } from './dims';
 import { feedForwardBlock, feedForwardBuffers } from './feed-forward';
+import { type RowMarks, type SamplingFeatures, samplePass } from './sampling';
 import type { Views } from './views';
 import type { Weights } from './weights';
 
@@ -31,6 +32,7 @@ export interface Machine {
   weights: Weights<Tensor>;
   cache: LatentCache;
   rows: Rows;
+  marks: RowMarks;
   inputs: Inputs;
   activations: Activations;
   /** [context, r/2, 2] f32 */
@@ -221,40 +223,8 @@ export function scorePass(machine: Machine, views: Views, hidden: Tensor, top: n
   return scores;
 }
 
-/** Enqueues sampling of rows [first, first + count) from their logits, and their advance to the next step. */
-export function samplePass(machine: Machine, views: Views, first: number, count: number): void {
-  const { stream, rows, dims } = machine;
-  const column = (tensor: Tensor, ...rest: number[]) => {
-    const width = rest.reduce((product, dim) => product * dim, 1);
-    const size = tensor.dtype === 'i64' ? 8 : 4;
-    return views.of(tensor, [count, ...rest], first * width * size);
-  };
-  const sampled = column(rows.sampled);
-  const positions = column(rows.positions);
-  stream.sample({
-    logits: column(rows.logits, dims.vocab),
-    settings: column(rows.settings, 8),
-    seeds: column(rows.seeds),
-    positions,
-    ids: sampled,
-    logprobs: column(rows.logprobs),
-    vocab: dims.vocab,
-  });
-  stream.advance({
-    sampled,
-    block_table: column(rows.blockTable, rows.blockTable.shape[1] as number),
-    stop_ids: column(rows.stopIds, rows.stopIds.shape[1] as number),
-    limits: column(rows.limits),
-    ids: column(rows.ids),
-    positions,
-    lengths: column(rows.lengths),
-    slots: column(rows.slots),
-    finished: column(rows.finished),
-  });
-}
-
 /** Enqueues one decode step of rows [0, bucket): everything it needs and changes is on the device. */
-export function decodePass(machine: Machine, views: Views, bucket: number): void {
+export function decodePass(machine: Machine, views: Views, bucket: number, features: SamplingFeatures): void {
   const { stream, config, weights, rows, activations, dims } = machine;
   const hidden = views.of(activations.hidden, [bucket, dims.d]);
   stream.gatherRows({ table: weights.embed, ids: views.of(rows.ids, [bucket]), out: hidden });
@@ -276,5 +246,5 @@ export function decodePass(machine: Machine, views: Views, bucket: number): void
   const normed = views.of(activations.normed, [bucket, dims.d]);
   stream.rmsNorm({ x: hidden, weight: weights.norm, out: normed, eps: config.rms_norm_eps });
   stream.gemm({ x: normed, w: weights.head ?? weights.embed, y: views.of(rows.logits, [bucket, dims.vocab]) });
-  samplePass(machine, views, 0, bucket);
+  samplePass(machine, views, { first: 0, count: bucket, normed, features });
 }

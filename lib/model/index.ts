@@ -14,4 +14,5 @@ export type {
   SequenceHandle,
   StepEntry,
   StepResult,
+  TopToken,
 } from './types';

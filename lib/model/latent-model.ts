@@ -1,7 +1,7 @@
 // model/latent-model.ts - a loaded model: it owns weights and latent cache, runs steps of a batch of sequences, and
 // scores texts. It never waits: a step is enqueued and its results are promised, so the next one can follow at once.
 
-import type { PageStats } from '../cache';
+import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { MlaError } from '../errors';
 import type { Device, DeviceInfo, Graph } from '../native';
@@ -11,10 +11,12 @@ import type { MemoryPlan } from './memory-plan';
 import { namedShape } from './named-shapes';
 import { openModelDevice } from './open-device';
 import { fillRandomWeights } from './random-weights';
+import { clearSampling, featureKey, type SamplingFeatures } from './sampling';
 import { checkScore, type ScoreOptions, scoreTokens } from './score';
 import { Sequence } from './sequence';
+import { layoutOf, restoreText, saveText } from './snapshot';
 import { type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
-import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult } from './types';
+import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult, TopToken } from './types';
 import { Views } from './views';
 
 /** Numbers for monitoring. */
@@ -39,7 +41,9 @@ export class LatentModel implements AsyncDisposable {
   readonly #attention: NonNullable<LatentModelOptions['attention']>;
   readonly #sequences = new Set<Sequence>();
   readonly #freeRows: number[];
-  readonly #graphs = new Map<number, { graph: Graph; views: Views }>();
+  /** decode steps, by features and size of batch */
+  readonly #graphs = new Map<string, { graph: Graph; views: Views }>();
+  readonly #index: PrefixIndex | null;
   #nextId = 1;
   #steps = 0;
   #disposed: Promise<void> | null = null;
@@ -62,6 +66,7 @@ export class LatentModel implements AsyncDisposable {
     this.#device = device;
     this.#built = built;
     this.#machine = built.machine;
+    this.#index = options.prefixCache === false ? null : new PrefixIndex(built.machine.cache.pool);
     this.#attention = options.attention ?? 'auto';
     this.config = built.machine.config;
     this.eosIds = this.config.eos_token_id;
@@ -100,7 +105,8 @@ export class LatentModel implements AsyncDisposable {
    */
   static async random(shape: string, options: LatentModelOptions = {}): Promise<LatentModel> {
     const fill: WeightOrigin['fill'] = (device, stream, _, weights) => fillRandomWeights(device, stream, weights);
-    return LatentModel.#build({ ...namedShape(shape), fill }, options, performance.now());
+    const fingerprint = async () => `random weights of ${shape}`;
+    return LatentModel.#build({ ...namedShape(shape), fill, fingerprint }, options, performance.now());
   }
 
   static async #build(origin: WeightOrigin, options: LatentModelOptions, start: number): Promise<LatentModel> {
@@ -124,7 +130,8 @@ export class LatentModel implements AsyncDisposable {
     if (row === undefined) {
       throw new MlaError('ERR_STATE', `All ${this.maxSequences} sequences of this model are open; dispose one first.`);
     }
-    const sequence = new Sequence(this.#nextId++, row, this.#owner);
+    const text = new TextPages(this.#machine.cache.pool, this.#index);
+    const sequence = new Sequence(this.#nextId++, row, text, this.#owner);
     this.#sequences.add(sequence);
     return sequence;
   }
@@ -142,7 +149,7 @@ export class LatentModel implements AsyncDisposable {
     try {
       this.#enqueue(step);
       this.#steps += 1;
-      return this.#results(sequences, sampled);
+      return this.#results(sequences.map((sequence, i) => expectation(sequence, sampled[i] as boolean)));
     } catch (error) {
       this.#fail(sequences);
       throw error;
@@ -156,13 +163,29 @@ export class LatentModel implements AsyncDisposable {
   async score(tokens: readonly number[], options: ScoreOptions = {}): Promise<ScoreResult> {
     this.#mustBeOpen();
     checkScore(this.#machine, tokens, options);
-    const sequence = new Sequence(this.#nextId++, -1, this.#owner);
+    const text = new TextPages(this.#machine.cache.pool, null);
+    const sequence = new Sequence(this.#nextId++, -1, text, this.#owner);
     this.#sequences.add(sequence);
     try {
       return await scoreTokens(this.#machine, sequence, tokens, options, this.#attention);
     } finally {
       sequence.dispose();
     }
+  }
+
+  /** Writes tokens, and the rows that are kept of them, to a file. Rejects with ERR_FILE, ERR_DISPOSED or the signal's reason. */
+  async save(path: string, tokens: readonly number[], kept: KeptPages | null, signal: AbortSignal): Promise<void> {
+    this.#mustBeOpen();
+    await saveText(this.#machine, layoutOf(this.#machine, this.#built.fingerprint), path, tokens, kept, signal);
+  }
+
+  /**
+   * Reads what `save` wrote. Rejects with ERR_SNAPSHOT, ERR_FILE, ERR_CONTEXT_LENGTH, ERR_NO_PAGES, ERR_DISPOSED or the
+   * signal's reason; no page is taken then.
+   */
+  async restore(path: string, signal: AbortSignal): Promise<{ tokens: readonly number[]; kept: KeptPages | null }> {
+    this.#mustBeOpen();
+    return restoreText(this.#machine, layoutOf(this.#machine, this.#built.fingerprint), path, signal);
   }
 
   /** The pages of the latent cache, by use. */
@@ -174,7 +197,7 @@ export class LatentModel implements AsyncDisposable {
     const { pool } = this.#machine.cache;
     return {
       pagesTotal: pool.total,
-      pagesFree: pool.free,
+      pagesFree: pool.available,
       sequences: this.#sequences.size,
       steps: this.#steps,
       allocatedBytes: this.#device.allocatedBytes(),
@@ -208,7 +231,9 @@ export class LatentModel implements AsyncDisposable {
   }
 
   get #owner() {
-    return { context: this.context, vocab: this.vocab, release: (sequence: Sequence) => this.#release(sequence) };
+    const { maxTop } = this.#machine.limits;
+    const release = (sequence: Sequence) => this.#release(sequence);
+    return { context: this.context, vocab: this.vocab, maxTop, release };
   }
 
   #release(sequence: Sequence): void {
@@ -216,7 +241,7 @@ export class LatentModel implements AsyncDisposable {
     if (sequence.live && this.#disposed === null) parkRow(this.#machine, sequence.row);
     sequence.live = false;
     // whoever gets these pages next is enqueued behind everything that still reads them
-    for (const page of sequence.pages.splice(0)) this.#machine.cache.pool.release(page);
+    sequence.text.release();
     if (sequence.row >= 0) {
       this.#freeRows.push(sequence.row);
       this.#freeRows.sort((a, b) => a - b);
@@ -231,18 +256,19 @@ export class LatentModel implements AsyncDisposable {
       parkRow(machine, sequence.row);
       sequence.live = false;
     }
-    enqueueDecode(machine, step.decode, (bucket) => this.#graph(bucket).replay());
+    enqueueDecode(machine, step.decode, (bucket, features) => this.#graph(bucket, features).replay());
     enqueuePrefill(machine, step.prefill, this.#attention);
   }
 
-  /** The captured decode step of a bucket; made when it is first needed. */
-  #graph(bucket: number): Graph {
-    const known = this.#graphs.get(bucket);
+  /** The captured decode step of a bucket with these features; made when it is first needed. */
+  #graph(bucket: number, features: SamplingFeatures): Graph {
+    const key = `${featureKey(features)}/${bucket}`;
+    const known = this.#graphs.get(key);
     if (known !== undefined) return known.graph;
     const views = new Views();
     try {
-      const graph = this.#machine.stream.capture(() => decodePass(this.#machine, views, bucket));
-      this.#graphs.set(bucket, { graph, views });
+      const graph = this.#machine.stream.capture(() => decodePass(this.#machine, views, bucket, features));
+      this.#graphs.set(key, { graph, views });
       return graph;
     } catch (error) {
       views.dispose();
@@ -250,30 +276,36 @@ export class LatentModel implements AsyncDisposable {
     }
   }
 
-  async #results(sequences: readonly Sequence[], sampled: readonly boolean[]): Promise<StepResult[]> {
+  async #results(expected: readonly Expectation[]): Promise<StepResult[]> {
     const { stream, rows } = this.#machine;
-    const read = stream.read(rows.results);
+    const reads = [stream.read(rows.results)];
+    if (expected.some(({ top }) => top > 0)) reads.push(stream.read(rows.topIds), stream.read(rows.topLogprobs));
     const event = stream.record();
     try {
-      const [bytes] = await Promise.all([read, event.done]);
+      const [bytes, ...tops] = ((await Promise.all([...reads, event.done])) as ArrayBuffer[]).slice(0, reads.length);
       const B = this.maxSequences;
-      const ids = new Int32Array(bytes, 0, B);
-      const finished = new Int32Array(bytes, B * 4, B);
-      const logprobs = new Float32Array(bytes, B * 8, B);
-      return sequences.map((sequence, i) => {
-        const { row } = sequence;
-        const token = sampled[i] === true ? (ids[row] as number) : -1;
+      const ids = new Int32Array(bytes as ArrayBuffer, 0, B);
+      const finished = new Int32Array(bytes as ArrayBuffer, B * 4, B);
+      const logprobs = new Float32Array(bytes as ArrayBuffer, B * 8, B);
+      return expected.map(({ sequence, sampled, length, top }) => {
+        const { row, text } = sequence;
+        const token = sampled ? (ids[row] as number) : -1;
         const end = token < 0 ? 0 : finished[row];
         // the device has made the row padding by itself; it need not be parked
         if (end !== 0) sequence.live = false;
+        if (!sequence.disposed && (token >= 0 || !sampled)) {
+          text.confirm(length, token < 0 ? null : token);
+          sequence.publish();
+        }
         return {
           token,
           logprob: token < 0 ? Number.NaN : (logprobs[row] as number),
+          top: token < 0 || top === 0 ? [] : topOf(row, top, this.#machine.limits.maxTop, tops),
           finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
         };
       });
     } catch (error) {
-      this.#fail(sequences);
+      this.#fail(expected.map(({ sequence }) => sequence));
       throw error;
     }
   }
@@ -289,6 +321,30 @@ export class LatentModel implements AsyncDisposable {
       if (sequence.live) sequence.failed = true;
       sequence.live = false;
     }
+    this.#index?.clear();
     clearRows(this.#machine.stream, this.#machine.rows, this.#machine.limits);
+    clearSampling(this.#machine);
   }
+}
+
+/** What a step is to bring one sequence. */
+interface Expectation {
+  sequence: Sequence;
+  sampled: boolean;
+  /** rows it has after the step */
+  length: number;
+  /** likeliest ids wanted */
+  top: number;
+}
+
+function expectation(sequence: Sequence, sampled: boolean): Expectation {
+  return { sequence, sampled, length: sequence.length, top: sampled ? (sequence.sampling.top ?? 0) : 0 };
+}
+
+/** The first `count` of a row's likeliest ids, out of tables [maxSequences, maxTop]. */
+function topOf(row: number, count: number, maxTop: number, tables: readonly ArrayBuffer[]): TopToken[] {
+  const [ids, logprobs] = tables as [ArrayBuffer, ArrayBuffer];
+  const rowIds = new Int32Array(ids, row * maxTop * 4, count);
+  const rowLogprobs = new Float32Array(logprobs, row * maxTop * 4, count);
+  return Array.from(rowIds, (id, i) => ({ id, logprob: rowLogprobs[i] as number }));
 }

@@ -49,7 +49,7 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
     // as many as a pass brings new ones: the expansion's buffers then stay in proportion to the pass's own
     contextRows: Math.max(prefillRows, 64),
     absorbedRows: Math.min(ABSORBED_MAX_TOKENS, prefillRows),
-    maxTop: 20,
+    maxTop: Math.min(20, config.vocab_size),
   };
 }
 

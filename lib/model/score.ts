@@ -45,9 +45,9 @@ export async function scoreTokens(
   options: ScoreOptions,
   form: 'auto' | AttentionForm,
 ): Promise<ScoreResult> {
-  const { stream, inputs, cache } = machine;
+  const { stream, inputs } = machine;
   const top = options.top ?? 0;
-  sequence.grow(cache.pool, tokens.length);
+  sequence.grow(tokens.length);
   const logprobs = new Float32Array(tokens.length).fill(Number.NaN);
   const alternatives: ScoreResult['top'] = tokens.map(() => []);
   let logits: Float32Array | null = null;
@@ -57,9 +57,9 @@ export async function scoreTokens(
     const start = sequence.length;
     const views = new Views();
     try {
-      const pages = sequence.pages.slice(0, pagesFor(start + piece.length));
+      const pages = sequence.text.pages.slice(0, pagesFor(start + piece.length));
       const hidden = prefillPass(machine, views, [{ tokens: piece, start, pages }], pass.form);
-      sequence.length += piece.length;
+      sequence.text.append(piece);
       // row i predicts the token behind it
       stream.write(
         inputs.targets,

@@ -1,10 +1,12 @@
 // model/step.ts - one step of a batch: checked whole before anything is enqueued, then decode of the running rows, then
 // the new tokens, then their first samples.
 
-import { pagesFor } from '../cache';
+import { PAGE_TOKENS, type PageCopy, pagesFor } from '../cache';
 import { invalidArg, MlaError } from '../errors';
-import { MAX_STOP_IDS, maxContextChunks, maxPassSequences } from './buffers';
-import { type AttentionForm, headPass, type Machine, type PrefillItem, prefillPass, samplePass } from './forward';
+import { DTYPE_BYTES } from '../native';
+import { maxContextChunks, maxPassSequences } from './buffers';
+import { type AttentionForm, headPass, type Machine, type PrefillItem, prefillPass } from './forward';
+import { featuresOf, type SamplingFeatures, samplePass, writeMask, writeSampling } from './sampling';
 import type { Sequence } from './sequence';
 import type { StepEntry } from './types';
 import { Views } from './views';
@@ -52,19 +54,19 @@ export function checkStep(
         );
       }
       decode.push(sequence);
-      missing += sequence.missingPages(pagesAhead(sequence.length + 1, limits.context));
+      missing += sequence.text.missing(pagesAhead(sequence.length + 1, limits.context));
     } else {
       checkTokens(machine, sequence, tokens);
       prefill.push({ sequence, tokens, sample });
       const length = sequence.length + tokens.length;
-      missing += sequence.missingPages(sample ? pagesAhead(length, limits.context) : length);
+      missing += sequence.text.missing(sample ? pagesAhead(length, limits.context) : length);
     }
   }
-  if (missing > cache.pool.free) cache.pool.take(missing); // throws the error that says how many are missing
+  if (missing > cache.pool.available) cache.pool.take(missing); // throws the error that says how many are missing
   return { decode, prefill };
 }
 
-/** Tokens there must be pages for once `length` are cached and one more is sampled. */
+/** Rows there must be pages for once `length` are cached and one more is sampled. */
 function pagesAhead(length: number, context: number): number {
   return Math.min(length + 1, context);
 }
@@ -92,19 +94,31 @@ function checkTokens(machine: Machine, sequence: Sequence, tokens: readonly numb
 export function enqueueDecode(
   machine: Machine,
   sequences: readonly Sequence[],
-  replay: (bucket: number) => void,
+  replay: (bucket: number, features: SamplingFeatures) => void,
 ): void {
   if (sequences.length === 0) return;
-  const { limits, cache } = machine;
+  const { limits, stream } = machine;
   let rows = 0;
   for (const sequence of sequences) {
-    sequence.length += 1;
-    sequence.grow(cache.pool, pagesAhead(sequence.length, limits.context));
+    const { text, row } = sequence;
+    const copy = sequence.grow(pagesAhead(sequence.length + 1, limits.context));
+    if (copy !== null) {
+      copyPage(machine, copy);
+      // `advance` has chosen the place in the page as it was
+      const slot = copy[1] * PAGE_TOKENS + (text.length % PAGE_TOKENS);
+      stream.write(machine.rows.slots, Int32Array.of(slot), row * 4);
+    }
+    text.advance();
     writeTable(machine, sequence);
-    if (sequence.settingsChanged) writeSettings(machine, sequence);
-    rows = Math.max(rows, sequence.row + 1);
+    writeMask(machine, sequence);
+    rows = Math.max(rows, row + 1);
   }
-  replay(bucketOf(rows, limits.maxSequences));
+  replay(bucketOf(rows, limits.maxSequences), featuresOf(sequences));
+}
+
+function copyPage({ stream, inputs, cache }: Machine, copy: PageCopy): void {
+  stream.write(inputs.pageCopy, Int32Array.from(copy));
+  stream.copyPages({ pairs: inputs.pageCopy, cache: cache.slab });
 }
 
 /** Rows of the smallest graph that holds `rows` rows: a power of two, or all. */
@@ -114,10 +128,11 @@ export function bucketOf(rows: number, maxSequences: number): number {
 
 /** Enqueues new tokens in passes, and the first sample of every sequence whose tokens are all in. */
 export function enqueuePrefill(machine: Machine, pieces: readonly Piece[], form: 'auto' | AttentionForm): void {
-  const { limits, cache } = machine;
+  const { limits } = machine;
   for (const { sequence, tokens, sample } of pieces) {
     const length = sequence.length + tokens.length;
-    sequence.grow(cache.pool, sample ? pagesAhead(length, limits.context) : length);
+    const copy = sequence.grow(sample ? pagesAhead(length, limits.context) : length);
+    if (copy !== null) copyPage(machine, copy);
   }
   for (const pass of packPasses(machine, pieces, form)) {
     const views = new Views();
@@ -125,15 +140,17 @@ export function enqueuePrefill(machine: Machine, pieces: readonly Piece[], form:
       const items: PrefillItem[] = pass.pieces.map(({ sequence, tokens }) => ({
         tokens,
         start: sequence.length,
-        pages: sequence.pages.slice(0, pagesFor(sequence.length + tokens.length)),
+        pages: sequence.text.pages.slice(0, pagesFor(sequence.length + tokens.length)),
       }));
       const hidden = prefillPass(machine, views, items, pass.form);
-      for (const { sequence, tokens } of pass.pieces) sequence.length += tokens.length;
+      for (const { sequence, tokens } of pass.pieces) sequence.text.append(tokens);
       enqueueSamples(machine, views, pass.pieces, hidden);
     } finally {
       views.dispose();
     }
   }
+  // What follows on the stream finds these pages written.
+  for (const { sequence } of pieces) sequence.publish();
 }
 
 interface Pass {
@@ -187,7 +204,7 @@ function enqueueSamples(
   pieces: readonly Piece[],
   hidden: Parameters<typeof headPass>[2],
 ): void {
-  const { stream, inputs, rows, dims } = machine;
+  const { stream, inputs, rows, dims, activations } = machine;
   const ends: number[] = [];
   const sampled: Sequence[] = [];
   let end = 0;
@@ -212,12 +229,15 @@ function enqueueSamples(
     });
     sequence.tableOnDevice = 0;
     writeTable(machine, sequence);
-    writeSettings(machine, sequence);
+    writeSampling(machine, sequence);
+    writeMask(machine, sequence);
     const at = sequence.row * 4;
     stream.write(rows.positions, Int32Array.of(sequence.length - 1), at);
     stream.write(rows.lengths, Int32Array.of(sequence.length), at);
     stream.write(rows.finished, Int32Array.of(0), at);
-    samplePass(machine, views, sequence.row, 1);
+    const rowBytes = dims.d * DTYPE_BYTES[activations.normed.dtype];
+    const normed = views.of(activations.normed, [1, dims.d], i * rowBytes);
+    samplePass(machine, views, { first: sequence.row, count: 1, normed, features: featuresOf([sequence]) });
     sequence.live = true;
   });
 }
@@ -233,22 +253,10 @@ export function parkRow(machine: Machine, row: number): void {
 /** Sends the pages that the device's table does not have yet. */
 function writeTable(machine: Machine, sequence: Sequence): void {
   const { stream, rows } = machine;
+  const { pages } = sequence.text;
   const known = sequence.tableOnDevice;
-  if (known === sequence.pages.length) return;
+  if (known === pages.length) return;
   const width = rows.blockTable.shape[1] as number;
-  stream.write(rows.blockTable, Int32Array.from(sequence.pages.slice(known)), (sequence.row * width + known) * 4);
-  sequence.tableOnDevice = sequence.pages.length;
-}
-
-function writeSettings(machine: Machine, sequence: Sequence): void {
-  const { stream, rows } = machine;
-  const { row, sampling: s } = sequence;
-  stream.write(rows.settings, Float32Array.of(s.temperature, s.topK, s.topP, s.minP, 1, 0, 0, 0), row * 32);
-  stream.write(rows.seeds, BigInt64Array.of(BigInt(s.seed)), row * 8);
-  const stops = new Int32Array(MAX_STOP_IDS).fill(-1);
-  stops.set(s.stopIds);
-  stream.write(rows.stopIds, stops, row * MAX_STOP_IDS * 4);
-  // `advance` counts tokens that are fed; the last sampled one never is
-  stream.write(rows.limits, Int32Array.of(s.maxLength - 1), row * 4);
-  sequence.settingsChanged = false;
+  stream.write(rows.blockTable, Int32Array.from(pages.slice(known)), (sequence.row * width + known) * 4);
+  sequence.tableOnDevice = pages.length;
 }

@@ -1,5 +1,7 @@
 // model/types.ts - what the layer above (lib/engine) sees of the model class.
 
+import type { KeptPages } from '../cache';
+
 /** How far loading has come. */
 export interface LoadProgress {
   phase: 'open' | 'weights' | 'ready';
@@ -26,6 +28,8 @@ export interface LatentModelOptions {
   pages?: number | undefined;
   /** New tokens per prefill pass; longer prompts go in chunks. Default 512. */
   prefillChunk?: number | undefined;
+  /** Whether prompts take over what earlier texts left in the cache. Default true. */
+  prefixCache?: boolean | undefined;
   /**
    * Which form attention takes over new tokens: 'auto' decides by their number; the others force one, for tests and
    * measurements.
@@ -55,6 +59,26 @@ export interface SamplingSettings {
   stopIds: readonly number[];
   /** tokens the sequence may have in all, prompt included; at most the context */
   maxLength: number;
+  /** tokens it must have before one of stopIds may be sampled. Default 0. */
+  minLength?: number | undefined;
+  /** Divides positive logits of ids in the text so far, multiplies negative ones; above 0. Default 1: changes nothing. */
+  repetitionPenalty?: number | undefined;
+  /** Taken from the logits of ids that stand behind the first promptLength tokens. Default 0. */
+  presencePenalty?: number | undefined;
+  /** As presencePenalty, for each time. Default 0. */
+  frequencyPenalty?: number | undefined;
+  /** Which tokens are the prompt, for the two penalties above. Default 0: none. */
+  promptLength?: number | undefined;
+  /** Added to the logits of these ids. */
+  logitBias?: Readonly<Record<number, number>> | undefined;
+  /** Likeliest ids to return with each sampled one, 0 to 20. Default 0. */
+  top?: number | undefined;
+}
+
+/** One likely token. */
+export interface TopToken {
+  readonly id: number;
+  readonly logprob: number;
 }
 
 /**
@@ -78,6 +102,8 @@ export interface StepResult {
   token: number;
   /** log-probability of that id under the model's own distribution; NaN when nothing was sampled */
   logprob: number;
+  /** the `top` likeliest ids in its place, likeliest first */
+  top: readonly TopToken[];
   /** 'stop': the id is one of stopIds; 'length': maxLength has been reached */
   finished: null | 'stop' | 'length';
 }
@@ -88,7 +114,16 @@ export interface SequenceHandle {
   /** tokens in the cache, those of enqueued steps included */
   readonly length: number;
   readonly disposed: boolean;
+  /** @throws ERR_INVALID_ARG, ERR_STATE while it is being decoded */
   setSampling(settings: SamplingSettings): void;
+  /**
+   * Begins an empty sequence with what the cache already has of `tokens`: rows that are kept, or rows of earlier texts
+   * with the same salt, whichever are more. Never the row of the last token: something must be computed to sample from.
+   * @returns how many of the tokens need not be given any more
+   */
+  begin(tokens: readonly number[], kept: KeptPages | null, salt: string): number;
+  /** Keeps the rows whose steps have succeeded: another sequence may begin with them. Dispose them some time. */
+  keep(): KeptPages;
   /** Gives its pages back, in stream order. Idempotent. */
   dispose(): void;
 }
@@ -98,7 +133,7 @@ export interface ScoreResult {
   /** logprobs[i] belongs to tokens[i] given the ones before; index 0 is NaN */
   logprobs: Float32Array;
   /** the `top` most likely ids per position (of the token at that position), likeliest first; row 0 is empty */
-  top: { id: number; logprob: number }[][];
+  top: TopToken[][];
   /** logits after the last token [vocab_size], when asked for */
   logits: Float32Array | null;
 }

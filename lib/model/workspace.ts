@@ -5,7 +5,8 @@ import { PAGE_TOKENS, pagesFor } from '../cache';
 import type { DType, Planner, Stream, Tensor, TensorSpec, Verbs } from '../native';
 import type { Activations, activationSpecs, Inputs, inputSpecs, Rows, rowSpecs } from './buffers';
 import type { Precision } from './dims';
-import { decodePass, headPass, type Machine, prefillPass, samplePass, scorePass } from './forward';
+import { decodePass, headPass, type Machine, prefillPass, scorePass } from './forward';
+import { ALL_FEATURES, samplePass } from './sampling';
 import { mapSpecs } from './specs';
 import { Views } from './views';
 import type { WeightPlan, Weights } from './weights';
@@ -54,6 +55,7 @@ export function measureWorkspace(planner: Planner, blueprint: Blueprint): number
     inputs: shapes<Inputs>(blueprint.inputs),
     activations: shapes<Activations>(blueprint.activations),
     cosSin: shapes(blueprint.cosSin),
+    marks: { biased: new Set(), everBiased: new Set(), masked: new Set() },
     cache: { layers: new Array(dims.layers).fill(layer) } as unknown as Machine['cache'],
   };
   const pages = new Array(pagesFor(limits.context)).fill(0);
@@ -68,7 +70,8 @@ export function measureWorkspace(planner: Planner, blueprint: Blueprint): number
   const sequences = Math.min(B, limits.prefillRows);
   const several = prefillPass(machine, views, new Array(sequences).fill(item(1)), 'absorbed');
   headPass(machine, views, several, sequences);
-  samplePass(machine, views, 0, 1);
-  for (let bucket = 1; bucket < 2 * B; bucket *= 2) decodePass(machine, views, Math.min(bucket, B));
+  const normed = views.of(machine.activations.normed, [1, dims.d]);
+  samplePass(machine, views, { first: 0, count: 1, normed, features: ALL_FEATURES });
+  for (let bucket = 1; bucket < 2 * B; bucket *= 2) decodePass(machine, views, Math.min(bucket, B), ALL_FEATURES);
   return most;
 }

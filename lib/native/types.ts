@@ -233,6 +233,7 @@ export interface Verbs {
     seeds: Arg;
     positions: Arg;
     counts?: Arg | undefined;
+    bias?: Arg | undefined;
     mask?: Arg | undefined;
     ids: Arg;
     logprobs?: Arg | undefined;
@@ -256,6 +257,7 @@ export interface Verbs {
     lengths: Arg;
     slots: Arg;
     finished: Arg;
+    counts?: Arg | undefined;
   }): void;
   copyPages(a: { pairs: Arg; cache: Arg }): void;
   copy(a: {

@@ -46,7 +46,7 @@ const TABLE: [string, Partial<Row>, After][] = [
   ['is at its limit although its next page is unknown', { position: 63, limit: 64, pages: [5, -1, -1] }, padding(2)],
 ];
 
-async function advance(rows: readonly Row[]) {
+async function advance(rows: readonly Row[], vocab = 0) {
   const n = rows.length;
   const ints = (values: number[], shape = [n]) => lab.put('i32', shape, values);
   const args = {
@@ -65,6 +65,7 @@ async function advance(rows: readonly Row[]) {
     lengths: await ints(rows.map((r) => r.position + 1)),
     slots: await ints(rows.map(() => 3)),
     finished: await ints(rows.map((r) => r.finished)),
+    counts: vocab > 0 ? await ints(new Array(n * vocab).fill(3), [n, vocab]) : undefined,
   };
   const read = async (): Promise<After[]> => {
     const [ids, positions, lengths, slots, finished] = await Promise.all(
@@ -78,7 +79,8 @@ async function advance(rows: readonly Row[]) {
       finished: finished?.[i] as number,
     }));
   };
-  return { run: () => lab.run('advance', args), read };
+  const counts = async () => (args.counts === undefined ? [] : Array.from(await lab.get(args.counts)));
+  return { run: () => lab.run('advance', args), read, counts };
 }
 
 describe('advance', () => {
@@ -100,6 +102,30 @@ describe('advance', () => {
       else if (after.position + 1 >= limit) expect(second[i]).toEqual(padding(2));
       else expect(second[i]?.position).toBe(after.position + 1);
     });
+  });
+
+  it('counts the sampled id of every row that ran, whether it goes on or ends', async () => {
+    const vocab = 8;
+    const { run, read, counts } = await advance(
+      TABLE.map(([, change]) => ({ ...RUNNING, ...change })),
+      vocab,
+    );
+    await run();
+    expect(await read()).toEqual(TABLE.map(([, , after]) => after));
+    const expected = TABLE.flatMap(([, change]) => {
+      const { sampled, position, finished } = { ...RUNNING, ...change };
+      const ran = finished === 0 && sampled >= 0 && position >= 0;
+      return Array.from({ length: vocab }, (_, id) => (ran && id === sampled ? 4 : 3));
+    });
+    expect(await counts()).toEqual(expected);
+  });
+
+  it('refuses a sampled id that has no count, and changes nothing', async () => {
+    const { run, read, counts } = await advance([RUNNING, RUNNING], 7);
+    const before = await read();
+    await expectInvalid(run(), 'advance', 'sampled[0] is 7');
+    expect(await read()).toEqual(before);
+    expect(await counts()).toEqual(new Array(14).fill(3));
   });
 
   it('takes no rows', async () => {

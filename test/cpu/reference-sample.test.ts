@@ -1,7 +1,7 @@
 // cpu/reference-sample.test.ts - sample against its definition: exact choices, exact sets, distribution, errors.
 import { expectExact, expectInvalid, expectWithin, Laboratory, Random } from './reference';
 import { gumbelOf, keyOf, philox } from './reference-philox';
-import { keptTokens, logProbability, pick, type Settings, settingsRow } from './reference-sampling';
+import { IN_PROMPT, keptTokens, logProbability, pick, type Settings, settingsRow } from './reference-sampling';
 
 const lab = new Laboratory(2);
 const single = new Laboratory(1);
@@ -18,6 +18,7 @@ interface Batch {
   seeds?: readonly number[];
   positions?: readonly number[];
   counts?: ArrayLike<number>;
+  bias?: ArrayLike<number>;
   mask?: ArrayLike<number>;
 }
 
@@ -29,6 +30,7 @@ async function sample(where: Laboratory, b: Batch) {
     seeds: await where.put('i64', [rows], b.seeds ?? b.settings.map((_, i) => i)),
     positions: await where.put('i32', [rows], b.positions ?? b.settings.map(() => 0)),
     counts: b.counts && (await where.put('i32', [rows, b.width], b.counts)),
+    bias: b.bias && (await where.put('f32', [rows, b.width], b.bias)),
     mask: b.mask && (await where.put('u32', [rows, Math.ceil(b.width / 32)], b.mask)),
     ids: await where.poison('i32', [rows]),
     logprobs: await where.poison('f32', [rows]),
@@ -111,6 +113,10 @@ describe('greedy sampling', () => {
     expect(await choose({}, none, 0b00100)).toBe(2);
     // A negative logit becomes smaller, not larger, by the repetition penalty.
     expect(await choose({ repetition: 4 }, [0, 0, 1, 0, 0], 0b00100)).toBe(2);
+    // What stands only in the prompt counts for the repetition penalty alone.
+    expect(await choose({ repetition: 1.1 }, [IN_PROMPT, 0, 0, 0, 0])).toBe(1);
+    expect(await choose({ presence: 3, frequency: 3 }, [IN_PROMPT, 0, 0, 0, 0])).toBe(0);
+    expect(await choose({ frequency: 0.1 }, [IN_PROMPT + 2, 0, 0, 0, 0])).toBe(1);
     const two = await sample(lab, {
       logits: [-1, -2],
       width: 2,
@@ -119,6 +125,15 @@ describe('greedy sampling', () => {
       mask: [0b11],
     });
     expect(two.ids).toEqual([1]);
+    // The penalties are on the model's logits, the bias comes on top: 4 / 2 + 1.8 is less than 3.9.
+    const biased = await sample(lab, {
+      logits: [...logits, ...logits],
+      width: 5,
+      settings: [{ temperature: 0, repetition: 2 }, { temperature: 0 }],
+      counts: [1, 0, 0, 0, 0, ...none],
+      bias: [1.8, 0, 0, 0, 0, 0, 0, 10, 0, -1],
+    });
+    expect(biased.ids).toEqual([1, 2]);
   });
 });
 
@@ -147,7 +162,11 @@ describe('sampling', () => {
     const repeats = 12;
     const settings = kinds.flatMap((kind) => new Array<Settings>(repeats).fill(kind));
     const logits = random.values('f32', settings.length * width, 2);
-    const counts = Array.from({ length: logits.length }, () => Math.max(0, random.below(6) - 3));
+    const counts = Array.from(
+      { length: logits.length },
+      () => Math.max(0, random.below(6) - 3) + (random.below(3) === 0 ? IN_PROMPT : 0),
+    );
+    const bias = Array.from({ length: logits.length }, () => (random.below(4) === 0 ? Math.fround(random.next()) : 0));
     const words = Math.ceil(width / 32);
     const mask = Array.from({ length: settings.length * words }, () => Math.floor(random.next() * 2 ** 32));
     const allowed = (b: number) => (id: number) =>
@@ -155,11 +174,12 @@ describe('sampling', () => {
     for (let b = 0; b < settings.length; b++) mask[b * words] = ((mask[b * words] as number) | 2) >>> 0;
     const seeds = settings.map((_, b) => (b % 3 === 0 ? 2 ** 50 + b : b - 50));
     const positions = settings.map((_, b) => (b * 7919) % 1000);
-    const batch = { logits, width, vocab, settings, seeds, positions, counts, mask };
+    const batch = { logits, width, vocab, settings, seeds, positions, counts, bias, mask };
     const { ids, logprobs } = await sample(lab, batch);
     const expected = settings.map((s, b) => {
       const row = logits.subarray(b * width, (b + 1) * width);
-      const kept = keptTokens(row, s, vocab, counts.slice(b * width, (b + 1) * width), allowed(b));
+      const part = (values: number[]) => values.slice(b * width, (b + 1) * width);
+      const kept = keptTokens(row, s, vocab, part(counts), allowed(b), part(bias));
       return pick(kept, seeds[b] as number, positions[b] as number);
     });
     expect(ids).toEqual(expected);

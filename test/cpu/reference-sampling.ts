@@ -12,6 +12,9 @@ export interface Settings {
   frequency?: number;
 }
 
+/** The flag in a count of an id that stands in the prompt. */
+export const IN_PROMPT = 1 << 30;
+
 /** The settings as the tensor has them. */
 export function settingsRow(s: Settings): number[] {
   const { temperature, top_k = 0, top_p = 1, min_p = 0, repetition = 1, presence = 0, frequency = 0 } = s;
@@ -40,13 +43,17 @@ export function keptTokens(
   vocab: number,
   counts?: ArrayLike<number>,
   allowed?: (id: number) => boolean,
+  bias?: ArrayLike<number>,
 ): Candidate[] {
   const { temperature, top_k = 0, top_p = 1, min_p = 0, repetition = 1, presence = 0, frequency = 0 } = settings;
   let candidates: Candidate[] = [];
   for (let id = 0; id < vocab; id++) {
     let x = logits[id] as number;
     const count = counts?.[id] ?? 0;
-    if (count > 0) x = (x > 0 ? x / repetition : x * repetition) - presence - frequency * count;
+    const after = count & (IN_PROMPT - 1);
+    if (count > 0) x = x > 0 ? x / repetition : x * repetition;
+    if (count > 0 && after > 0) x -= presence + frequency * after;
+    x += bias?.[id] ?? 0;
     if (x > -Infinity && (allowed?.(id) ?? true)) candidates.push({ id, x: Math.fround(x), p: 0 });
   }
   candidates.sort((a, b) => b.x - a.x || a.id - b.id);

@@ -1,6 +1,9 @@
 // fake-model.ts - a model without mathematics, with the rules of the real one: sequences take rows and pages, who is not
 // in a step is parked and must be given its next token, a finished sequence gives -1, a failed step spoils its sequences.
-// The next token is a function of all tokens before it (and of the seed), so any mistake in the order of tokens shows.
+// Its cache has the real pages (lib/cache) and a memory in which a row is the token it belongs to. The next token is a
+// function of all tokens before it, read back through the pages, and of the seed: so any mistake in the order of tokens,
+// and any page that is shared, copied, taken over or given away wrongly, shows in the text.
+import { KeptPages, PAGE_TOKENS, PagePool, PrefixIndex, TextPages } from '../../lib/cache';
 import type { EngineModel, SamplingSettings, SequenceHandle, StepEntry, StepResult } from '../../lib/engine/step-model';
 import { MlaError } from '../../lib/errors';
 
@@ -13,6 +16,7 @@ export interface FakeOptions {
   /** The next token after `tokens`. */
   next?: (tokens: readonly number[], sampling: SamplingSettings) => number;
   generationDefaults?: EngineModel['generationDefaults'];
+  prefixCache?: boolean;
 }
 
 /** A default next token: any of 0..255, by everything that came before. */
@@ -22,32 +26,46 @@ export function hashNext(tokens: readonly number[], sampling: SamplingSettings):
   return hash % 256;
 }
 
-const PAGE = 64;
+/** What a row holds that nobody has written. */
+const POISON = -1;
 
 class FakeSequence implements SequenceHandle {
   disposed = false;
   failed = false;
-  /** all tokens, the last one perhaps not in the cache yet */
-  readonly tokens: number[] = [];
-  length = 0;
-  pages = 0;
   live = false;
   finished = false;
+  /** the token sampled last, which the next decode step feeds */
+  next = -1;
   sampling: SamplingSettings | null = null;
 
   constructor(
     readonly id: number,
+    readonly text: TextPages,
     private readonly model: FakeModel,
   ) {}
 
+  get length(): number {
+    return this.text.length;
+  }
+
   setSampling(settings: SamplingSettings): void {
+    if (this.live) throw new Error('fake: sampling set while it is decoded');
     this.sampling = settings;
+  }
+
+  begin(tokens: readonly number[], kept: KeptPages | null, salt: string): number {
+    return this.text.begin(tokens, kept, salt);
+  }
+
+  keep(): KeptPages {
+    return this.text.keep();
   }
 
   dispose(): void {
     if (this.disposed) return;
     this.disposed = true;
-    this.model.released(this);
+    this.text.release();
+    this.model.open.delete(this);
   }
 }
 
@@ -76,8 +94,12 @@ export class FakeModel implements EngineModel {
   gate: (index: number) => Promise<void> = () => new Promise((resolve) => setImmediate(resolve));
   /** Called before a step is enqueued; may throw. */
   refuse: (index: number) => void = () => {};
+  readonly pool: PagePool;
+  readonly index: PrefixIndex | null;
+  /** rows [pages, 64]: the token each belongs to */
+  readonly memory: Int32Array;
   private readonly next: NonNullable<FakeOptions['next']>;
-  private readonly pagesTotal: number;
+  private readonly files = new Map<string, { tokens: readonly number[]; rows: number; pages: Int32Array[] }>();
   private tail: Promise<unknown> = Promise.resolve();
   private ids = 0;
 
@@ -85,29 +107,26 @@ export class FakeModel implements EngineModel {
     this.context = options.context ?? 4096;
     this.maxSequences = options.maxSequences ?? 8;
     this.config = { vocab_size: options.vocab ?? 300 };
-    this.pagesTotal = options.pages ?? Math.ceil(this.context / PAGE) * this.maxSequences;
+    this.pool = new PagePool(options.pages ?? Math.ceil(this.context / PAGE_TOKENS) * this.maxSequences);
+    this.index = options.prefixCache === false ? null : new PrefixIndex(this.pool);
+    this.memory = new Int32Array(this.pool.total * PAGE_TOKENS).fill(POISON);
     this.next = options.next ?? hashNext;
     this.generationDefaults = options.generationDefaults ?? {};
   }
 
   get pagesHeld(): number {
-    return [...this.open].reduce((sum, { pages }) => sum + pages, 0);
+    return this.pool.held;
   }
 
   pages() {
-    const held = this.pagesHeld;
-    return { total: this.pagesTotal, free: this.pagesTotal - held, cached: 0, held };
+    return this.pool.stats();
   }
 
   openSequence(): SequenceHandle {
     if (this.open.size >= this.maxSequences) throw new MlaError('ERR_STATE', 'fake: all sequences are open');
-    const sequence = new FakeSequence(this.ids++, this);
+    const sequence = new FakeSequence(this.ids++, new TextPages(this.pool, this.index), this);
     this.open.add(sequence);
     return sequence;
-  }
-
-  released(sequence: FakeSequence): void {
-    this.open.delete(sequence);
   }
 
   step(entries: StepEntry[]): Promise<StepResult[]> {
@@ -118,22 +137,24 @@ export class FakeModel implements EngineModel {
     const sequences = entries.map(({ sequence }) => sequence as FakeSequence);
     if (new Set(sequences).size !== sequences.length) throw new Error('fake: a sequence twice in a step');
     let missing = 0;
-    for (const [i, { tokens }] of entries.entries()) {
+    for (const [i, { tokens, sample = true }] of entries.entries()) {
       const sequence = sequences[i] as FakeSequence;
       if (sequence.disposed || sequence.failed) throw new Error('fake: a sequence that is gone');
       if (tokens === undefined && !sequence.live) throw new Error('fake: nothing to continue from');
       if (tokens !== undefined && tokens.length === 0) throw new Error('fake: no tokens');
       const length = sequence.length + (tokens?.length ?? 1);
       if (length > this.context) throw new MlaError('ERR_CONTEXT_LENGTH', 'fake: too long');
-      missing += Math.ceil(Math.min(length + 1, this.context) / PAGE) - sequence.pages;
+      missing += sequence.text.missing(this.rowsAhead(length, sample));
     }
-    if (missing > this.pagesTotal - this.pagesHeld) {
+    if (missing > this.pool.available) {
       this.refusals++;
       throw new MlaError('ERR_NO_PAGES', 'fake: no pages');
     }
     this.steps.push({ entries: entries.map(({ sequence, tokens }) => [sequence.id, tokens?.length ?? 'decode']) });
     for (const sequence of this.open) if (!sequences.includes(sequence)) sequence.live = false;
-    const results = entries.map((entry, i) => this.advance(sequences[i] as FakeSequence, entry));
+    const written: number[] = [];
+    const results = entries.map((entry, i) => this.advance(sequences[i] as FakeSequence, entry, written));
+    const lengths = sequences.map(({ length }) => length);
     this.stepsInFlight++;
     this.maxStepsInFlight = Math.max(this.maxStepsInFlight, this.stepsInFlight);
     const gate = this.gate(index);
@@ -142,9 +163,17 @@ export class FakeModel implements EngineModel {
       await before;
       try {
         await gate;
+        for (const [i, sequence] of sequences.entries()) {
+          const { token } = results[i] as StepResult;
+          if (sequence.disposed || (token < 0 && entries[i]?.sample !== false)) continue;
+          sequence.text.confirm(lengths[i] as number, token < 0 ? null : token);
+          sequence.text.publish();
+        }
         return results;
       } catch (error) {
         for (const sequence of [...sequences, ...this.open]) if (sequence.length > 0) sequence.failed = true;
+        for (const row of written) this.memory[row] = POISON;
+        this.index?.clear();
         throw error;
       } finally {
         this.stepsInFlight--;
@@ -171,29 +200,68 @@ export class FakeModel implements EngineModel {
     await this.tail;
   }
 
-  private advance(sequence: FakeSequence, { tokens, sample = true }: StepEntry): StepResult {
-    const nothing: StepResult = { token: -1, logprob: Number.NaN, finished: null };
-    if (tokens === undefined) sequence.length++;
+  async save(path: string, tokens: readonly number[], kept: KeptPages | null): Promise<void> {
+    const pages = (kept?.pages ?? []).map((page) => this.memory.slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS));
+    this.files.set(path, { tokens, rows: kept?.tokens.length ?? 0, pages });
+  }
+
+  async restore(path: string) {
+    const file = this.files.get(path);
+    if (file === undefined) throw new MlaError('ERR_FILE', 'fake: no such file');
+    const { tokens, rows, pages: contents } = file;
+    const pages = this.pool.take(contents.length);
+    for (const [i, page] of pages.entries()) this.memory.set(contents[i] as Int32Array, page * PAGE_TOKENS);
+    const kept = rows === 0 ? null : new KeptPages(this.pool, tokens.slice(0, rows), pages);
+    this.pool.releaseAll(pages);
+    return { tokens, kept };
+  }
+
+  /** Rows there must be pages for: those written now and, where a token is sampled, its own. */
+  private rowsAhead(length: number, sample: boolean): number {
+    return sample ? Math.min(length + 1, this.context) : length;
+  }
+
+  private advance(sequence: FakeSequence, { tokens, sample = true }: StepEntry, written: number[]): StepResult {
+    const nothing: StepResult = { token: -1, logprob: Number.NaN, top: [], finished: null };
+    const { text } = sequence;
+    const start = text.length;
+    const held = text.pages.length;
+    const copy = text.grow(this.rowsAhead(start + (tokens?.length ?? 1), sample));
+    if (copy !== null)
+      this.memory.copyWithin(copy[1] * PAGE_TOKENS, copy[0] * PAGE_TOKENS, (copy[0] + 1) * PAGE_TOKENS);
+    for (const page of text.pages.slice(held)) this.memory.fill(POISON, page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS);
+    const fed = tokens ?? (sequence.finished ? [] : [sequence.next]);
+    for (let i = 0; i < fed.length; i++) {
+      const row = this.rowOf(text, start + i);
+      this.memory[row] = fed[i] as number;
+      written.push(row);
+    }
+    if (tokens === undefined) text.advance();
     else {
-      // Given tokens follow what is in the cache; a sampled token that is not in it is replaced.
-      sequence.tokens.length = sequence.length;
-      sequence.tokens.push(...tokens);
-      sequence.length += tokens.length;
+      text.append(tokens);
+      text.publish();
       sequence.finished = false;
     }
-    sequence.pages = Math.ceil(Math.min(sequence.length + 1, this.context) / PAGE);
     sequence.live = tokens === undefined || sample;
     if (!sequence.live || sequence.finished) return nothing;
     const sampling = sequence.sampling as SamplingSettings;
-    const token = this.next(sequence.tokens, sampling);
-    sequence.tokens.push(token);
-    const finished = sampling.stopIds.includes(token)
-      ? 'stop'
-      : sequence.tokens.length >= sampling.maxLength
-        ? 'length'
-        : null;
+    const all = Array.from({ length: text.length }, (_, i) => this.memory[this.rowOf(text, i)] as number);
+    const token = this.next(all, sampling);
+    sequence.next = token;
+    const finished = this.ends(all.length + 1, token, sampling);
     sequence.finished = finished !== null;
-    return { token, logprob: -token / 256, finished };
+    const top = Array.from({ length: sampling.top ?? 0 }, (_, k) => ({ id: (token + k) % 256, logprob: -k - 1 }));
+    return { token, logprob: -token / 256, top, finished };
+  }
+
+  private ends(length: number, token: number, sampling: SamplingSettings): StepResult['finished'] {
+    if (sampling.stopIds.includes(token) && length > (sampling.minLength ?? 0)) return 'stop';
+    return length >= sampling.maxLength ? 'length' : null;
+  }
+
+  private rowOf(text: TextPages, position: number): number {
+    const page = text.pages[Math.floor(position / PAGE_TOKENS)] as number;
+    return page * PAGE_TOKENS + (position % PAGE_TOKENS);
   }
 }
 

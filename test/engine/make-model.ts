@@ -21,6 +21,7 @@ class ByteStream implements TextStream {
 
 export const byteText: ModelText = {
   encodePrompt: async (text) => [...Buffer.from(text)],
+  encodeMore: async (text) => [...Buffer.from(text)],
   encodeChat: async (messages) => [...Buffer.from(messages.map(({ role, content }) => `${role}:${content};`).join(''))],
   stream: () => new ByteStream(),
   dispose: async () => {},

@@ -19,6 +19,8 @@ after(closeDevices);
 /** temperature, top_k, top_p, min_p, repetition, presence, frequency. */
 type Settings = readonly [number, number, number, number, number, number, number];
 
+/** kInPrompt of csrc/ops/ops.h. */
+const IN_PROMPT = 1 << 30;
 const GREEDY: Settings = [0, 0, 1, 0, 1, 0, 0];
 const SETTINGS: readonly Settings[] = [
   GREEDY,
@@ -45,6 +47,7 @@ interface Sampling {
   width?: number;
   settings?: readonly Settings[];
   counts?: boolean;
+  bias?: boolean;
   mask?: boolean;
   logprobs?: boolean;
   logits: (make: Inputs, shape: readonly number[]) => Planned;
@@ -69,7 +72,8 @@ function sampleArgs(make: Inputs, s: Sampling): PlannedArgs<'sample'> {
       [rows],
       Array.from({ length: rows }, (_, b) => (b % 12 === 11 ? -1 : 3 * b)),
     ),
-    counts: s.counts ? make.integers('i32', [rows, width], -3, 3) : undefined,
+    counts: s.counts ? countsOf(make, [rows, width]) : undefined,
+    bias: s.bias ? make.normal('f32', [rows, width], 1, 0) : undefined,
     mask: s.mask ? make.integers('u32', [rows, Math.ceil(width / 32)], 0, 2 ** 32) : undefined,
     ids: make.output('i32', [rows]),
     logprobs: s.logprobs === false ? undefined : make.output('f32', [rows]),
@@ -77,13 +81,24 @@ function sampleArgs(make: Inputs, s: Sampling): PlannedArgs<'sample'> {
   };
 }
 
-const ROWS = ['logits', 'settings', 'seeds', 'positions', 'counts', 'mask', 'ids', 'logprobs'];
+/** Some ids stand in the prompt too, or only there. */
+function countsOf(make: Inputs, shape: readonly [number, number]): Planned {
+  const values = Array.from({ length: shape[0] * shape[1] }, () => {
+    const n = make.random.below(6) - 3;
+    return n >= 0 && make.random.below(3) === 0 ? n + IN_PROMPT : n;
+  });
+  return make.values('i32', shape, values);
+}
+
+const ROWS = ['logits', 'settings', 'seeds', 'positions', 'counts', 'bias', 'mask', 'ids', 'logprobs'];
 /** The sum of 100,000 exponentials in float32. */
 const LOGPROB = { logprobs: { absolute: 2e-5 } };
 
 const CASES: Readonly<Record<string, Sampling>> = {
   'a large vocabulary': { vocab: 102400, logits: normal(3) },
   'nearly flat': { vocab: 129280, logits: normal(0.3) },
+  'penalties and bias': { vocab: 4000, width: 4001, counts: true, bias: true, logits: normal(4) },
+  'bias and mask': { vocab: 30000, bias: true, mask: true, logits: normal(2) },
   'peaked, with penalties and mask': { vocab: 50003, width: 50010, counts: true, mask: true, logits: normal(6) },
   'small, no log-probabilities': { vocab: 100, width: 128, logprobs: false, counts: true, logits: normal(2) },
   'one token': { vocab: 1, width: 3, logits: normal(1) },
@@ -220,9 +235,23 @@ test('advance', () =>
         lengths: make.inout(of(0, 300)),
         slots: make.inout(of(-1, 300)),
         finished: make.inout(of(0, 3)),
+        counts: make.inout(make.integers('i32', [rows, 20], -1, 3)),
       };
     },
-    { rows: ['sampled', 'block_table', 'stop_ids', 'limits', 'ids', 'positions', 'lengths', 'slots', 'finished'] },
+    {
+      rows: [
+        'sampled',
+        'block_table',
+        'stop_ids',
+        'limits',
+        'ids',
+        'positions',
+        'lengths',
+        'slots',
+        'finished',
+        'counts',
+      ],
+    },
   ));
 
 test('advance: a row without a page for its next token ends at its limit', async () => {

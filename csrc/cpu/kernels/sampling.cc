@@ -20,6 +20,7 @@ enum class Fault { kNone, kNotFinite, kNothingAllowed, kSettings };
 struct Row {
   const float* logits;
   const int32_t* counts;  // may be null
+  const float* bias;      // may be null
   const uint32_t* mask;   // may be null
   const float* settings;
   int64_t width, vocab;  // vocab <= width
@@ -91,20 +92,22 @@ int32_t find_first(const float* x, int64_t n, float value) {
   return -1;
 }
 
-/// A logit after the penalties on an id that stands `count` times in the row.
+/// A logit after the penalties on an id with this count.
 float penalised(float x, int32_t count, const float* settings) {
   if (count <= 0) return x;
   const float repeated = x > 0 ? x / settings[4] : x * settings[4];
-  const float present = repeated - settings[5];
-  return __builtin_fmaf(-settings[6], static_cast<float>(count), present);
+  const int32_t n = count & (kInPrompt - 1);
+  if (n == 0) return repeated;
+  return __builtin_fmaf(-settings[6], static_cast<float>(n), repeated - settings[5]);
 }
 
-/// The vocab's logits after penalties, with -inf where the mask forbids. Uses `out` only if something changes.
+/// The vocab's logits after penalties and bias, with -inf where the mask forbids. Uses `out` only if something changes.
 const float* apply_penalties(const Row& row, float* out) {
-  if (row.counts == nullptr && row.mask == nullptr) return row.logits;
+  if (row.counts == nullptr && row.bias == nullptr && row.mask == nullptr) return row.logits;
   for (int64_t i = 0; i < row.vocab; ++i) {
     const bool allowed = row.mask == nullptr || (row.mask[i / 32] >> (i % 32) & 1) != 0;
-    const float x = row.counts == nullptr ? row.logits[i] : penalised(row.logits[i], row.counts[i], row.settings);
+    float x = row.counts == nullptr ? row.logits[i] : penalised(row.logits[i], row.counts[i], row.settings);
+    if (row.bias != nullptr) x += row.bias[i];
     out[i] = allowed ? x : -__builtin_inff();
   }
   return out;
@@ -240,6 +243,7 @@ Status sample(const SampleParams& p, Context& ctx) {
       Row row;
       row.logits = p.logits.as<float>() + b * width;
       row.counts = p.counts.present() ? p.counts.as<int32_t>() + b * width : nullptr;
+      row.bias = p.bias.present() ? p.bias.as<float>() + b * width : nullptr;
       row.mask = p.mask.present() ? p.mask.as<uint32_t>() + b * p.mask.dim(1) : nullptr;
       row.settings = p.settings.as<float>() + b * kSamplingColumns;
       row.width = width;

@@ -23,9 +23,14 @@ Status advance(const AdvanceParams& p, Context& ctx) {
   };
   const auto runs = [&](int64_t b) { return finished[b] == 0 && sampled[b] >= 0 && positions[b] >= 0; };
 
+  const int64_t vocab = p.counts.present() ? p.counts.dim(1) : 0;
+
   // Nothing is changed before every row is known to be right.
   for (int64_t b = 0; b < rows; ++b) {
-    if (!runs(b) || state_after(b) != 0) continue;
+    if (!runs(b)) continue;
+    if (p.counts.present() && sampled[b] >= vocab)
+      return invalid_value("advance", "sampled", b, sampled[b], -1, vocab - 1);
+    if (state_after(b) != 0) continue;
     const int64_t position = int64_t{positions[b]} + 1, page = position / kPageTokens;
     if (page >= pages) return invalid_value("advance", "positions", b, position - 1, -1, pages * kPageTokens - 2);
     const int32_t entry = p.block_table.as<int32_t>()[b * pages + page];
@@ -35,6 +40,7 @@ Status advance(const AdvanceParams& p, Context& ctx) {
   }
   for (int64_t b = 0; b < rows; ++b) {
     const bool ran = runs(b);
+    if (ran && p.counts.present()) ++p.counts.as<int32_t>()[b * vocab + sampled[b]];
     if (ran) finished[b] = state_after(b);
     if (!ran || finished[b] != 0) {
       ids[b] = positions[b] = slots[b] = -1;

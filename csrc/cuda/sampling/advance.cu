@@ -17,7 +17,8 @@ struct AdvanceArgs {
   const int32_t* stop_ids;                                // [B, stops]
   const int32_t* limits;                                  // [B]
   int32_t *ids, *positions, *lengths, *slots, *finished;  // [B]
-  int64_t rows, pages, stops;
+  int32_t* counts;                                        // [B, vocab], may be null
+  int64_t rows, pages, stops, vocab;
 };
 
 enum Finished : int32_t { kRunning, kStopId, kLimit };
@@ -32,6 +33,7 @@ __global__ __launch_bounds__(kThreads) void advance_kernel(AdvanceArgs a) {
   int32_t slot = -1;
   bool runs = a.finished[b] == kRunning && id >= 0 && position > 0;
   if (runs) {
+    if (a.counts != nullptr && id < a.vocab) ++a.counts[b * a.vocab + id];
     int32_t state = position >= a.limits[b] ? kLimit : kRunning;
     for (int64_t i = 0; i < a.stops; ++i) {
       if (a.stop_ids[b * a.stops + i] == id) state = kStopId;
@@ -67,6 +69,8 @@ Status advance(const AdvanceParams& p, const Launch& launch) noexcept {
   args.lengths = p.lengths.as<int32_t>();
   args.slots = p.slots.as<int32_t>();
   args.finished = p.finished.as<int32_t>();
+  args.counts = p.counts.present() ? p.counts.as<int32_t>() : nullptr;
+  args.vocab = p.counts.present() ? p.counts.dim(1) : 0;
   args.rows = p.sampled.dim(0);
   args.pages = p.block_table.dim(1);
   args.stops = p.stop_ids.dim(1);

@@ -81,6 +81,10 @@ __global__ __launch_bounds__(kScanThreads) void sample_scan_kernel(SampleArgs a)
     if (a.counts != nullptr) {
       load_quad<int32_t, int4>(a.counts + row * a.width, quad, a.width, a.vector, 0, counts);
     }
+    float bias[4] = {};
+    if (a.bias != nullptr) {
+      load_quad<float, float4>(a.bias + row * a.width, quad, a.width, a.vector, 0.0f, bias);
+    }
     uint32_t allowed = 15;
     if (a.mask != nullptr) allowed = a.mask[row * a.mask_words + quad / 8] >> (quad % 8 * 4);
     float x[4];
@@ -88,6 +92,7 @@ __global__ __launch_bounds__(kScanThreads) void sample_scan_kernel(SampleArgs a)
     for (int i = 0; i < 4; ++i) {
       x[i] = raw[q][i];
       if (a.counts != nullptr) x[i] = settings.penalised(x[i], counts[i]);
+      if (a.bias != nullptr) x[i] = __fadd_rn(x[i], bias[i]);
       if ((allowed >> i & 1) == 0 || 4 * quad + i >= a.vocab) x[i] = -INFINITY;
       bad |= !(x[i] < INFINITY);
       best = better(best, {x[i], static_cast<int32_t>(4 * quad + i)});
@@ -174,11 +179,12 @@ SampleArgs args_of(const SampleParams& p, Carver* carver) {
   args.seeds = p.seeds.as<const int64_t>();
   args.positions = p.positions.as<const int32_t>();
   args.counts = p.counts.present() ? p.counts.as<const int32_t>() : nullptr;
+  args.bias = p.bias.present() ? p.bias.as<const float>() : nullptr;
   args.mask = p.mask.present() ? p.mask.as<const uint32_t>() : nullptr;
   args.mask_words = p.mask.present() ? p.mask.dim(1) : 0;
   args.ids = p.ids.as<int32_t>();
   args.logprobs = p.logprobs.present() ? p.logprobs.as<float>() : nullptr;
-  args.vector = args.width % 4 == 0 && aligned16(args.logits) && aligned16(args.counts);
+  args.vector = args.width % 4 == 0 && aligned16(args.logits) && aligned16(args.counts) && aligned16(args.bias);
   return args;
 }
 

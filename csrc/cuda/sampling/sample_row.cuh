@@ -24,13 +24,14 @@ struct SampleArgs {
   const int64_t* seeds;      // [B]
   const int32_t* positions;  // [B]
   const int32_t* counts;     // [B, width], may be null
+  const float* bias;         // [B, width], may be null
   const uint32_t* mask;      // [B, mask_words], may be null
   int32_t* ids;              // [B]
   float* logprobs;           // [B], may be null
   SamplePartial* partials;   // [B, pieces]
   float* scaled;             // [B, stride]: logits after penalties and temperature; only of rows that are filtered
   int64_t width, vocab, stride, mask_words, pieces;
-  bool vector;  // logits and counts may be read by 16 bytes
+  bool vector;  // logits, counts and bias may be read by 16 bytes
 };
 
 constexpr int32_t kNoId = INT32_MAX;
@@ -57,12 +58,14 @@ struct SampleSettings {
   __device__ __forceinline__ bool by_min() const { return min_p > 0; }
   __device__ __forceinline__ bool filters(int64_t vocab) const { return by_k(vocab) || by_p() || by_min(); }
 
-  /// A logit after the penalties on an id that stands `count` times in the row. The compiler must not fuse the product
-  /// with the subtraction: the CPU does not.
+  /// A logit after the penalties on an id with this count. The compiler must not fuse the product with the subtraction:
+  /// the CPU does not.
   __device__ __forceinline__ float penalised(float x, int32_t count) const {
     if (count <= 0) return x;
     const float repeated = x > 0 ? x / repetition : __fmul_rn(x, repetition);
-    return fmaf(-frequency, static_cast<float>(count), __fsub_rn(repeated, presence));
+    const int32_t n = count & (kInPrompt - 1);
+    if (n == 0) return repeated;
+    return fmaf(-frequency, static_cast<float>(n), __fsub_rn(repeated, presence));
   }
 };
 

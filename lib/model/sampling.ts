@@ -1,0 +1,175 @@
+// model/sampling.ts - how the next token of a row is chosen: what the device knows of its settings, and the pass that
+// samples. Penalties, bias, mask and likeliest ids cost memory traffic, so they are part of a pass (and of its graph)
+// only where a row of the step asks for them; rows that do not are then given values that change nothing.
+
+import { DTYPE_BYTES, type Tensor } from '../native';
+import { MAX_STOP_IDS } from './buffers';
+import type { Machine } from './forward';
+import type { Sequence } from './sequence';
+import type { Views } from './views';
+
+/** kInPrompt of csrc/ops/ops.h: the flag in a count of an id that stands in the prompt. */
+const IN_PROMPT = 1 << 30;
+
+/** What the rows of a step ask of sampling, beyond the settings every row has. */
+export interface SamplingFeatures {
+  penalties: boolean;
+  bias: boolean;
+  mask: boolean;
+  top: boolean;
+}
+
+/** All of it: what memory is planned for. */
+export const ALL_FEATURES: SamplingFeatures = { penalties: true, bias: true, mask: true, top: true };
+
+/** Rows whose device memory does not have the values that change nothing. */
+export interface RowMarks {
+  readonly biased: Set<number>;
+  /** rows that have had a bias at some time */
+  readonly everBiased: Set<number>;
+  readonly masked: Set<number>;
+}
+
+/** What sampling these sequences needs, when each has as many tokens as it has rows now. */
+export function featuresOf(sequences: readonly Sequence[]): SamplingFeatures {
+  return {
+    penalties: sequences.some(hasPenalties),
+    bias: sequences.some(({ sampling }) => hasBias(sampling.logitBias)),
+    mask: sequences.some(mayNotStop),
+    top: sequences.some(({ sampling }) => (sampling.top ?? 0) > 0),
+  };
+}
+
+/** A number for each set of features. */
+export function featureKey({ penalties, bias, mask, top }: SamplingFeatures): number {
+  return Number(penalties) + 2 * Number(bias) + 4 * Number(mask) + 8 * Number(top);
+}
+
+/**
+ * Enqueues sampling of rows [first, first + count) from their logits, and their advance to the next step.
+ * @param normed the rows that the logits were made from [count, d]; read where likeliest ids are wanted
+ */
+export function samplePass(
+  machine: Machine,
+  views: Views,
+  { first, count, normed, features }: { first: number; count: number; normed: Tensor; features: SamplingFeatures },
+): void {
+  const { stream, rows, dims, weights, activations } = machine;
+  const column = (tensor: Tensor, ...rest: number[]) => {
+    const width = rest.reduce((product, dim) => product * dim, 1);
+    return views.of(tensor, [count, ...rest], first * width * DTYPE_BYTES[tensor.dtype]);
+  };
+  const widthOf = (tensor: Tensor) => tensor.shape[1] as number;
+  const sampled = column(rows.sampled);
+  const positions = column(rows.positions);
+  const counts = features.penalties ? column(rows.counts, dims.vocab) : undefined;
+  stream.sample({
+    logits: column(rows.logits, dims.vocab),
+    settings: column(rows.settings, 8),
+    seeds: column(rows.seeds),
+    positions,
+    counts,
+    bias: features.bias ? column(rows.bias, dims.vocab) : undefined,
+    mask: features.mask ? column(rows.mask, widthOf(rows.mask)) : undefined,
+    ids: sampled,
+    logprobs: column(rows.logprobs),
+    vocab: dims.vocab,
+  });
+  if (features.top) {
+    stream.logProbs({
+      x: normed,
+      head: weights.head ?? weights.embed,
+      targets: sampled,
+      logprobs: views.of(activations.scores.logprobs, [count]),
+      top_ids: column(rows.topIds, widthOf(rows.topIds)),
+      top_logprobs: column(rows.topLogprobs, widthOf(rows.topLogprobs)),
+    });
+  }
+  stream.advance({
+    sampled,
+    block_table: column(rows.blockTable, widthOf(rows.blockTable)),
+    stop_ids: column(rows.stopIds, widthOf(rows.stopIds)),
+    limits: column(rows.limits),
+    ids: column(rows.ids),
+    positions,
+    lengths: column(rows.lengths),
+    slots: column(rows.slots),
+    finished: column(rows.finished),
+    counts,
+  });
+}
+
+/** Sends a row's settings to the device, before its first token is sampled. All its tokens are known. */
+export function writeSampling(machine: Machine, sequence: Sequence): void {
+  const { stream, rows, dims, marks } = machine;
+  const { row, sampling: s } = sequence;
+  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0, logitBias = {} } = s;
+  const penalties = [repetitionPenalty, presencePenalty, frequencyPenalty];
+  stream.write(rows.settings, Float32Array.of(s.temperature, s.topK, s.topP, s.minP, ...penalties, 0), row * 32);
+  stream.write(rows.seeds, BigInt64Array.of(BigInt(s.seed)), row * 8);
+  const stops = new Int32Array(MAX_STOP_IDS).fill(-1);
+  stops.set(s.stopIds);
+  stream.write(rows.stopIds, stops, row * MAX_STOP_IDS * 4);
+  // `advance` counts tokens that are fed; the last sampled one never is
+  stream.write(rows.limits, Int32Array.of(s.maxLength - 1), row * 4);
+
+  if (hasPenalties(sequence)) stream.write(rows.counts, countsOf(sequence, dims.vocab), row * dims.vocab * 4);
+  const biased = hasBias(logitBias);
+  if (biased || marks.biased.has(row)) {
+    const bias = new Float32Array(dims.vocab);
+    for (const [id, value] of Object.entries(logitBias)) bias[Number(id)] = value;
+    stream.write(rows.bias, bias, row * dims.vocab * 4);
+    marks.everBiased.add(row);
+    if (biased) marks.biased.add(row);
+    else marks.biased.delete(row);
+  }
+}
+
+/** Forbids or allows the ids that end a text, as the length of the row asks for, before its next token is sampled. */
+export function writeMask(machine: Machine, sequence: Sequence): void {
+  const { stream, rows, marks } = machine;
+  const { row, sampling } = sequence;
+  const forbids = mayNotStop(sequence);
+  if (forbids === marks.masked.has(row)) return;
+  const words = rows.mask.shape[1] as number;
+  const mask = new Uint32Array(words).fill(0xffffffff);
+  if (forbids) for (const id of sampling.stopIds) mask[id >>> 5] = (mask[id >>> 5] as number) & ~(1 << (id & 31));
+  stream.write(rows.mask, mask, row * words * 4);
+  if (forbids) marks.masked.add(row);
+  else marks.masked.delete(row);
+}
+
+/** Gives every row the values that change nothing, whatever the device has. */
+export function clearSampling({ stream, rows, dims, limits, marks }: Machine): void {
+  const words = rows.mask.shape[1] as number;
+  stream.write(rows.mask, new Uint32Array(limits.maxSequences * words).fill(0xffffffff));
+  marks.masked.clear();
+  // A failed step may have skipped the write that took a bias away, so the marks alone do not tell.
+  const zeros = new Float32Array(dims.vocab);
+  for (const row of marks.everBiased) stream.write(rows.bias, zeros, row * dims.vocab * 4);
+  marks.biased.clear();
+}
+
+function hasPenalties({ sampling }: Sequence): boolean {
+  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = sampling;
+  return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
+}
+
+function hasBias(bias: Readonly<Record<number, number>> = {}): boolean {
+  for (const _ in bias) return true;
+  return false;
+}
+
+function mayNotStop({ length, sampling }: Sequence): boolean {
+  return length < (sampling.minLength ?? 0);
+}
+
+function countsOf(sequence: Sequence, vocab: number): Int32Array {
+  const counts = new Int32Array(vocab);
+  const prompt = sequence.sampling.promptLength ?? 0;
+  for (let i = 0; i < sequence.length; i++) {
+    const id = sequence.text.tokens[i] as number;
+    counts[id] = i < prompt ? (counts[id] as number) | IN_PROMPT : (counts[id] as number) + 1;
+  }
+  return counts;
+}
