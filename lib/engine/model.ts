@@ -249,8 +249,11 @@ export class LocalModel implements Model {
     return {
       encoder: (prompt, first) => this.encoder(prompt, first),
       checkAlive: () => this.checkAlive(),
-      generate: (encode, options, owner) =>
-        this.start(this.plan(readOptions(options, GENERATE_OPTIONS)), encode, owner),
+      generate: (encode, options, signal, owner) => {
+        const settings = this.plan(readOptions(options, GENERATE_OPTIONS));
+        const both = settings.signal === undefined ? signal : AbortSignal.any([settings.signal, signal]);
+        return this.start({ ...settings, signal: both }, encode, owner);
+      },
       prefill: (tokens, kept, signal) => this.prefill(tokens, kept, signal),
       save: (path, tokens, kept, signal) => {
         checkPath(path);

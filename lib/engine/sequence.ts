@@ -12,10 +12,11 @@ export interface SequenceHost {
   encoder(prompt: unknown, first: () => boolean): () => Promise<readonly number[]>;
   /** @throws ERR_DISPOSED */
   checkAlive(): void;
-  /** A generation whose prompt, all of it, `encode` gives. */
+  /** A generation whose prompt, all of it, `encode` gives; it ends with `signal` too. */
   generate(
     encode: () => Promise<readonly number[]>,
-    options: GenerateOptions | undefined,
+    options: unknown,
+    signal: AbortSignal,
     owner: GenerationOwner,
   ): Generation;
   /** Brings a text into the cache. */
@@ -75,7 +76,8 @@ export class LocalSequence implements Sequence {
         release = this.#take();
         return [...this.#tokens, ...(await encode())];
       },
-      { ...options, signal: this.#signal(options?.signal) },
+      options,
+      this.#disposing.signal,
       {
         get kept() {
           return kept();

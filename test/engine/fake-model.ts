@@ -245,7 +245,7 @@ export class FakeModel implements EngineModel {
     sequence.live = tokens === undefined || sample;
     if (!sequence.live || sequence.finished) return nothing;
     const sampling = sequence.sampling as SamplingSettings;
-    const all = Array.from({ length: text.length }, (_, i) => this.memory[this.rowOf(text, i)] as number);
+    const all = this.read(text);
     const token = this.next(all, sampling);
     sequence.next = token;
     const finished = this.ends(all.length + 1, token, sampling);
@@ -257,6 +257,16 @@ export class FakeModel implements EngineModel {
   private ends(length: number, token: number, sampling: SamplingSettings): StepResult['finished'] {
     if (sampling.stopIds.includes(token) && length > (sampling.minLength ?? 0)) return 'stop';
     return length >= sampling.maxLength ? 'length' : null;
+  }
+
+  /** The tokens of a text, as its rows have them. */
+  private read(text: TextPages): number[] {
+    const all: number[] = [];
+    for (const [i, page] of text.pages.entries()) {
+      const count = Math.min(PAGE_TOKENS, text.length - i * PAGE_TOKENS);
+      for (let row = page * PAGE_TOKENS; row < page * PAGE_TOKENS + count; row++) all.push(this.memory[row] as number);
+    }
+    return all;
   }
 
   private rowOf(text: TextPages, position: number): number {

@@ -13,6 +13,18 @@ const REFUSED: [string, unknown[]][] = [
   ['seed', [-1, 1.5, Number.NaN, 2 ** 53, '1', null, 1n]],
   ['stopTokens', [1, [-1], [300], [1.5], ['1'], [Number.NaN], null, {}, Array.from({ length: 17 }, (_, i) => i)]],
   ['ignoreEos', [0, 1, 'true', null]],
+  ['stop', [5, '', [''], [5], ['a', ''], 'x'.repeat(1001), Array.from({ length: 17 }, (_, i) => `s${i}`), null, {}]],
+  ['minTokens', [-1, 1.5, Number.NaN, '1', null]],
+  ['repetitionPenalty', [0, -1, 101, Number.NaN, '1', null]],
+  ['presencePenalty', [-101, 101, Number.NaN, '1', null]],
+  ['frequencyPenalty', [-101, 101, Number.NaN, '1', null]],
+  [
+    'logitBias',
+    [5, null, [1], { 300: 1 }, { '-1': 1 }, { x: 1 }, { '01': 1 }, { 1: 1001 }, { 1: Number.NaN }, { 1: '1' }],
+  ],
+  ['topLogprobs', [-1, 21, 1.5, '1', null, true]],
+  ['priority', [-101, 101, 0.5, '1', null]],
+  ['cacheSalt', [5, null, {}, 'x'.repeat(257)]],
   ['signal', [{}, { aborted: false }, null, 1, new AbortController()]],
 ];
 

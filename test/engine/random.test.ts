@@ -3,21 +3,7 @@
 import { MlaError } from '../../lib/errors';
 import { expectedTokens } from './fake-model';
 import { makeModel } from './make-model';
-
-/** Numbers in [0, n), always the same for a seed (mulberry32). */
-function randomBelow(seed: number): (n: number) => number {
-  let state = seed;
-  return (n) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let x = Math.imul(state ^ (state >>> 15), 1 | state);
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x;
-    return ((x ^ (x >>> 14)) >>> 0) % n;
-  };
-}
-
-const turns = async (count: number) => {
-  for (let i = 0; i < count; i++) await new Promise<void>((resolve) => setImmediate(resolve));
-};
+import { randomBelow, turns } from './random-load';
 
 type End = 'whole' | 'aborted' | 'left' | 'failed' | 'scored';
 
