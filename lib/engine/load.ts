@@ -33,6 +33,8 @@ export interface LoadOptions {
   pages?: number | undefined;
   /** Prompt tokens per step, over all sequences. Default 512. */
   prefillChunk?: number | undefined;
+  /** Whether prompts take over what earlier texts left in the cache. Default true. */
+  prefixCache?: boolean | undefined;
   /** CPU threads; 0, the default, is one per physical core. */
   threads?: number | undefined;
   /**
@@ -55,6 +57,7 @@ const LOAD_OPTIONS = [
   'maxSequences',
   'pages',
   'prefillChunk',
+  'prefixCache',
   'threads',
   'thread',
   'onProgress',
@@ -131,6 +134,9 @@ function checkLoadOptions(options: unknown): LoadOptions {
     if (value !== undefined && !(Number.isSafeInteger(value) && (value as number) >= least)) {
       throw invalidArg(name, `an integer of at least ${least}`, value);
     }
+  }
+  if (given.prefixCache !== undefined && typeof given.prefixCache !== 'boolean') {
+    throw invalidArg('prefixCache', 'true or false', given.prefixCache);
   }
   if (given.onProgress !== undefined && typeof given.onProgress !== 'function') {
     throw invalidArg('onProgress', 'a function', given.onProgress);

@@ -127,6 +127,7 @@ describe('loadModel', () => {
       [undefined, { context: Number.NaN }],
       [undefined, { maxSequences: 1.5 }],
       [undefined, { threads: -1 }],
+      [undefined, { prefixCache: 1 }],
       [undefined, { onProgress: 'yes' }],
       [undefined, { signal: {} }],
       [undefined, { ctx: 5 }],
