@@ -21,6 +21,8 @@ Status launch_decode_fma(const MlaDecodeParams& p, const DecodePartials& partial
 Status launch_decode_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 
 /// The kernels of mlaPrefill.
+bool prefill_sm90_fits(const MlaPrefillParams& p, const Traits& traits);
+Status launch_prefill_sm90(const MlaPrefillParams& p, const Launch& launch);
 bool prefill_portable_fits(const MlaPrefillParams& p, const Traits& traits);
 Status launch_prefill_portable(const MlaPrefillParams& p, const Launch& launch);
 Status launch_prefill_fma(const MlaPrefillParams& p, const Launch& launch);
@@ -29,6 +31,7 @@ Status load_decode_plan_kernels();
 Status load_decode_portable_kernels(const Traits& traits);
 Status load_decode_fma_kernels(const Traits& traits);
 Status load_decode_merge_kernels();
+Status load_prefill_sm90_kernels(const Traits& traits);
 Status load_prefill_portable_kernels(const Traits& traits);
 Status load_prefill_fma_kernels(const Traits& traits);
 Status load_load_latent_kernels();

@@ -8,6 +8,7 @@ Status load_attention_kernels(const Traits& traits) {
   MLA_RETURN_IF_ERROR(load_decode_portable_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_merge_kernels());
+  MLA_RETURN_IF_ERROR(load_prefill_sm90_kernels(traits));
   MLA_RETURN_IF_ERROR(load_prefill_portable_kernels(traits));
   MLA_RETURN_IF_ERROR(load_prefill_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_load_latent_kernels());

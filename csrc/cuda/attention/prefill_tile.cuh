@@ -6,6 +6,7 @@
 // tile stay idle.
 #pragma once
 #include "cuda/attention/softmax.cuh"
+#include "cuda/device/numeric.cuh"
 #include "cuda/launch.h"
 
 namespace mla::cuda {
@@ -67,37 +68,55 @@ struct PrefillTile {
   int shift;  // row i of the tile sees keys j <= i + shift
 };
 
-/// The tile with number `index`, the same in all threads; false if there is none. Of a sequence the last tiles, which
-/// see the most keys, come first. s_segment: an int of shared memory. Rows and keys lie within their tensors whatever
+/// Segment i, of 0 to B + 1, as one tile; `keys` are all of its keys. Rows and keys lie within their tensors whatever
 /// the starts and positions are.
+__device__ inline PrefillTile prefill_segment(const PrefillArgs& a, int i) {
+  const int last = a.sequences - 1, b = min(max(i - 1, 0), last);
+  PrefillTile all{};
+  if (last < 0) {
+    all.rows = i == 0 ? a.rows : 0;
+    return all;
+  }
+  // Loads that do not wait for one another.
+  const int begin = a.q_start[min(max(i - 1, 0), last + 1)], end = a.q_start[min(i, last + 1)];
+  const int key = a.k_start[b], key_end = a.k_start[b + 1], q_pos = a.q_pos[b], k_pos = a.k_pos[b];
+  all.row = i == 0 ? 0 : min(max(begin, 0), a.rows);
+  all.rows = max((i > last + 1 ? a.rows : min(max(end, 0), a.rows)) - all.row, 0);
+  if (i != b + 1) return all;
+  all.key = min(max(key, 0), a.key_rows);
+  all.keys = min(max(key_end, all.key), a.key_rows) - all.key;
+  const int64_t limit = int64_t{a.key_rows} + a.rows + 1;  // sees all keys, or none; keeps sums within 32 bits
+  all.shift = static_cast<int>(min(max(int64_t{q_pos} - k_pos, -limit), limit));
+  return all;
+}
+
+/// Tile `number` of tiles of `tile` rows of a segment.
+__device__ inline PrefillTile prefill_tile(const PrefillTile& segment, int number, int tile) {
+  PrefillTile out;
+  out.row = segment.row + number * tile;
+  out.rows = min(segment.rows - number * tile, tile);
+  out.key = segment.key;
+  out.shift = segment.shift + number * tile;
+  out.keys = max(min(segment.keys, out.rows + out.shift), 0);
+  return out;
+}
+
+/// The tile with number `index`, the same in all threads; false if there is none. Of a sequence the last tiles, which
+/// see the most keys, come first. s_segment: an int of shared memory.
 __device__ inline bool find_prefill_tile(const PrefillArgs& a, int index, int tile, int* s_segment, PrefillTile* out) {
-  const auto start = [&](int segment) {  // of 0 to B + 2
-    if (segment == 0) return 0;
-    return segment <= a.sequences + 1 ? min(max(a.q_start[segment - 1], 0), a.rows) : a.rows;
-  };
   if (threadIdx.x == 0) *s_segment = -1;
   __syncthreads();
   for (int i = threadIdx.x; i < a.sequences + 2; i += blockDim.x) {
-    const int begin = start(i), first = begin / tile + i, count = (start(i + 1) - begin + tile - 1) / tile;
-    if (index >= first && index < first + count) *s_segment = i;
+    const PrefillTile segment = prefill_segment(a, i);
+    const int first = segment.row / tile + i;
+    if (index >= first && index < first + div_up(segment.rows, tile)) *s_segment = i;
   }
   __syncthreads();
-  const int segment = *s_segment;
-  if (segment < 0) return false;
-  const int begin = start(segment), end = start(segment + 1);
-  const int count = (end - begin + tile - 1) / tile, number = count - 1 - (index - (begin / tile + segment));
-  out->row = begin + number * tile;
-  out->rows = min(end - out->row, tile);
-  out->key = out->keys = out->shift = 0;
-  if (number < 0 || out->rows <= 0) return false;
-  const int b = segment - 1;
-  if (b < 0 || b >= a.sequences) return true;
-  const int key = min(max(a.k_start[b], 0), a.key_rows), key_end = min(max(a.k_start[b + 1], key), a.key_rows);
-  const int64_t shift = int64_t{a.q_pos[b]} + number * tile - a.k_pos[b];
-  const int64_t limit = a.key_rows + 1;  // keeps the sums below within 32 bits
-  out->key = key;
-  out->shift = static_cast<int>(min(max(shift, -limit - tile), limit));
-  out->keys = max(min(key_end - key, out->rows + out->shift), 0);
+  if (*s_segment < 0) return false;
+  const PrefillTile segment = prefill_segment(a, *s_segment);
+  const int number = div_up(segment.rows, tile) - 1 - (index - (segment.row / tile + *s_segment));
+  if (number < 0) return false;
+  *out = prefill_tile(segment, number, tile);
   return true;
 }
 

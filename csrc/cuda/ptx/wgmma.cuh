@@ -25,6 +25,11 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t leadin
          uint64_t{1} << 62;
 }
 
+/// The tile `bytes` further on, within the block's shared memory: the address is all that changes, so 32 bits do.
+__device__ __forceinline__ uint64_t wgmma_advance(uint64_t tile, uint32_t bytes) {
+  return (tile & 0xFFFFFFFF00000000) | (static_cast<uint32_t>(tile) + (bytes >> 4));
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kLeft>
