@@ -141,11 +141,16 @@ interface Prefill {
   behind?: number;
 }
 
-/** Random rows, NaN from `live` on. */
-function packed(make: Inputs, dtype: Float, shape: readonly number[], live: number): Planned {
-  const all = make.normal(dtype, shape);
-  const rowBytes = all.bytes.length / (shape[0] as number);
-  return new Planned('in', dtype, shape, all.bytes.slice().fill(0xff, live * rowBytes));
+/** Random rows, NaN where nobody looks: keys of sequences without queries, and behind the last sequence. */
+function packed(make: Inputs, dtype: Float, shape: readonly number[], p: Pick<Prefill, 'queries' | 'keys'>): Planned {
+  const bytes = make.normal(dtype, shape).bytes.slice();
+  const rowBytes = bytes.length / (shape[0] as number);
+  let row = 0;
+  p.keys.forEach((rows, b) => {
+    if (p.queries[b] === 0) bytes.fill(0xff, row * rowBytes, (row + rows) * rowBytes);
+    row += rows;
+  });
+  return new Planned('in', dtype, shape, bytes.fill(0xff, row * rowBytes));
 }
 
 function prefillArgs(make: Inputs, p: Prefill) {
@@ -160,9 +165,9 @@ function prefillArgs(make: Inputs, p: Prefill) {
   const zeros = queries.map(() => 0);
   return {
     q: make.normal(act, [T, H, n + r]),
-    k_nope: packed(make, act, [S, H, n], live),
-    k_rope: packed(make, act, [S, r], live),
-    value: packed(make, act, [S, H, v], live),
+    k_nope: packed(make, act, [S, H, n], p),
+    k_rope: packed(make, act, [S, r], p),
+    value: packed(make, act, [S, H, v], p),
     q_start: make.values('i32', [B + 1], starts),
     k_start: make.starts(keys),
     q_pos: make.values('i32', [B], p.q_pos ?? zeros),
@@ -198,6 +203,12 @@ const CHUNKS = {
   behind: 2,
 };
 
+/** Sequences of 0 to 199 rows. */
+const mixed = (count: number) => {
+  const rows = Array.from({ length: count }, (_, i) => (i * 67) % 200);
+  return { queries: rows, keys: rows };
+};
+
 for (const dims of PREFILL_DIMS) {
   const name = dims.join('/');
   prefillCase(`${name}, whole sequences`, { heads: 3, dims, ...WHOLE });
@@ -206,6 +217,22 @@ for (const dims of PREFILL_DIMS) {
 for (const heads of [1, 16, 20]) {
   prefillCase(`${heads} heads`, { heads, dims: [128, 64, 128], queries: [300, 17], keys: [300, 17] });
 }
+// Keys that end inside of a tile, with rows behind them that are not numbers.
+prefillCase('a sequence without queries between two', {
+  heads: 3,
+  dims: [128, 64, 128],
+  queries: [10, 0, 200],
+  keys: [10, 77, 200],
+});
+prefillCase('70 sequences', { heads: 2, dims: [128, 64, 128], ...mixed(70) });
+// More tiles than the blocks of the persistent kernel list at once.
+prefillCase('128 heads, 100 sequences', {
+  heads: 128,
+  dims: [128, 64, 128],
+  queries: Array(100).fill(1),
+  keys: Array(100).fill(9),
+  q_pos: Array(100).fill(8),
+});
 prefillCase('a long sequence', { heads: 2, dims: [128, 64, 128], queries: [1500], keys: [1500] });
 prefillCase('a long context', { heads: 1, dims: [192, 64, 256], queries: [100], keys: [5000], q_pos: [4900] });
 prefillCase('f32', { act: 'f32', heads: 3, dims: [128, 64, 128], ...WHOLE });
