@@ -96,4 +96,5 @@ function main() {
   }
 }
 
-process.exitCode = main();
+module.exports = { inspect, tryLoad };
+if (require.main === module) process.exitCode = main();

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { native } from '../../lib/native';
 import { withTree } from './seed-tree';
 
 const ROOT = resolve(__dirname, '../..');
@@ -105,5 +106,31 @@ describe('npm run bench:gpu', () => {
 
   test('refuses what it does not understand', () => {
     for (const args of [['--runs', '0'], ['--runs'], ['--fast']]) expect(run(args).status).toBe(1);
+  });
+});
+
+describe('npm run prebuildify', () => {
+  const { inspect, tryLoad } = require('../../scripts/prebuildify.cjs') as {
+    inspect(file: string): void;
+    tryLoad(file: string, cuda: boolean): void;
+  };
+  const { file, cuda } = native.build();
+  beforeEach(() => {
+    jest.spyOn(console, 'log').mockImplementation(() => {});
+  });
+  afterEach(() => jest.restoreAllMocks());
+
+  test('accepts what loads and needs no more than the README promises', () => {
+    inspect(file);
+    tryLoad(file, cuda);
+    expect(console.log).toHaveBeenCalledWith(expect.stringMatching(/needs .*libc\.so\.6.* and GLIBC_2\.\d\d at most/));
+  });
+
+  test('refuses a binary that wants more, lacks architectures, or does not load', () => {
+    const node = process.execPath; // wants libstdc++
+    expect(() => inspect(node)).toThrow(/needs libstdc\+\+\.so\.6|needs libdl|needs libpthread/);
+    if (!cuda)
+      expect(() => tryLoad(file, true)).toThrow(/has no code for 80-real, 90-real, 100-real, 120-real, 120-virtual/);
+    expect(() => tryLoad(join(ROOT, 'package-lock.json.node'), false)).toThrow(/does not load/);
   });
 });
