@@ -81,6 +81,9 @@ class Backend : public Planner {
   /// Reads bytes [offset, offset + bytes) of an open file into device memory. kFile when the file is shorter.
   virtual Status read_file(int fd, int64_t offset, void* dst, int64_t bytes, BackendStream& stream) = 0;
 
+  /// read_file() will be called for these bytes soon, in the order of such announcements; it may fail to come.
+  virtual void will_read(int fd, int64_t offset, int64_t bytes) { (void)fd, (void)offset, (void)bytes; }
+
   /// Compiles operations (each with the workspace it was recorded with) into something that replay() runs.
   virtual Status compile(std::span<const Op> ops, View workspace, BackendStream& stream,
                          std::unique_ptr<BackendGraph>* out) = 0;

@@ -27,6 +27,10 @@ Status WriteCommand::execute(Device& device, BackendStream& stream) {
   return device.mutable_backend().upload(data_, std::move(buffer), bytes_, stream);
 }
 
+void ReadFileCommand::prepare(Device& device) noexcept {
+  device.mutable_backend().will_read(file_->descriptor(), offset_, bytes_);
+}
+
 Status ReadFileCommand::execute(Device& device, BackendStream& stream) {
   return device.mutable_backend().read_file(file_->descriptor(), offset_, data_, bytes_, stream);
 }

@@ -67,6 +67,8 @@ class ReadFileCommand final : public StreamCommand {
         offset_(offset),
         bytes_(bytes) {}
 
+  void prepare(Device& device) noexcept override;
+
  private:
   Status execute(Device& device, BackendStream& stream) override;
   StorageRef target_;

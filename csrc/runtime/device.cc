@@ -144,8 +144,13 @@ void Device::run_queue() {
     std::lock_guard lock(mutex_);
     batch.swap(queue_);
   }
-  for (std::unique_ptr<Command>& command : batch) {
+  constexpr size_t kPreparedAhead = 16;
+  size_t prepared = 0;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    std::unique_ptr<Command>& command = batch[i];
     const Status now = state();
+    for (; now.ok() && prepared < std::min(i + kPreparedAhead, batch.size()); ++prepared)
+      batch[prepared]->prepare(*this);
     if (now.ok()) {
       // Commands turn their failures into answers; what is caught here is only the lack of memory for an answer.
       (void)guarded([&] {

@@ -21,6 +21,8 @@ class Command {
  public:
   virtual ~Command() = default;
   virtual void run(Device& device) = 0;
+  /// Called once, in order, some commands before this one's turn: what can begin early may begin.
+  virtual void prepare(Device&) noexcept {}
   /// The device was disposed or lost before this command's turn came.
   virtual void cancel(const Status&) noexcept {}
 };

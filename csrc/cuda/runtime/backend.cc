@@ -214,6 +214,8 @@ class CudaBackend final : public Backend {
     return file_reader_.read(fd, offset, dst, bytes, of(stream).stream);
   }
 
+  void will_read(int fd, int64_t offset, int64_t bytes) override { file_reader_.expect(fd, offset, bytes); }
+
   Status compile(std::span<const Op> ops, View workspace, BackendStream& stream,
                  std::unique_ptr<BackendGraph>* out) override {
     const cudaStream_t s = of(stream).stream;

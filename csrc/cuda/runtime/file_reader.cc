@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <string>
 
 #include "common/checked.h"
@@ -72,12 +73,55 @@ void FileReader::work() {
   }
 }
 
-Status FileReader::send(Piece& piece, void* dst, cudaStream_t stream) {
-  {
-    std::unique_lock lock(mutex_);
-    finished_.wait(lock, [&] { return piece.state == State::kRead; });
-    piece.state = State::kFree;
+void FileReader::expect(int fd, int64_t offset, int64_t bytes) noexcept {
+  try {
+    if (bytes > 0) ranges_.push_back({fd, offset, bytes});
+  } catch (const std::bad_alloc&) {
+    // read() then begins by itself.
   }
+}
+
+bool FileReader::ask(bool wait, Status* status) {
+  if (asked_ - taken_ == kPieces) return false;
+  const auto range = std::find_if(ranges_.begin(), ranges_.end(), [](const Range& r) { return r.asked < r.pieces(); });
+  if (range == ranges_.end()) return false;
+  const int index = static_cast<int>(asked_ % kPieces);
+  Piece& piece = pieces_[index];
+  if (!wait && cudaEventQuery(piece.sent) != cudaSuccess) {
+    cudaGetLastError();  // "not ready" is no error of the next launch
+    return false;
+  }
+  *status = cuda_status(cudaEventSynchronize(piece.sent), "cudaEventSynchronize");
+  if (!status->ok()) return false;
+  {
+    std::lock_guard lock(mutex_);
+    piece.fd = range->fd;
+    piece.offset = range->offset + range->asked * kPieceBytes;
+    piece.bytes = std::min(kPieceBytes, range->bytes - range->asked * kPieceBytes);
+    piece.state = State::kReading;
+    queue_.push_back(index);
+  }
+  wanted_.notify_one();
+  ++range->asked;
+  ++asked_;
+  return true;
+}
+
+FileReader::Piece& FileReader::take() {
+  Piece& piece = pieces_[taken_ % kPieces];
+  std::unique_lock lock(mutex_);
+  finished_.wait(lock, [&] { return piece.state == State::kRead; });
+  piece.state = State::kFree;
+  ++taken_;
+  return piece;
+}
+
+void FileReader::drop() {
+  for (int64_t i = 0; i < ranges_.front().asked; ++i) take();
+  ranges_.pop_front();
+}
+
+Status FileReader::send(Piece& piece, void* dst, cudaStream_t stream) {
   if (piece.missing > 0) {
     const int64_t at = piece.offset + piece.bytes - piece.missing;
     return Status::Error(Code::kFile, piece.error == 0
@@ -94,33 +138,25 @@ Status FileReader::send(Piece& piece, void* dst, cudaStream_t stream) {
 Status FileReader::read(int fd, int64_t offset, void* dst, int64_t bytes, cudaStream_t stream) {
   if (bytes == 0) return Status::Ok();
   MLA_RETURN_IF_ERROR(start());
-  const int64_t count = ceil_div(bytes, kPieceBytes);
-  const int first = next_;
-  Status status;
-  int64_t asked = 0;
-  // Pieces are asked for as far ahead as the ring allows, and sent in order. After a failure those under way are only
-  // waited for: a reader must not write into a piece that somebody else has taken.
-  for (int64_t sent = 0; sent < count && (status.ok() || sent < asked); ++sent) {
-    for (; status.ok() && asked < count && asked - sent < kPieces; ++asked) {
-      const int index = static_cast<int>((first + asked) % kPieces);
-      Piece& piece = pieces_[index];
-      status = cuda_status(cudaEventSynchronize(piece.sent), "cudaEventSynchronize");
-      if (!status.ok()) break;
-      {
-        std::lock_guard lock(mutex_);
-        piece.fd = fd;
-        piece.offset = offset + asked * kPieceBytes;
-        piece.bytes = std::min(kPieceBytes, bytes - asked * kPieceBytes);
-        piece.state = State::kReading;
-        queue_.push_back(index);
-      }
-      wanted_.notify_one();
+  // Reads that were announced and did not come, because their stream had failed.
+  const auto is_this = [&](const Range& r) { return r.fd == fd && r.offset == offset && r.bytes == bytes; };
+  while (!ranges_.empty() && !is_this(ranges_.front())) drop();
+  if (ranges_.empty()) ranges_.push_back({fd, offset, bytes});
+  Status status, ahead;
+  const int64_t count = ranges_.front().pieces();
+  for (int64_t i = 0; i < count && status.ok(); ++i) {
+    if (ranges_.front().asked == i) ask(true, &status);
+    while (status.ok() && ask(false, &ahead)) {
     }
-    if (sent >= asked) break;
-    const Status one = send(pieces_[(first + sent) % kPieces], static_cast<char*>(dst) + sent * kPieceBytes, stream);
-    if (status.ok()) status = one;
+    if (status.ok()) status = send(take(), static_cast<char*>(dst) + i * kPieceBytes, stream);
+    // What failed here: the pieces taken so far are out of the ring, drop() waits for the others.
+    if (!status.ok()) ranges_.front().asked -= std::min(i + 1, ranges_.front().asked);
   }
-  next_ = static_cast<int>((first + count) % kPieces);
+  if (status.ok()) {
+    ranges_.pop_front();
+  } else {
+    drop();
+  }
   return status;
 }
 
