@@ -79,7 +79,7 @@ int64_t workspace(const GemmParams&, const Traits&) { return 0; }
 int64_t workspace(const SwigluParams&, const Traits&) { return 0; }
 
 Status load_gemm_kernels(const Traits& traits) {
-  MLA_RETURN_IF_ERROR(cuda_status(load_product_kernels(traits.shared_bytes_per_block), "loading product kernels"));
+  MLA_RETURN_IF_ERROR(cuda_status(load_product_kernels(traits), "loading product kernels"));
   MLA_RETURN_IF_ERROR(cuda_status(load_absorb_kernels(traits.shared_bytes_per_block), "loading queryAbsorb kernels"));
   return cuda_status(load_log_probs_kernels(), "loading logProbs kernels");
 }

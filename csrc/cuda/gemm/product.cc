@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/checked.h"
+#include "cuda/gemm/product_ring.h"
 
 namespace mla::cuda {
 
@@ -58,6 +59,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
   if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
+  if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   if (streams(p, multiprocessors)) {
     const int row_tiles = stream_row_tiles(p);
@@ -70,22 +72,29 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
 }
 
 bool combines(const Product& p, const Combine& c, const Traits& traits) {
+  if (rings(p, &c, traits)) return true;
   return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
          combine_stream_bytes(p, c, combine_row_tiles(c)) <= traits.shared_bytes_per_block - 1024;
 }
 
 cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& launch) {
+  if (rings(p, &c, *launch.traits)) return launch_combine_ring(p, c, launch);
   const int multiprocessors = launch.traits->multiprocessors;
   const cudaStream_t stream = launch.stream;
   return p.w_dtype == DType::kF8E4M3 ? launch_combine_stream_f8(p, c, combine_row_tiles(c), multiprocessors, stream)
                                      : launch_combine_stream_bf16(p, c, combine_row_tiles(c), multiprocessors, stream);
 }
 
-cudaError_t load_product_kernels(int shared_bytes_per_block) {
+cudaError_t load_product_kernels(const Traits& traits) {
+  const int shared_bytes_per_block = traits.shared_bytes_per_block;
   cudaError_t error = load_product_stream_bf16(shared_bytes_per_block);
   if (error == cudaSuccess) error = load_product_stream_f8(shared_bytes_per_block);
   if (error == cudaSuccess) error = load_product_tile_bf16(shared_bytes_per_block);
   if (error == cudaSuccess) error = load_product_tile_f8(shared_bytes_per_block);
+  if (traits.hopper) {
+    if (error == cudaSuccess) error = load_ring_bf16(traits.shared_bytes_per_block);
+    if (error == cudaSuccess) error = load_ring_f8(traits.shared_bytes_per_block);
+  }
   return error == cudaSuccess ? load_product_fma() : error;
 }
 

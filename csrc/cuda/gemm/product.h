@@ -56,6 +56,7 @@ struct Product {
   const int32_t* order = nullptr;    // [rows]; may be null
   int64_t per_row = 1;
   int64_t x_rows = 0;  // how many rows x has, with order
+  int64_t always = 0;  // the last groups, if every row of x that has any group is in them
 
   // Plain kernel only: w lies the other way round, w[j, k] at k * n + j; rows with positions outside of
   // [0, position_end) give zeros.
@@ -117,7 +118,7 @@ constexpr int64_t kStreamRows = 2048;
 constexpr int64_t kCombineRows = 768;
 
 /// All of them, into the GPU's context.
-cudaError_t load_product_kernels(int shared_bytes_per_block);
+cudaError_t load_product_kernels(const Traits& traits);
 cudaError_t load_product_stream_bf16(int shared_bytes_per_block);
 cudaError_t load_product_stream_f8(int shared_bytes_per_block);
 cudaError_t load_product_tile_bf16(int shared_bytes_per_block);

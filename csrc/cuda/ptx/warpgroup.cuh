@@ -66,11 +66,14 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// The address of this block's shared memory as block `rank` of the cluster has it, for cluster_load.
+/// The address of this block's shared memory as block `rank` of the cluster has it, for cluster_load4 and cluster_store.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {
   uint32_t out;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(shared), "r"(rank));
   return out;
+}
+__device__ __forceinline__ void cluster_store(uint32_t address, float v) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 __device__ __forceinline__ float4 cluster_load4(uint32_t address) {
   float4 v;

@@ -1,0 +1,108 @@
+// product_ring.cc - when the products of few rows on Hopper run, and how they use a block's shared memory.
+#include "cuda/gemm/product_ring.h"
+
+#include <algorithm>
+
+#include "common/checked.h"
+
+namespace mla::cuda {
+
+namespace {
+
+/// Of a block, so that two fit a multiprocessor (228 KB, of which 1 KB a block is not ours, nor are the barriers).
+constexpr int64_t kBlockBytes = 112 * 1024;
+/// Fewer stages would not hide the memory's latency.
+constexpr int64_t kLeastStages = 4;
+/// Rows of even groups beyond this take the tile kernels.
+constexpr int64_t kRingRows = 16;
+constexpr int64_t kRingMeanRows = 16;
+
+/// Rows that a group can have, in eights: 1 or 2.
+int row_tiles_of(const Product& p) {
+  const int64_t most = p.offsets == nullptr || p.order == nullptr ? p.rows : p.x_rows;
+  return most <= 8 ? 1 : 2;
+}
+
+RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
+  const int height = 8 * row_tiles;
+  RingPlan plan;
+  int64_t end = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t at = end;
+    end = round_up(end + bytes, 16);
+    return static_cast<int>(at);
+  };
+  plan.sums = take(int64_t{2} * kStepSegments * row_tiles * 512);
+  if (p.offsets != nullptr) {
+    plan.capacity = static_cast<int>(p.groups + p.rows / height);
+    plan.tiles = take(int64_t{plan.capacity} * 8);
+    plan.operand_rows = take(p.order == nullptr ? 0 : p.rows * 4);
+    if (p.order != nullptr && p.x_rows <= height) plan.always = static_cast<int>(std::min(p.always, p.groups));
+  } else {
+    plan.per_group = static_cast<int>(ceil_div(p.rows, height));
+  }
+  if (c != nullptr) {
+    plan.parts = take(p.rows * kItemRows * 4);
+    plan.slots = take(c->tokens * c->per_token * 4);
+    plan.weights = take(c->tokens * c->per_token * 4);
+  }
+  // x is read by every item; where it leaves the ring room enough it is held.
+  const int64_t x_rows = p.order == nullptr ? p.rows : p.x_rows;
+  const int64_t pitch = p.k * 2 / 128 * 128 + (p.k * 2 % 128 <= 64 ? 64 : 192);
+  if ((p.groups == 1 || p.offsets != nullptr) && end + x_rows * pitch + kLeastStages * kStageBytes <= kBlockBytes) {
+    plan.x_rows = static_cast<int>(x_rows);
+    plan.x_pitch = static_cast<int>(pitch);
+    plan.x = take(x_rows * pitch);
+  }
+  end = round_up(end, 128);
+  plan.stages = static_cast<int>(std::clamp<int64_t>((kBlockBytes - end) / kStageBytes, kLeastStages, kMaxStages));
+  // The ring comes first: its rows are where quarter-warps expect them.
+  const int ring = plan.stages * kStageBytes;
+  for (int* offset : {&plan.sums, &plan.x, &plan.tiles, &plan.operand_rows, &plan.parts, &plan.slots, &plan.weights})
+    *offset += ring;
+  plan.bytes = static_cast<int>(end) + ring;
+  return plan;
+}
+
+/// May memory that holds these be read before pdl_wait()?
+bool settled(const Launch& launch, const void* data, int64_t bytes) {
+  View view;
+  view.dtype = DType::kU8;
+  view.rank = 1;
+  view.shape[0] = data == nullptr ? 0 : bytes;
+  view.data = const_cast<void*>(data);
+  return launch.settled(view);
+}
+
+cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
+  RingLaunch ring;
+  ring.row_tiles = row_tiles_of(p);
+  ring.stream = how.stream;
+  RingPlan& plan = ring.plan;
+  plan = plan_of(p, c, ring.row_tiles);
+  plan.weights_settled = settled(how, p.w, ((p.groups - 1) * p.w_group + p.n * p.k) * dtype_bytes(p.w_dtype));
+  if (p.offsets != nullptr) {
+    plan.lists_settled = settled(how, p.offsets, (p.groups + 1) * 4) && settled(how, p.order, p.rows * 4) &&
+                         (c == nullptr || (settled(how, c->slots, c->tokens * c->per_token * 4) &&
+                                           settled(how, c->weights, c->tokens * c->per_token * 4)));
+  }
+  const int64_t row_blocks = ceil_div(p.n, kItemRows);
+  const int64_t tiles = p.offsets == nullptr ? p.groups * plan.per_group : std::min<int64_t>(plan.capacity, p.rows);
+  ring.blocks = static_cast<int>(c != nullptr ? 2 * row_blocks
+                                              : std::min(row_blocks * tiles, int64_t{2} * how.traits->multiprocessors));
+  return p.w_dtype == DType::kF8E4M3 ? launch_ring_f8(p, c, ring) : launch_ring_bf16(p, c, ring);
+}
+
+}  // namespace
+
+bool rings(const Product& p, const Combine* c, const Traits& traits) {
+  if (!traits.hopper || !fits_tensor_cores(p)) return false;
+  if (p.offsets == nullptr) return p.rows <= kRingRows;
+  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) || ceil_div(p.rows, p.groups) > kRingMeanRows) return false;
+  return plan_of(p, c, row_tiles_of(p)).bytes <= traits.shared_bytes_per_block - 1024;
+}
+
+cudaError_t launch_product_ring(const Product& p, const Launch& how) { return launch(p, nullptr, how); }
+cudaError_t launch_combine_ring(const Product& p, const Combine& c, const Launch& how) { return launch(p, &c, how); }
+
+}  // namespace mla::cuda
