@@ -21,8 +21,8 @@ struct Absorb {
   void* out = nullptr;             // [rows, heads, c + r] act
 };
 
-/// Zero rows launch nothing.
-cudaError_t launch_absorb(const Absorb& p, int shared_bytes_per_block, cudaStream_t stream);
+/// Zero rows launch nothing. weights_settled: w_uk may be read before pdl_wait().
+cudaError_t launch_absorb(const Absorb& p, bool weights_settled, int shared_bytes_per_block, cudaStream_t stream);
 cudaError_t load_absorb_kernels(int shared_bytes_per_block);
 
 }  // namespace mla::cuda

@@ -2,7 +2,7 @@
 //
 // Tensor core kernel (bf16 rows and weights that can be read by 16 bytes, n <= kMaxNope): a block takes one head, 64
 //   columns and up to 64 rows; grid (columns / 64, heads, rows / 64), 4 warps of 16 columns each. All weights of the
-//   block are asked for at once. w_uk has its columns next to each other, so the B operand comes through transposed
+//   block are asked for at once, before pdl_wait() where they are settled. w_uk has its columns next to each other, so the B operand comes through transposed
 //   ldmatrix. Sums: as everywhere, segments of 128 k from zero, added in ascending order; the kernel and so the bits
 //   are the same for every number of rows. Shared memory: weights [n, 64], rows of 128 bytes with piece j at j ^ (row %
 //   8); rows of q, 16 bytes apart from a multiple of 128.
@@ -43,7 +43,7 @@ __device__ __forceinline__ void rotate(const Absorb& p, int64_t t, int h, int i)
   to[1] = from_float<T>(b);
 }
 
-__global__ void __launch_bounds__(kThreads) absorb_bf16_kernel(const __grid_constant__ Absorb p) {
+__global__ void __launch_bounds__(kThreads) absorb_bf16_kernel(const __grid_constant__ Absorb p, bool weights_settled) {
   extern __shared__ __align__(16) unsigned char shared[];
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const int column0 = blockIdx.x * kColumns, h = blockIdx.y;
@@ -51,15 +51,14 @@ __global__ void __launch_bounds__(kThreads) absorb_bf16_kernel(const __grid_cons
   const int count = static_cast<int>(min(static_cast<int64_t>(kRows), p.rows - t0));
   const Bf16* const w = static_cast<const Bf16*>(p.w_uk) + static_cast<int64_t>(h) * p.n * p.c + column0;
   const int deep = depth(p.n);
-  for (int k = tid; k < p.n; k += kThreads) prefetch_l2(w + static_cast<int64_t>(k) * p.c);
-  pdl_wait();
-
+  if (!weights_settled) pdl_wait();
   for (int i = tid; i < deep * 8; i += kThreads) {
     const int k = i / 8, piece = i % 8;
     const bool valid = k < p.n && column0 + piece * 8 < p.c;
     cp_async16(shared_address(shared + k * 128 + (piece ^ k % 8) * 16),
                valid ? static_cast<const void*>(w + static_cast<int64_t>(k) * p.c + piece * 8) : p.w_uk, valid);
   }
+  if (weights_settled) pdl_wait();
   unsigned char* const rows = shared + deep * 128;
   const int stride = row_bytes(p.n), pieces = deep / 8;
   for (int i = tid; i < div_up(count, 16) * 16 * pieces; i += kThreads) {
@@ -152,11 +151,11 @@ bool fits(const Absorb& p, int shared_bytes_per_block) {
 
 }  // namespace
 
-cudaError_t launch_absorb(const Absorb& p, int shared_bytes_per_block, cudaStream_t stream) {
+cudaError_t launch_absorb(const Absorb& p, bool weights_settled, int shared_bytes_per_block, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (fits(p, shared_bytes_per_block)) {
     const dim3 grid(div_up(p.c, kColumns), p.heads, static_cast<unsigned>(div_up<int64_t>(p.rows, kRows)));
-    return launch_pdl(absorb_bf16_kernel, grid, dim3(kThreads), shared_bytes(p.n), stream, p);
+    return launch_pdl(absorb_bf16_kernel, grid, dim3(kThreads), shared_bytes(p.n), stream, p, weights_settled);
   }
   Product product;
   product.rows = p.rows;

@@ -7,10 +7,7 @@
 
 namespace mla::cuda {
 
-namespace {
-
-/// x [rows, k], w [n, k], y [rows, n or n / 2].
-Product dense(View x, View w, View w_scale, bool gated, View y) {
+Product dense_product(View x, View w, View w_scale, bool gated, View y) {
   Product p;
   p.rows = x.dim(0);
   p.n = w.dim(0);
@@ -27,16 +24,14 @@ Product dense(View x, View w, View w_scale, bool gated, View y) {
   return p;
 }
 
-}  // namespace
-
 Status gemm(const GemmParams& p, const Launch& launch) noexcept {
-  Product product = dense(p.x, p.w, p.w_scale, false, p.y);
+  Product product = dense_product(p.x, p.w, p.w_scale, false, p.y);
   product.residual = p.residual.present() ? p.residual.data : nullptr;
   return cuda_status(launch_product(product, launch), "gemm");
 }
 
 Status swiglu(const SwigluParams& p, const Launch& launch) noexcept {
-  return cuda_status(launch_product(dense(p.x, p.w, p.w_scale, true, p.out), launch), "swiglu");
+  return cuda_status(launch_product(dense_product(p.x, p.w, p.w_scale, true, p.out), launch), "swiglu");
 }
 
 Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
@@ -72,7 +67,9 @@ Status queryAbsorb(const QueryAbsorbParams& p, const Launch& launch) noexcept {
   absorb.position_end = p.cos_sin.dim(0);
   absorb.cos_sin = p.cos_sin.as<const float>();
   absorb.out = p.out.data;
-  return cuda_status(launch_absorb(absorb, launch.traits->shared_bytes_per_block, launch.stream), "queryAbsorb");
+  return cuda_status(
+      launch_absorb(absorb, launch.settled(p.w_uk), launch.traits->shared_bytes_per_block, launch.stream),
+      "queryAbsorb");
 }
 
 int64_t workspace(const GemmParams&, const Traits&) { return 0; }

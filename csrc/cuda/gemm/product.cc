@@ -58,8 +58,9 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   const int multiprocessors = launch.traits->multiprocessors;
   const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
-  if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
   if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
+  if (p.norm.weight != nullptr) return cudaErrorInvalidValue;
+  if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   if (streams(p, multiprocessors)) {
     const int row_tiles = stream_row_tiles(p);

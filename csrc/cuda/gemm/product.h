@@ -22,6 +22,7 @@
 
 #include "common/dtype.h"
 #include "cuda/launch.h"
+#include "cuda/norm/norm.h"
 
 namespace mla::cuda {
 
@@ -38,6 +39,7 @@ struct Product {
   DType x_dtype = DType::kBF16;
   int64_t x_row = 0;  // between rows
   int64_t x_group = 0;
+  HeldNorm norm;            // of x, before anything else; only where holds_norm()
   const void* w = nullptr;  // [groups][n, k], rows k elements long
   DType w_dtype = DType::kBF16;
   int64_t w_group = 0;
@@ -80,6 +82,12 @@ struct Combine {
 
 /// Enqueues the product with the kernel that fits. Zero rows launch nothing.
 cudaError_t launch_product(const Product& p, const Launch& launch);
+
+/// Is there a kernel that norms x (bf16, no groups) before it multiplies?
+bool holds_norm(const Product& p, const Traits& traits);
+
+/// x [rows, k], w [n, k], y [rows, n or n / 2].
+Product dense_product(View x, View w, View w_scale, bool gated, View y);
 
 /// Is there one kernel for the product with its weighted sum (few rows, tensor cores)? If so launch_combine() enqueues
 /// it; p.y is not used then. c may lack its pointers.

@@ -13,6 +13,10 @@ namespace {
 constexpr int64_t kBlockBytes = 112 * 1024;
 /// Fewer stages would not hide the memory's latency.
 constexpr int64_t kLeastStages = 4;
+/// That x may take in L1 beside two blocks.
+constexpr int64_t kL1Bytes = 8 * 1024;
+/// Of a row, while it is normed: hold_normed.cuh.
+constexpr int64_t kNormSums = 16;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
 constexpr int64_t kRingMeanRows = 16;
@@ -46,19 +50,27 @@ RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
     plan.slots = take(c->tokens * c->per_token * 4);
     plan.weights = take(c->tokens * c->per_token * 4);
   }
-  // x is read by every item; where it leaves the ring room enough it is held.
+  // x is read by every item; where it leaves the ring room enough it is held. A few rows stay in L1 too, so the weights
+  // of always-on experts come first: they can be fetched early.
   const int64_t x_rows = p.order == nullptr ? p.rows : p.x_rows;
   const int64_t pitch = p.k * 2 / 128 * 128 + (p.k * 2 % 128 <= 64 ? 64 : 192);
-  if ((p.groups == 1 || p.offsets != nullptr) && end + x_rows * pitch + kLeastStages * kStageBytes <= kBlockBytes) {
+  const bool in_l1 = plan.always > 0 && x_rows * p.k * 2 <= kL1Bytes;
+  const int64_t held = x_rows * (pitch + (p.norm.weight == nullptr ? 0 : kNormSums * 4));
+  if ((p.groups == 1 || p.offsets != nullptr) && !in_l1 && end + held + kLeastStages * kStageBytes <= kBlockBytes) {
     plan.x_rows = static_cast<int>(x_rows);
     plan.x_pitch = static_cast<int>(pitch);
     plan.x = take(x_rows * pitch);
+    plan.norm_sums = take(p.norm.weight == nullptr ? 0 : x_rows * kNormSums * 4);
   }
   end = round_up(end, 128);
   plan.stages = static_cast<int>(std::clamp<int64_t>((kBlockBytes - end) / kStageBytes, kLeastStages, kMaxStages));
+  // Two turns of consumers must not meet in a stage: one of them could be a whole round ahead and take the barrier's
+  // phase for its own.
+  if (p.w_dtype != DType::kF8E4M3) plan.stages &= ~1;
   // The ring comes first: its rows are where quarter-warps expect them.
   const int ring = plan.stages * kStageBytes;
-  for (int* offset : {&plan.sums, &plan.x, &plan.tiles, &plan.operand_rows, &plan.parts, &plan.slots, &plan.weights})
+  for (int* offset :
+       {&plan.sums, &plan.x, &plan.norm_sums, &plan.tiles, &plan.operand_rows, &plan.parts, &plan.slots, &plan.weights})
     *offset += ring;
   plan.bytes = static_cast<int>(end) + ring;
   return plan;
@@ -100,6 +112,10 @@ bool rings(const Product& p, const Combine* c, const Traits& traits) {
   if (p.offsets == nullptr) return p.rows <= kRingRows;
   if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) || ceil_div(p.rows, p.groups) > kRingMeanRows) return false;
   return plan_of(p, c, row_tiles_of(p)).bytes <= traits.shared_bytes_per_block - 1024;
+}
+
+bool holds_norm(const Product& p, const Traits& traits) {
+  return rings(p, nullptr, traits) && p.offsets == nullptr && plan_of(p, nullptr, row_tiles_of(p)).x_pitch > 0;
 }
 
 cudaError_t launch_product_ring(const Product& p, const Launch& how) { return launch(p, nullptr, how); }

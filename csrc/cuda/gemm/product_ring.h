@@ -21,7 +21,8 @@ struct RingPlan {
   int always = 0;     // always-on groups whose weights are known before the lists
   bool weights_settled = false;
   bool lists_settled = false;
-  int sums = 0, x = 0, tiles = 0, operand_rows = 0, parts = 0, slots = 0, weights = 0, bytes = 0;  // offsets, size
+  int sums = 0, x = 0, norm_sums = 0, tiles = 0, operand_rows = 0, parts = 0, slots = 0, weights = 0,
+      bytes = 0;  // offsets, size
 };
 
 /// Can the kernel take this product? c: with the weighted sum.

@@ -1,6 +1,7 @@
 // latent_compress.cu - everything between the residual stream and the query, in three steps:
 //
-//   1  a = rmsNorm(x, norm)                           norm/norm_rows.cu, into the workspace; zeros for padding
+//   1  a = rmsNorm(x, norm)                           norm/norm_rows.cu, into the workspace; zeros for padding. Few
+//                                                     rows are normed by the kernel of step 2
 //   2  y = a * weight^T                               gemm/, float32, into the workspace
 //   3  q = round(y[:Nq]) or rmsNorm(y[:Nq], q_norm); cache row = [rmsNorm(y[Nq:Nq+c], latent_norm) ; rope(y[Nq+c:])]
 //
@@ -13,6 +14,7 @@
 
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/workspace.h"
+#include "cuda/gemm/product.h"
 #include "cuda/launch.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/norm_row.cuh"
@@ -130,16 +132,27 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   Carver carver{launch.workspace.as<char>()};
   const Scratch scratch = scratch_of(p, rows, *launch.traits, &carver);
   const View positions = rows_of(p.positions, begin, rows);
-  NormRows norm;
-  norm.x = rows_of(p.x, begin, rows);
-  norm.weight = p.norm;
-  norm.positions = positions;
-  norm.out = scratch.product.x;
-  norm.eps = p.eps;
-  MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
-  Launch inner = launch;
-  inner.workspace = scratch.workspace;
-  MLA_RETURN_IF_ERROR(gemm(scratch.product, inner));
+  const View x = rows_of(p.x, begin, rows);
+  Product product = dense_product(x, p.weight, p.weight_scale, false, scratch.product.y);
+  product.norm.weight = p.norm.data;
+  product.norm.weight_bf16 = p.norm.dtype == DType::kBF16;
+  product.norm.eps = p.eps;
+  product.norm.threads = norm_threads(p.x.dim(1));
+  product.norm.positions = positions.as<const int32_t>();
+  if (aligned16(p.norm.data) && holds_norm(product, *launch.traits)) {
+    MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, launch), "latentCompress"));
+  } else {
+    NormRows norm;
+    norm.x = x;
+    norm.weight = p.norm;
+    norm.positions = positions;
+    norm.out = scratch.product.x;
+    norm.eps = p.eps;
+    MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
+    Launch inner = launch;
+    inner.workspace = scratch.workspace;
+    MLA_RETURN_IF_ERROR(gemm(scratch.product, inner));
+  }
 
   FinishArgs args;
   args.y = scratch.product.y.as<const float>();

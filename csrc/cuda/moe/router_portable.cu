@@ -9,6 +9,7 @@
 //
 // A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
 // the same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
+// On Hopper few rows take router_few_sm90.cu, with the same bits.
 // Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
 
@@ -216,15 +217,6 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
   }
   Carver carver{launch.workspace.as<char>()};
   const Scratch scratch = scratch_of(p, &carver);
-  NormRows norm;
-  norm.x = p.x;
-  norm.weight = p.norm;
-  norm.positions = p.positions;
-  norm.out = p.normed;
-  norm.eps = p.eps;
-  MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
-  MLA_RETURN_IF_ERROR(launch_logits(p, scratch.logits, launch));
-
   SelectArgs select;
   select.logits = scratch.logits;
   select.bias = p.bias.present() ? p.bias.as<const float>() : nullptr;
@@ -253,13 +245,22 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
   grouping.begin = static_cast<int>(p.expert_begin);
   grouping.end = static_cast<int>(p.expert_end);
   grouping.groups = static_cast<int>(groups);
+  if (routes_few(p, *launch.traits)) return launch_route_few(p, select, grouping, launch);
+
+  NormRows norm;
+  norm.x = p.x;
+  norm.weight = p.norm;
+  norm.positions = p.positions;
+  norm.out = p.normed;
+  norm.eps = p.eps;
+  MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
+  MLA_RETURN_IF_ERROR(launch_logits(p, scratch.logits, launch));
   bool grouped = false;
   MLA_RETURN_IF_ERROR(launch_select(select, grouping, &grouped, launch));
   return grouped ? Status::Ok() : launch_grouping(grouping, launch);
 }
 
 Status load_router_kernels(const Traits& traits) {
-  (void)traits;
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const DType gate : {DType::kF32, DType::kBF16}) {
       MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of<1, 1>(act, gate), "route_logits_kernel"));
@@ -269,6 +270,7 @@ Status load_router_kernels(const Traits& traits) {
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<2>, "route_select_kernel"));
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<8>, "route_select_kernel"));
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<32>, "route_select_kernel"));
+  if (traits.hopper) MLA_RETURN_IF_ERROR(load_route_few_kernels());
   MLA_RETURN_IF_ERROR(load_kernel(route_count_kernel, "route_count_kernel"));
   return load_kernel(route_place_kernel, "route_place_kernel");
 }

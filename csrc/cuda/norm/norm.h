@@ -15,6 +15,15 @@ struct NormRows {
   float eps = 0;
 };
 
+/// RMS norm of a few rows as part of another kernel (hold_normed.cuh).
+struct HeldNorm {
+  const void* weight = nullptr;  // [d]; null: no norm
+  bool weight_bf16 = false;
+  float eps = 0;
+  int threads = 0;                     // norm_threads(d)
+  const int32_t* positions = nullptr;  // [rows]; a negative one: zeros. May be null
+};
+
 /// Loaded by load_norm_kernels().
 Status launch_norm_rows(const NormRows& p, const Launch& launch);
 
