@@ -19,3 +19,4 @@ export {
 export { benchPeers, type PeerResult } from './peers';
 export { type RecordSet, readRecords, type Series } from './records';
 export { benchStartup, type StartupBenchOptions, type StartupResult } from './startup';
+export { benchStep, type StepBenchOptions, type StepPart, type StepResult } from './step-bench';

@@ -43,7 +43,8 @@ const PROMPT_SEED = 12345;
 /** The name that results and bench/anchors.json share. */
 const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
 
-async function load(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
+/** Loads what a bench measures. */
+export async function loadBenchModel(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
   const { device, dtype, threads, signal } = options;
   const all = { device, dtype, threads, signal, ...more };
   return 'shape' in options.model
@@ -52,7 +53,7 @@ async function load(options: ModelBenchOptions, more: LatentModelOptions): Promi
 }
 
 /** Ids that look like nothing in particular, and differ from sequence to sequence. */
-function promptOf(length: number, vocab: number, seed: number): Int32Array {
+export function promptOf(length: number, vocab: number, seed: number): Int32Array {
   let state = (PROMPT_SEED + seed * 7919) >>> 0;
   return Int32Array.from({ length }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -60,7 +61,8 @@ function promptOf(length: number, vocab: number, seed: number): Int32Array {
   });
 }
 
-function open(model: LatentModel, count: number): SequenceHandle[] {
+/** Sequences that sample greedily. */
+export function openSequences(model: LatentModel, count: number): SequenceHandle[] {
   return Array.from({ length: count }, () => {
     const sequence = model.openSequence();
     sequence.setSampling({
@@ -93,12 +95,16 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
   const anchors = new Anchors();
   const most = Math.max(...batches);
   const context = depth + WARM_UP_STEPS + steps + 8;
-  const model = await load(options, { maxSequences: most, context, prefillChunk: Math.min(4096, Math.max(depth, 1)) });
+  const model = await loadBenchModel(options, {
+    maxSequences: most,
+    context,
+    prefillChunk: Math.min(4096, Math.max(depth, 1)),
+  });
   try {
     for (const batch of batches) {
       const taken: number[] = [];
       for (let repetition = 0; repetition < repetitions; repetition++) {
-        const sequences = open(model, batch);
+        const sequences = openSequences(model, batch);
         try {
           signal?.throwIfAborted();
           // All prompts in one step: a sequence that is left out of a step would be parked.
@@ -150,7 +156,7 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
   const { lengths, batch, repetitions = 5, signal } = options;
   const anchors = new Anchors();
   const longest = Math.max(...lengths);
-  const model = await load(options, {
+  const model = await loadBenchModel(options, {
     maxSequences: batch,
     context: longest + 1,
     prefillChunk: Math.min(4096, longest * batch),
@@ -161,7 +167,7 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
       // The first one warms up.
       for (let repetition = 0; repetition <= repetitions; repetition++) {
         signal?.throwIfAborted();
-        const sequences = open(model, batch);
+        const sequences = openSequences(model, batch);
         try {
           const entries = sequences.map((sequence, i) => ({
             sequence,

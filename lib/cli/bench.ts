@@ -5,6 +5,7 @@ import {
   benchKernels,
   benchPeers,
   benchPrefill,
+  benchStep,
   circumstances,
   KERNEL_CASES,
   type KernelBenchHeader,
@@ -12,6 +13,8 @@ import {
   type ModelBenchOptions,
   type ModelResult,
   type PeerResult,
+  type StepPart,
+  type StepResult,
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { addBenchCompare } from './bench-compare';
@@ -39,6 +42,8 @@ interface DecodeFlags extends ModelBenchFlags {
   depth: number;
   steps: number;
 }
+
+type StepFlags = Omit<DecodeFlags, 'steps'>;
 
 interface PrefillFlags extends ModelBenchFlags {
   length: number[];
@@ -79,6 +84,17 @@ export function addBench(program: Command, signal: AbortSignal): void {
     ),
   );
 
+  const step = bench
+    .command('step')
+    .description('Where the time of one decode step goes: with all operations, and without each kind of them.')
+    .option('--batch <list>', 'numbers of sequences', integers(1, 1024), [1])
+    .option('--depth <n>', 'tokens in the cache', integer(1, 2 ** 24), 4096);
+  addModelBenchFlags(step).action((flags: StepFlags) =>
+    benchStep({ ...optionsOf(flags, signal), batches: flags.batch, depth: flags.depth }, (result) =>
+      print(flags.json ? `${JSON.stringify(result)}\n` : stepText(result)),
+    ),
+  );
+
   const prefill = bench
     .command('prefill')
     .description('Tokens per second of prompts.')
@@ -92,6 +108,25 @@ export function addBench(program: Command, signal: AbortSignal): void {
   );
   addBenchStartup(bench, signal);
   addBenchCompare(bench);
+}
+
+/** One line for each kind of operation, and one for all. */
+function stepText({ id, us, launches, parts, device }: StepResult): string {
+  const row = (name: string, calls: number, us: number, floor: number) =>
+    `${name.padEnd(22)}${String(calls).padStart(6)}${us.toFixed(1).padStart(10)}${(us / calls).toFixed(2).padStart(10)}` +
+    `${Number.isNaN(floor) ? '-'.padStart(10) : (floor / calls).toFixed(2).padStart(10)}\n`;
+  const sum = (of: (part: StepPart) => number) => parts.reduce((total, part) => total + of(part), 0);
+  return (
+    `# ${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches\n` +
+    `${'operation'.padEnd(22)} calls   step us   us/call  floor us\n` +
+    parts.map((part) => row(part.name, part.calls, part.us, part.floorUs)).join('') +
+    row(
+      'sum',
+      sum((part) => part.calls),
+      sum((part) => part.us),
+      sum((part) => part.floorUs),
+    )
+  );
 }
 
 function addModelBenchFlags(command: Command): Command {

@@ -4,18 +4,18 @@
 import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { MlaError } from '../errors';
-import type { Device, DeviceInfo, Graph } from '../native';
+import type { Device, DeviceInfo, Graph, Stream } from '../native';
 import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
 import type { MemoryPlan } from './memory-plan';
 import { namedShape } from './named-shapes';
 import { openModelDevice } from './open-device';
 import { fillRandomWeights } from './random-weights';
-import { clearSampling, featureKey, type SamplingFeatures } from './sampling';
+import { clearSampling, featureKey, featuresOf, type SamplingFeatures } from './sampling';
 import { checkScore, type ScoreOptions, scoreTokens } from './score';
 import { Sequence } from './sequence';
 import { layoutOf, restoreText, saveText } from './snapshot';
-import { type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
+import { bucketOf, type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
 import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult, TopToken } from './types';
 import { Views } from './views';
 
@@ -270,6 +270,28 @@ export class LatentModel implements AsyncDisposable {
       const graph = this.#machine.stream.capture(() => decodePass(this.#machine, views, bucket, features));
       this.#graphs.set(key, { graph, views });
       return graph;
+    } catch (error) {
+      views.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * A decode step of the rows 0 to `rows`, captured through what `wrap` makes of the model's stream, to be measured. The
+   * caller disposes of it before the model.
+   */
+  captureDecode(rows: number, wrap: (stream: Stream) => Stream): { stream: Stream; graph: Graph; dispose: () => void } {
+    const { stream } = this.#machine;
+    const views = new Views();
+    const bucket = bucketOf(rows, this.maxSequences);
+    try {
+      const machine = { ...this.#machine, stream: wrap(stream) };
+      const graph = stream.capture(() => decodePass(machine, views, bucket, featuresOf([])));
+      const dispose = () => {
+        graph.dispose();
+        views.dispose();
+      };
+      return { stream, graph, dispose };
     } catch (error) {
       views.dispose();
       throw error;

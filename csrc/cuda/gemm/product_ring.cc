@@ -50,11 +50,11 @@ RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
     plan.slots = take(c->tokens * c->per_token * 4);
     plan.weights = take(c->tokens * c->per_token * 4);
   }
-  // x is read by every item; where it leaves the ring room enough it is held. A few rows stay in L1 too, so the weights
-  // of always-on experts come first: they can be fetched early.
+  // x is held where items share it and it leaves the ring room enough. A few rows stay in L1 as well, and need no
+  // barrier.
   const int64_t x_rows = p.order == nullptr ? p.rows : p.x_rows;
   const int64_t pitch = p.k * 2 / 128 * 128 + (p.k * 2 % 128 <= 64 ? 64 : 192);
-  const bool in_l1 = plan.always > 0 && x_rows * p.k * 2 <= kL1Bytes;
+  const bool in_l1 = c != nullptr || (p.norm.weight == nullptr && x_rows * p.k * 2 <= kL1Bytes);
   const int64_t held = x_rows * (pitch + (p.norm.weight == nullptr ? 0 : kNormSums * 4));
   if ((p.groups == 1 || p.offsets != nullptr) && !in_l1 && end + held + kLeastStages * kStageBytes <= kBlockBytes) {
     plan.x_rows = static_cast<int>(x_rows);

@@ -165,16 +165,32 @@ __global__ void __launch_bounds__(kRingThreads, 2)
     }
   } else {
     int step = 0;
+    float scale = 1, scale_ahead = 1;  // of the segments that come next: memory is far
+    if constexpr (S::kScaled) {
+      if (s.items > 0) scale_ahead = s.scale_of(at.item, 0, lane);
+    }
 #pragma unroll 1
-    for (; at.item.i < s.items; s.next(at.item)) {
-      const RingRows rows = s.rows_of(at.item);
+    while (at.item.i < s.items) {
+      const RingItem it = at.item;
+      s.next(at.item);
+      const RingRows rows = s.rows_of(it);
       const int used = rows.count > 8 ? 2 : 1;
-      float total[kTiles][4] = {};
+      float total[kTiles][4] = {}, residual[kTiles][4];
+      const bool adds = !kCombine && p.residual != nullptr && !p.gated;
+      if (adds) s.load_residual(it, rows, lane, residual);
 #pragma unroll 1
       for (int s0 = 0; s0 < s.segments; s0 += kStepSegments, ++step) {
         const float4* const sums = s.sums(step, lane);
-        float scale = 1;
-        if constexpr (S::kScaled) scale = s.step_scale(at.item, rows.group, s0, lane);
+        if constexpr (S::kScaled) {
+          if (s0 % kScaleSegments == 0) {
+            scale = scale_ahead;
+            if (s0 + kScaleSegments < s.segments) {
+              scale_ahead = s.scale_of(it, s0 + kScaleSegments, lane);
+            } else if (at.item.i < s.items) {
+              scale_ahead = s.scale_of(at.item, 0, lane);
+            }
+          }
+        }
         mbarrier_wait(RingBarriers::at(s.barriers.summable, step & 1), step >> 1 & 1);
         const int count = min(kStepSegments, s.segments - s0);
 #pragma unroll
@@ -182,8 +198,8 @@ __global__ void __launch_bounds__(kRingThreads, 2)
           if (j >= count) break;
           float low = 1, high = 1;
           if constexpr (S::kScaled) {
-            low = __shfl_sync(kFullWarp, scale, j);
-            high = __shfl_sync(kFullWarp, scale, 16 + j);
+            low = __shfl_sync(kFullWarp, scale, s0 % kScaleSegments + j);
+            high = __shfl_sync(kFullWarp, scale, kScaleSegments + s0 % kScaleSegments + j);
           }
 #pragma unroll
           for (int t = 0; t < kTiles; ++t) {
@@ -206,13 +222,21 @@ __global__ void __launch_bounds__(kRingThreads, 2)
         if (lane == 0) mbarrier_arrive(RingBarriers::at(s.barriers.summed, step & 1));
       }
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) s.emit(at.item, rows, t, lane, total[t]);
+      for (int t = 0; t < kTiles; ++t) {
+        if (adds) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) total[t][j] += residual[t][j];
+        }
+        s.emit(it, rows, t, lane, total[t]);
+      }
     }
   }
   if constexpr (kCombine) {
+    const int block = static_cast<int>(blockIdx.x >> 1);
+    const float residual = (blockIdx.x & 1) == 0 ? combine_residual(combine, block, threadIdx.x) : 0.0f;
     __syncwarp();
     cluster_sync();
-    if ((blockIdx.x & 1) == 0) combine_parts(s, combine, static_cast<int>(blockIdx.x >> 1), listed[1]);
+    if ((blockIdx.x & 1) == 0) combine_parts(s, combine, block, listed[1], residual);
   }
 }
 

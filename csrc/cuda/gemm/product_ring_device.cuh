@@ -11,7 +11,8 @@
 
 namespace mla::cuda {
 
-constexpr int kRingConsumers = 8;  // warps
+constexpr int kScaleSegments = 16;  // whose scales a warp keeps
+constexpr int kRingConsumers = 8;   // warps
 constexpr int kRingThreads = (kRingConsumers + 2) * 32;
 
 /// A place in the sequence of the items of a block: which tile, which 16-row block of w.
@@ -244,25 +245,46 @@ struct Ring {
 
   // ---- epilogue ----
 
-  /// The scale that this lane keeps for the step that begins with segment s0: of the item's first 8 rows in lanes 0 to
-  /// 15, of the other 8 in lanes 16 to 31.
-  __device__ float step_scale(const RingItem& it, int group, int s0, int lane) const {
-    const int segment = s0 + lane % 16;
-    if (lane % 16 >= kStepSegments || segment >= segments) return 0;
+  /// The scale that this lane keeps for the 16 segments from s0 on: of the item's first 8 rows in lanes 0 to 15, of the
+  /// other 8 in lanes 16 to 31.
+  __device__ float scale_of(const RingItem& it, int s0, int lane) const {
+    const int segment = s0 + lane % kScaleSegments;
+    if (segment >= segments) return 0;
     const int first_row = p.gated ? it.block * (kItemRows / 2) : it.block * kItemRows;
     int64_t block = first_row / kSegment;
-    if (p.gated && lane >= 16) block += div_up<int64_t>(p.n / 2, kSegment);
-    return p.scale[group * p.scale_group + block * segments + segment];
+    if (p.gated && lane >= kScaleSegments) block += div_up<int64_t>(p.n / 2, kSegment);
+    return p.scale[group_of(it) * p.scale_group + block * segments + segment];
   }
 
-  /// Writes the results of row tile t: rows of w g and g + 8, rows of the tile 2q and 2q + 1.
+  /// Where this lane's result j (0, 1: row g of w; 2, 3: row g + 8; rows 2q and 2q + 1 of row tile t) goes; -1:
+  /// nowhere.
+  __device__ int64_t place_of(const RingItem& it, const RingRows& rows, int t, int j, int lane) const {
+    const int r = 8 * t + 2 * (lane % 4) + j % 2;
+    const int64_t n = static_cast<int64_t>(it.block) * kItemRows + lane / 4 + j / 2 * 8;
+    return r < rows.count && n < p.n ? rows.group * p.y_group + (rows.row0 + r) * p.y_row + n : -1;
+  }
+
+  /// What is added to the results of an item: asked for before they are there.
+  __device__ void load_residual(const RingItem& it, const RingRows& rows, int lane,
+                                float (&residual)[kTiles][4]) const {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = place_of(it, rows, t, j, lane);
+        residual[t][j] = at < 0 ? 0.0f : to_float(static_cast<const Bf16*>(p.residual)[at]);
+      }
+    }
+  }
+
+  /// Writes the results of row tile t.
   __device__ void emit(const RingItem& it, const RingRows& rows, int t, int lane, const float (&total)[4]) const {
     const int g = lane / 4, q = lane % 4;
+    if constexpr (kCombine) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int r = 8 * t + 2 * q + j;
-      if (r >= rows.count) continue;
-      if constexpr (kCombine) {
+      for (int j = 0; j < 2; ++j) {
+        const int r = 8 * t + 2 * q + j;
+        if (r >= rows.count) continue;
         // In the first block of the cluster.
         const uint32_t part =
             cluster_address(shared_address(shared) + plan.parts +
@@ -270,16 +292,28 @@ struct Ring {
                             0);
         cluster_store(part, total[j]);
         cluster_store(part + 8 * sizeof(float), total[2 + j]);
-      } else {
-        const int64_t row = rows.group * p.y_group + (rows.row0 + r) * p.y_row;
-        if (p.gated) {
-          put(p, row + it.block * 8 + g, gate_up(total[j], total[2 + j]));
-        } else {
-          const int64_t n = static_cast<int64_t>(it.block) * kItemRows + g;
-          if (n < p.n) put(p, row + n, total[j]);
-          if (n + 8 < p.n) put(p, row + n + 8, total[2 + j]);
-        }
       }
+    } else if (p.gated) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int r = 8 * t + 2 * q + j;
+        if (r >= rows.count) continue;
+        store(rows.group * p.y_group + (rows.row0 + r) * p.y_row + it.block * 8 + g, gate_up(total[j], total[2 + j]));
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at = place_of(it, rows, t, j, lane);
+        if (at >= 0) store(at, total[j]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(int64_t at, float value) const {
+    if (p.y_dtype == DType::kF32) {
+      static_cast<float*>(p.y)[at] = value;
+    } else {
+      static_cast<Bf16*>(p.y)[at] = from_float<Bf16>(value);
     }
   }
 };
@@ -342,18 +376,24 @@ __device__ void make_lists(const Ring<W, kTiles, kCombine>& s, const Combine& co
   }
 }
 
+/// What a thread adds to the sum of its token and column, the first one if it has several.
+__device__ inline float combine_residual(const Combine& c, int block, int i) {
+  const int64_t n = static_cast<int64_t>(block) * kItemRows + i % kItemRows;
+  if (c.residual == nullptr || i >= c.tokens * kItemRows || n >= c.n) return 0;
+  return to_float(static_cast<const Bf16*>(c.residual)[i / kItemRows * c.out_row + n]);
+}
+
 /// out[t, 16 columns] from the parts of all pairs, by all threads of the cluster's first block.
 template <class S>
-__device__ void combine_parts(const S& s, const Combine& c, int block, int used) {
+__device__ void combine_parts(const S& s, const Combine& c, int block, int used, float residual) {
   const float* const parts = reinterpret_cast<const float*>(s.shared + s.plan.parts);
   const int* const slots = reinterpret_cast<const int*>(s.shared + s.plan.slots);
   const float* const weights = reinterpret_cast<const float*>(s.shared + s.plan.weights);
   for (int i = threadIdx.x; i < c.tokens * kItemRows; i += kRingThreads) {
     const int t = i / kItemRows, column = i % kItemRows;
     const int64_t n = static_cast<int64_t>(block) * kItemRows + column;
+    if (i != static_cast<int>(threadIdx.x)) residual = combine_residual(c, block, i);
     if (n >= c.n) continue;
-    const int64_t at = t * c.out_row + n;
-    const float residual = c.residual != nullptr ? to_float(static_cast<const Bf16*>(c.residual)[at]) : 0.0f;
     float sum = 0;
     for (int j = 0; j < c.per_token; ++j) {
       const int pair = t * static_cast<int>(c.per_token) + j;
@@ -361,7 +401,7 @@ __device__ void combine_parts(const S& s, const Combine& c, int block, int used)
       if (slot >= 0 && slot < used) sum = fmaf(weights[pair], parts[slot * kItemRows + column], sum);
     }
     if (c.residual != nullptr) sum += residual;
-    static_cast<Bf16*>(c.out)[at] = from_float<Bf16>(sum);
+    static_cast<Bf16*>(c.out)[t * c.out_row + n] = from_float<Bf16>(sum);
   }
 }
 
