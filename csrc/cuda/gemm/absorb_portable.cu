@@ -2,10 +2,10 @@
 //
 // Tensor core kernel (bf16 rows and weights that can be read by 16 bytes, n <= kMaxNope): a block takes one head, 64
 //   columns and up to 64 rows; grid (columns / 64, heads, rows / 64), 4 warps of 16 columns each. All weights of the
-//   block are asked for at once, before pdl_wait() where they are settled. w_uk has its columns next to each other, so the B operand comes through transposed
-//   ldmatrix. Sums: as everywhere, segments of 128 k from zero, added in ascending order; the kernel and so the bits
-//   are the same for every number of rows. Shared memory: weights [n, 64], rows of 128 bytes with piece j at j ^ (row %
-//   8); rows of q, 16 bytes apart from a multiple of 128.
+//   block are asked for at once, before pdl_wait() where they are settled. w_uk has its columns next to each other, so
+//   the B operand comes through transposed ldmatrix. Sums: as everywhere, segments of 128 k from zero, added in
+//   ascending order; the kernel and so the bits are the same for every number of rows. Shared memory: weights [n, 64],
+//   rows of 128 bytes with piece j at j ^ (row % 8); rows of q, 16 bytes apart from a multiple of 128.
 // Everything else: product_fma_portable.cu for the product, absorb_rope_kernel for the rotation, a thread per pair.
 // Test: test/gpu/matrix.test.ts.
 #include "cuda/device/mma.cuh"

@@ -66,7 +66,8 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// The address of this block's shared memory as block `rank` of the cluster has it, for cluster_load4 and cluster_store.
+/// The address of this block's shared memory as block `rank` of the cluster has it, for cluster_load4 and
+/// cluster_store.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {
   uint32_t out;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(shared), "r"(rank));
