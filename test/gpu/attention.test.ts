@@ -45,10 +45,13 @@ interface Decode {
   /** query rows before the first and behind the last sequence */
   before?: number;
   behind?: number;
+  /** of the queries; large ones make single keys outweigh all others */
+  queryScale?: number;
 }
 
 function decodeArgs(make: Inputs, d: Decode) {
   const { act = 'bf16', cache = 'bf16', heads, c = 512, r = 64, lengths, before = 0, behind = 0 } = d;
+  const { queryScale = 1 } = d;
   const queries = d.queries ?? lengths.map(() => 1);
   const starts = [before];
   for (const n of queries) starts.push((starts.at(-1) as number) + n);
@@ -56,7 +59,7 @@ function decodeArgs(make: Inputs, d: Decode) {
   const paged = make.pagedCache(cache, lengths, c + r);
   const q_start = make.values('i32', [starts.length], starts);
   return {
-    q: make.normal(act, [T, heads, c + r]),
+    q: make.normal(act, [T, heads, c + r], queryScale),
     q_start,
     cache: paged.cache,
     block_table: paged.blockTable,
@@ -99,6 +102,22 @@ decodeCase('a long one among short ones', { heads: 16, lengths: [3, 9000, 40, 77
 decodeCase('40 sequences', { heads: 16, lengths: Array.from({ length: 40 }, (_, i) => (i * 389) % 1500) });
 decodeCase('200 sequences', { heads: 16, c: 256, lengths: Array.from({ length: 200 }, (_, i) => 100 + (i % 7)) });
 decodeCase('1500 sequences', { heads: 2, c: 256, lengths: Array.from({ length: 1500 }, (_, i) => i % 90) });
+
+// Every width of row tile, with one token a sequence and with several; few keys decide most of these rows.
+const PEAKY = { queryScale: 8, lengths: [1, 64, 65, 700, 129, 5000] };
+for (const heads of [8, 24, 32, 40, 48, 96]) decodeCase(`peaky, ${heads} heads`, { heads, ...PEAKY });
+for (const tokens of [2, 3, 4, 8]) {
+  const queries = PEAKY.lengths.map(() => tokens);
+  for (const heads of [8, 16, 20]) {
+    decodeCase(`peaky, ${heads} heads, ${tokens} tokens each`, { heads, ...PEAKY, queries });
+    decodeCase(`peaky, rank 256, ${heads} heads, ${tokens} tokens each`, { heads, c: 256, ...PEAKY, queries });
+  }
+}
+// Sequences of one group of keys beside one of many, in clusters of every size.
+for (const count of [1, 8, 17, 33, 65, 129]) {
+  const lengths = [30000, ...Array.from({ length: count - 1 }, (_, i) => (i * 37) % 300)];
+  decodeCase(`a long one and ${count - 1} short ones`, { heads: 4, lengths, queryScale: 4 });
+}
 
 test('mlaDecode under starts, lengths and a table that make no sense writes nothing outside of its outputs', async () => {
   const wildValues = [-1, 2 ** 31 - 1, -(2 ** 31), 7, 2147480000];

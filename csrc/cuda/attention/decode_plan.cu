@@ -8,85 +8,34 @@
 // longest sequence; one split is always allowed. In a simulation of 21 batches (equal and random lengths, 132 blocks)
 // the choice was within 6 % of the best candidate; handing out full splits first gained nothing.
 //
-// Grid 1, block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start alone, never
-// on the order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but reads and
-// writes nothing outside of its tensors. Test: test/gpu/attention.test.ts.
+// Grid 1 (on Hopper 2: the other block writes the second part, cluster_plan.cuh), block 1024, some KB of shared memory,
+// B * 64 / 32 steps. The plan depends on lengths and q_start alone, never on the order in which blocks run. Lengths and
+// starts that make no sense give a plan that makes none, but reads and writes nothing outside of its tensors. Test:
+// test/gpu/attention.test.ts.
 #include "cuda/attention/decode_plan.h"
 
 #include <cuda_runtime.h>
 
 #include "common/checked.h"
+#include "cuda/attention/cluster_plan.cuh"
 #include "cuda/attention/kernels.h"
+#include "cuda/attention/plan_scan.cuh"
 #include "cuda/device/pdl.cuh"
-#include "cuda/device/reduce.cuh"
 
 namespace mla::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / 32;
 constexpr int kCandidates = 64;
 constexpr float kItemOverhead = 2;           // tiles: filling the pipeline
 constexpr float kSplitOverhead = 2;          // tiles: writing a partial result and reading it again
 constexpr float kMergeOverhead = 1 / 64.0f;  // tiles per partial result: the merge kernel reads them after all else
 
-struct Sequence {
-  int64_t rows;   // query rows: tokens * heads
-  int64_t tiles;  // key tiles
-};
-
-__device__ Sequence load_sequence(const int32_t* q_start, const int32_t* lengths, int b, int heads) {
-  const int64_t tokens = int64_t{q_start[b + 1]} - q_start[b];
-  const int64_t length = lengths[b];
-  return {tokens > 0 ? tokens * heads : 0, tokens > 0 && length > 0 ? (length + kPlanKeys - 1) / kPlanKeys : 0};
-}
-
-template <class T>
-__device__ T sum_lanes(T x) {
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(kFullWarp, x, i);
-  return x;
-}
+__device__ int64_t key_tiles(const PlanSequence& s) { return (s.keys + kPlanKeys - 1) / kPlanKeys; }
 
 /// Splits of the longest sequence under candidate i: 1 to 16, then 12 steps an octave up to 16 * 2^4.
 __device__ int candidate_splits(int i) {
   return i < 16 ? i + 1 : static_cast<int>(16.0f * exp2f(static_cast<float>(i - 15) / 12.0f) + 0.5f);
 }
-
-/// Sums of three counters over the threads before this one; `total` receives the sums over all.
-struct Counts {
-  int64_t items, slots, merge_rows;
-};
-
-__device__ Counts block_exclusive_scan(Counts x, Counts* warp_totals, Counts* total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  Counts sum = x;
-#pragma unroll
-  for (int i = 1; i < 32; i *= 2) {
-    const int64_t items = __shfl_up_sync(kFullWarp, sum.items, i);
-    const int64_t slots = __shfl_up_sync(kFullWarp, sum.slots, i);
-    const int64_t merge_rows = __shfl_up_sync(kFullWarp, sum.merge_rows, i);
-    if (lane >= i) {
-      sum.items += items;
-      sum.slots += slots;
-      sum.merge_rows += merge_rows;
-    }
-  }
-  if (lane == 31) warp_totals[warp] = sum;
-  __syncthreads();
-  Counts before{0, 0, 0};
-  *total = {0, 0, 0};
-  for (int i = 0; i < kWarps; ++i) {
-    const Counts& t = warp_totals[i];
-    if (i == warp) before = *total;
-    *total = {total->items + t.items, total->slots + t.slots, total->merge_rows + t.merge_rows};
-  }
-  __syncthreads();  // warp_totals may be written again
-  return {before.items + sum.items - x.items, before.slots + sum.slots - x.slots,
-          before.merge_rows + sum.merge_rows - x.merge_rows};
-}
-
-__device__ int32_t clamp_int(int64_t x) { return static_cast<int32_t>(x < INT32_MAX ? x : INT32_MAX); }
 
 struct PlanArgs {
   const int32_t* q_start;  // [B + 1]
@@ -96,15 +45,16 @@ struct PlanArgs {
   int heads;
   int row_tile;
   int blocks;  // that run at once: one on each multiprocessor
+  ClusterPlanArgs clusters;
 };
 
-__global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
+__global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   __shared__ unsigned long long s_work;  // key tiles of all row tiles
   __shared__ unsigned long long s_longest;
   __shared__ unsigned long long s_row_tiles;
   __shared__ float s_cost[kCandidates];
   __shared__ int s_split_tiles;
-  __shared__ Counts s_warp_totals[kWarps];
+  __shared__ Counts s_warp_totals[kPlanWarps];
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   if (tid == 0) {
     s_work = 0;
@@ -114,13 +64,17 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   __syncthreads();
   pdl_wait();
   pdl_launch_dependents();
+  if (blockIdx.x == 1) {
+    make_cluster_plan(a.clusters);
+    return;
+  }
 
-  for (int b = tid; b < a.sequences; b += kThreads) {
-    const Sequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
+  for (int b = tid; b < a.sequences; b += kPlanThreads) {
+    const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
     const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
     atomicAdd(&s_row_tiles, static_cast<unsigned long long>(row_tiles));
-    atomicAdd(&s_work, static_cast<unsigned long long>(row_tiles * s.tiles));
-    atomicMax(&s_longest, static_cast<unsigned long long>(s.tiles));
+    atomicAdd(&s_work, static_cast<unsigned long long>(row_tiles * key_tiles(s)));
+    atomicMax(&s_longest, static_cast<unsigned long long>(key_tiles(s)));
   }
   __syncthreads();
   const float work = static_cast<float>(s_work);
@@ -129,14 +83,14 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   const int64_t max_slots = (tiles * 4 <= blocks ? 1 : 4) * blocks;
   const int longest = static_cast<int>(s_longest);  // at most 2^31 / 32
 
-  for (int candidate = warp; candidate < kCandidates; candidate += kWarps) {
+  for (int candidate = warp; candidate < kCandidates; candidate += kPlanWarps) {
     const int splits = candidate_splits(candidate);
     const int split_tiles = (longest + splits - 1) / splits;
     int64_t items = 0, slots = 0, shorter = 0, shorter_work = 0;
     for (int b = lane; b < a.sequences && split_tiles > 0; b += 32) {
-      const Sequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-      const int n = (static_cast<int>(s.tiles) + split_tiles - 1) / split_tiles;
-      const int rest = static_cast<int>(s.tiles) - (n - 1) * split_tiles;
+      const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
+      const int n = (static_cast<int>(key_tiles(s)) + split_tiles - 1) / split_tiles;
+      const int rest = static_cast<int>(key_tiles(s)) - (n - 1) * split_tiles;
       const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
       items += row_tiles * n;
       if (n > 1) slots += row_tiles * n;
@@ -189,12 +143,12 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
   int32_t* slot_start = item_start + a.sequences + 1;
   int32_t* merge_start = slot_start + a.sequences + 1;
   Counts base{0, 0, 0};
-  for (int first = 0; first < a.sequences; first += kThreads) {
+  for (int first = 0; first < a.sequences; first += kPlanThreads) {
     const int b = first + tid;
     Counts mine{0, 0, 0};
     if (b < a.sequences) {
-      const Sequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-      const int n = (static_cast<int>(s.tiles) + split_tiles - 1) / split_tiles;
+      const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
+      const int n = (static_cast<int>(key_tiles(s)) + split_tiles - 1) / split_tiles;
       mine.items = (s.rows + a.row_tile - 1) / a.row_tile * n;
       if (n > 1) mine.slots = mine.items;
       if (n != 1) mine.merge_rows = s.rows;
@@ -224,12 +178,11 @@ __global__ __launch_bounds__(kThreads) void decode_plan_kernel(PlanArgs a) {
 
 int64_t decode_plan_ints(int64_t max_sequences, int64_t heads, const Traits& traits) {
   (void)heads;
-  (void)traits;
-  return decode_plan_size(max_sequences);
+  return decode_plan_size(max_sequences) + (traits.hopper ? cluster_plan_size(max_sequences) : 0);
 }
 
-Status check_plan_size(const char* verb, const View& plan, int64_t sequences) {
-  const int64_t needed = decode_plan_size(sequences);
+Status check_plan_size(const char* verb, const View& plan, int64_t sequences, const Traits& traits) {
+  const int64_t needed = decode_plan_ints(sequences, 1, traits);
   if (plan.dim(0) >= needed) return Status::Ok();
   return Status::Error(Code::kInvalidArg, std::string(verb) + ": plan has " + std::to_string(plan.dim(0)) +
                                               " elements, but " + std::to_string(sequences) + " sequences need " +
@@ -238,7 +191,7 @@ Status check_plan_size(const char* verb, const View& plan, int64_t sequences) {
 
 Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   const int64_t sequences = p.lengths.dim(0);
-  MLA_RETURN_IF_ERROR(check_plan_size("decodePlan", p.plan, sequences));
+  MLA_RETURN_IF_ERROR(check_plan_size("decodePlan", p.plan, sequences, *launch.traits));
   PlanArgs args;
   args.q_start = p.q_start.as<int32_t>();
   args.lengths = p.lengths.as<int32_t>();
@@ -247,8 +200,16 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.heads = static_cast<int>(p.heads);
   args.row_tile = decode_row_tile(p.heads);
   args.blocks = launch.traits->multiprocessors;
-  return cuda_status(launch_pdl(decode_plan_kernel, dim3(1), dim3(kThreads), 0, launch.stream, args),
-                     "decode_plan_kernel");
+  args.clusters.q_start = args.q_start;
+  args.clusters.lengths = args.lengths;
+  args.clusters.plan = args.plan + cluster_plan_offset(sequences);
+  args.clusters.sequences = args.sequences;
+  args.clusters.heads = args.heads;
+  args.clusters.cluster = cluster_size(sequences);
+  args.clusters.clusters = clusters_at_once(*launch.traits, args.clusters.cluster);
+  return cuda_status(
+      launch_pdl(decode_plan_kernel, dim3(launch.traits->hopper ? 2 : 1), dim3(kPlanThreads), 0, launch.stream, args),
+      "decode_plan_kernel");
 }
 
 Status load_decode_plan_kernels() { return load_kernel(decode_plan_kernel, "decode_plan_kernel"); }

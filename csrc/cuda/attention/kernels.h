@@ -9,14 +9,20 @@ struct DecodePartials {
   float* out = nullptr;      // [slots, row_tile, c], not divided by the sums
   float* max_sum = nullptr;  // [slots, row_tile, 2]: the largest score in powers of two, and the sum relative to it
   int slots = 0;
+  int row_tile = 0;  // query rows that a kernel takes at once
 };
 
 /// Ok if the plan is long enough for so many sequences.
-Status check_plan_size(const char* verb, const View& plan, int64_t sequences);
+Status check_plan_size(const char* verb, const View& plan, int64_t sequences, const Traits& traits);
 
-/// The kernels of mlaDecode: work items by tensor cores (`decode_portable_fits`) or plain arithmetic, then the merge.
+/// The kernels of mlaDecode: all in one on Hopper (`decode_few_fits`); else work items by tensor cores
+/// (`decode_portable_fits`) or plain arithmetic, then the merge.
 bool decode_portable_fits(const MlaDecodeParams& p, const Traits& traits);
 Status launch_decode_portable(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
+bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits);
+int decode_few_rows(const MlaDecodeParams& p);  // the row tile of the instance that runs
+Status launch_decode_few_512(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
+Status launch_decode_few_256(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_fma(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 
@@ -29,6 +35,8 @@ Status launch_prefill_fma(const MlaPrefillParams& p, const Launch& launch);
 
 Status load_decode_plan_kernels();
 Status load_decode_portable_kernels(const Traits& traits);
+Status load_decode_few_512_kernels();
+Status load_decode_few_256_kernels();
 Status load_decode_fma_kernels(const Traits& traits);
 Status load_decode_merge_kernels();
 Status load_prefill_sm90_kernels(const Traits& traits);

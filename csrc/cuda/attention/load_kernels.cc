@@ -6,6 +6,10 @@ namespace mla::cuda {
 Status load_attention_kernels(const Traits& traits) {
   MLA_RETURN_IF_ERROR(load_decode_plan_kernels());
   MLA_RETURN_IF_ERROR(load_decode_portable_kernels(traits));
+  if (traits.hopper) {
+    MLA_RETURN_IF_ERROR(load_decode_few_512_kernels());
+    MLA_RETURN_IF_ERROR(load_decode_few_256_kernels());
+  }
   MLA_RETURN_IF_ERROR(load_decode_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_merge_kernels());
   MLA_RETURN_IF_ERROR(load_prefill_sm90_kernels(traits));

@@ -1,9 +1,13 @@
 // mla_decode.cc - absorbed attention over the paged cache: which kernels run, and their workspace.
 //
-// Work items of the plan (decode_plan.h) by the tensor core kernel where dimensions and types fit it and tensors begin
-// at multiples of 16 bytes, else by the plain one; then the merge kernel, which also writes the rows that no item
-// covers. Test: test/gpu/attention.test.ts.
+// On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items of the
+// plan (decode_plan.h) by the tensor core kernel, then the merge kernel, which also writes the rows that no item
+// covers. Where types, dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain
+// arithmetic. Test: test/gpu/attention.test.ts.
+#include <algorithm>
+
 #include "common/checked.h"
+#include "cuda/attention/cluster_plan.h"
 #include "cuda/attention/decode_plan.h"
 #include "cuda/attention/kernels.h"
 
@@ -11,6 +15,8 @@ namespace mla::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
+
+bool aligned(const View& view) { return reinterpret_cast<uintptr_t>(view.data) % 16 == 0; }
 
 struct Shape {
   int64_t slots, row_tile, c;
@@ -25,26 +31,58 @@ struct Shape {
     slots = decode_max_slots(traits.multiprocessors, row_tiles);
     if (slots > most) slots = most;
   }
+  Shape(int64_t slots, int64_t row_tile, int64_t c) : slots(slots), row_tile(row_tile), c(c) {}
+
+  /// Of the Hopper kernel, whose parts have sums for every 64 channels.
+  static Shape few(const MlaDecodeParams& p) { return {kClusterSlots, decode_few_rows(p), p.out.dim(2)}; }
+
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
-  int64_t max_sum_bytes() const { return round_up(slots * row_tile * 2 * 4, kAlign); }
+  int64_t max_sum_bytes() const { return round_up(slots * row_tile * kMaxOutTiles * 2 * 4, kAlign); }
+  int64_t bytes() const { return out_bytes() + max_sum_bytes(); }
 };
+
+constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, and reading keys twice is faster
+
+bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
+  const int64_t c = p.out.dim(2);
+  return traits.hopper && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && (c == 512 || c == 256) &&
+         p.q.dim(2) - c == 64 && cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows;
+}
 
 }  // namespace
 
+bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits) {
+  return few_types_fit(p, traits) && aligned(p.q) && aligned(p.cache) && aligned(p.out);
+}
+
+int decode_few_rows(const MlaDecodeParams& p) {
+  const int rows = cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1));
+  if (rows > 32) return kFewRows;
+  if (p.out.dim(2) == 512) return rows;
+  return rows <= 16 ? 16 : 32;
+}
+
 int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   const Shape shape(p, traits);
-  return shape.out_bytes() + shape.max_sum_bytes() + kAlign;  // the tensor may begin anywhere
+  int64_t bytes = shape.bytes();
+  if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape::few(p).bytes());
+  return bytes + kAlign;  // the tensor may begin anywhere
 }
 
 Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   if (p.q.dim(0) == 0) return Status::Ok();
-  MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0)));
-  const Shape shape(p, *launch.traits);
+  MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0), *launch.traits));
+  const bool few = p.lengths.dim(0) > 0 && decode_few_fits(p, *launch.traits);
+  const Shape shape = few ? Shape::few(p) : Shape(p, *launch.traits);
   DecodePartials partials;
   const auto base = round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(launch.workspace.data)), kAlign);
   partials.out = reinterpret_cast<float*>(base);
   partials.max_sum = reinterpret_cast<float*>(base + shape.out_bytes());
   partials.slots = static_cast<int>(shape.slots);
+  partials.row_tile = static_cast<int>(shape.row_tile);
+  if (few) {
+    return shape.c == 512 ? launch_decode_few_512(p, partials, launch) : launch_decode_few_256(p, partials, launch);
+  }
   if (p.lengths.dim(0) > 0) {
     if (decode_portable_fits(p, *launch.traits)) {
       MLA_RETURN_IF_ERROR(launch_decode_portable(p, partials, launch));

@@ -11,7 +11,8 @@
 // compile to nothing.
 //
 // Host side: launch_pdl(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t; a launcher returns
-//   cuda_status(launch_pdl(...), "<kernel name>").
+//   cuda_status(launch_pdl(...), "<kernel name>"). launch_clusters takes blocks a cluster behind the block size, of
+//   which the grid is a multiple (sm_90 and newer).
 #pragma once
 #include <cuda_runtime.h>
 
@@ -33,23 +34,31 @@ __device__ __forceinline__ void pdl_launch_dependents() {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch_pdl(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                       Arguments&&... arguments) {
-  // Older GPUs refuse the attribute.
+cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, int cluster, size_t shared_bytes,
+                            cudaStream_t stream, Arguments&&... arguments) {
+  // Older GPUs refuse the attributes.
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = major < 9 ? 0 : cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_pdl(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                       Arguments&&... arguments) {
+  return launch_clusters(kernel, grid, block, 1, shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace mla::cuda
