@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
+import { addBatch } from './batch';
 import { addBench } from './bench';
 import { addChat } from './chat';
 import { addDoctor } from './doctor';
@@ -23,6 +24,7 @@ Examples:
   mla inspect org/name --gpu h200                           what it would take, by its headers alone
   mla download org/name                                     into the cache; then -m org/name
   mla doctor                                                what is wrong, if something is
+  mla batch prompts.jsonl -o results.jsonl                  many at once; --resume goes on after an interruption
   echo "some text" | mla score --top 5 --json
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable GPU, 4 out of memory, 130 interrupted.`;
@@ -45,6 +47,7 @@ async function main(): Promise<number> {
   program.configureHelp({ showGlobalOptions: false });
   addGenerate(program, signal);
   addChat(program, interrupts);
+  addBatch(program, signal);
   addScore(program, signal);
   addBench(program, signal);
   addInspect(program, signal);
