@@ -18,5 +18,14 @@ export {
 } from './model-bench';
 export { benchPeers, type PeerResult } from './peers';
 export { type RecordSet, readRecords, type Series } from './records';
+export {
+  benchServe,
+  type Load,
+  type Percentiles,
+  percentiles,
+  poisson,
+  type ServeBenchOptions,
+  type ServeResult,
+} from './serve';
 export { benchStartup, type StartupBenchOptions, type StartupResult } from './startup';
 export { benchStep, type StepBenchOptions, type StepPart, type StepResult } from './step-bench';

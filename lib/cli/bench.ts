@@ -18,6 +18,7 @@ import {
 } from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { addBenchCompare } from './bench-compare';
+import { addBenchServe } from './bench-serve';
 import { addBenchStartup } from './bench-startup';
 import { FoundWanting, UsageError } from './failure';
 import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
@@ -106,6 +107,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
         await benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batch }, report);
     }),
   );
+  addBenchServe(bench, signal);
   addBenchStartup(bench, signal);
   addBenchCompare(bench);
 }

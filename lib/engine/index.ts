@@ -11,7 +11,7 @@ export type {
   TemplateOptions,
 } from './api';
 export { DEFAULT_PREFILL_CHUNK, Engine, type EngineRequest, type Ticket } from './engine';
-export { BUNDLED_MODEL, type LoadOptions, loadModel } from './load';
+export { BUNDLED_MODEL, type LoadOptions, loadModel, modelOf } from './load';
 export { LocalModel, type ModelParts, type ModelText } from './model';
 export type { CompleteOptions, GenerateOptions, ScoreOptions, UsedSettings } from './options';
 export type {

@@ -97,6 +97,16 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
     await text?.dispose();
     throw error;
   }
+  return modelOf(model, text, directory, here.prefillChunk);
+}
+
+/** The public model around a loaded one; `text` null is a model that works with token ids alone. */
+export function modelOf(
+  model: LatentModel,
+  text: CheckpointText | null,
+  directory: string,
+  prefillChunk?: number,
+): Model {
   // Where neither config.json nor generation_config.json says what ends a text, the tokenizer may.
   const known = (text?.eosIds ?? []).filter((id) => id < model.config.vocab_size);
   const info: ModelInfo = {
@@ -113,7 +123,7 @@ export async function loadModel(dir?: string, options?: LoadOptions): Promise<Mo
     loadMs: model.loadMs,
     eosIds: model.eosIds.length > 0 ? model.eosIds : known,
   };
-  return new LocalModel({ model, text, info, prefillChunk: here.prefillChunk });
+  return new LocalModel({ model, text, info, prefillChunk });
 }
 
 /** Numbers are checked by the model, which knows their limits; here only what it could not tell apart. */
