@@ -59,14 +59,18 @@ export function measureWorkspace(planner: Planner, blueprint: Blueprint): number
     cache: { layers: new Array(dims.layers).fill(layer) } as unknown as Machine['cache'],
   };
   const pages = new Array(pagesFor(limits.context)).fill(0);
-  const item = (count: number) => {
-    const rows = Math.min(count, limits.context);
-    return { tokens: new Int32Array(rows), start: limits.context - rows, pages };
+  const item = (rows: number) => ({ tokens: new Int32Array(rows), start: limits.context - rows, pages });
+  // Where the context is shorter than a pass, several sequences fill it together.
+  const full = (rows: number) => {
+    const items = [];
+    for (let left = rows; left > 0 && items.length < B; left -= limits.context)
+      items.push(item(Math.min(left, limits.context)));
+    return items;
   };
   const views = new Views();
-  const hidden = prefillPass(machine, views, [item(limits.prefillRows)], 'expanded');
+  const hidden = prefillPass(machine, views, full(limits.prefillRows), 'expanded');
   scorePass(machine, views, hidden, limits.maxTop);
-  prefillPass(machine, views, [item(limits.absorbedRows)], 'absorbed');
+  prefillPass(machine, views, full(limits.absorbedRows), 'absorbed');
   const sequences = Math.min(B, limits.prefillRows);
   const several = prefillPass(machine, views, new Array(sequences).fill(item(1)), 'absorbed');
   headPass(machine, views, several, sequences);
