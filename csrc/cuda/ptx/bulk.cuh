@@ -15,6 +15,7 @@
 namespace mla::cuda {
 
 /// L2 policies as the 64-bit descriptors that createpolicy gives for whole accesses.
+constexpr uint64_t kEvictNormal = 0x1000000000000000;
 constexpr uint64_t kEvictFirst = 0x12F0000000000000;
 constexpr uint64_t kEvictLast = 0x14F0000000000000;
 
@@ -74,6 +75,15 @@ __device__ __forceinline__ void tile_load_multicast(uint32_t shared, const CUten
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
       ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(shared),
       "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(blocks), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ void tile_load_multicast(uint32_t shared, const CUtensorMap* map, uint32_t barrier, int x,
+                                                    int y, int z, uint16_t blocks, uint64_t policy = kEvictFirst) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(shared),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(blocks), "l"(policy)
       : "memory");
 }
 

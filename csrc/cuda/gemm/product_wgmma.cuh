@@ -1,0 +1,617 @@
+// product_wgmma.cuh - products of many rows on Hopper: from the bandwidth of the weights up to the rate of its matrix
+// units.
+//
+// Formula: product.h. A tile is 128 rows of w by up to kMostTokens rows of x ("tokens"). Weights are the rows of wgmma's
+//   A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is read once.
+//   With gate and up rows interleaved by 8, both of a feature are sums of the same thread (rows g and g + 8).
+// Grid: one block a multiprocessor, in clusters of kCluster that share their tokens (each brings a part of them to both
+//   by multicast). A block takes tiles until none is left. Tokens of a group are cut into equal tiles.
+// Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the copy
+//   engine in 128-byte swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
+// Stage: 64 k of both (fp8 weights: 128). `full` ends when its bytes are there, `empty` when all 8 warps (of both
+//   blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
+// Sums: bf16 weights: one chain of m64nNk16 over all k. fp8 weights: a chain for each 128 k, total = fma(scale, chain,
+//   total); codes become bf16 in registers, where A may stand.
+// Results: through shared memory, 64 tokens (32 in float32) at a time and warpgroup, so that rows of y are written by 16
+//   bytes a thread.
+// Registers: up to 128 sums (fp8 twice 64) of 232; loaders 40.
+// Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
+#pragma once
+#include <algorithm>
+#include <array>
+
+#include "cuda/device/mma.cuh"
+#include "cuda/device/pdl.cuh"
+#include "cuda/gemm/load_kernel.cuh"
+#include "cuda/gemm/product_device.cuh"
+#include "cuda/ptx/bulk.cuh"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/tensor_map.h"
+#include "cuda/ptx/warpgroup.cuh"
+#include "cuda/ptx/wgmma.cuh"
+
+namespace mla::cuda {
+
+constexpr int kWgmmaWeights = 128;  // rows of w of a tile
+constexpr int kMathThreads = 256;
+constexpr int kLoadThreads = 128;
+constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
+constexpr int kHopperShared = 232448;      // bytes of shared memory of a block
+constexpr int kStagingBytes = 32 * 68 * 4;  // 32 tokens by 64 float32, rows moved by 4 banks; or 64 tokens by 64 bf16
+constexpr int kStagingPitch = 68;           // floats
+constexpr int kTokenTilesAtATime = 8;
+
+template <class Weight, int kTokens, bool kGatheredTokens, int kBlocks>
+struct WgmmaShape {
+  using W = Weight;
+  static constexpr int kMostTokens = kTokens, kCluster = kBlocks;
+  static constexpr bool kGathered = kGatheredTokens;
+  static constexpr bool kScaled = sizeof(W) == 1;
+  static constexpr int kStageK = kScaled ? 128 : 64;
+  static constexpr int kHalves = kStageK / 64;  // 64 k of tokens are 128 bytes
+  static constexpr int kWBytes = kWgmmaWeights * 128;
+  static constexpr int kHalfBytes = kMostTokens * 128;
+  static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
+  static constexpr int kFree = kHopperShared - 1024 - 4 * kStagingBytes;
+  static constexpr int kStages = kFree / kStageBytes < 8 ? kFree / kStageBytes : 8;
+  static constexpr int kBoxTokens = kMostTokens / 4;
+  static constexpr int kLag = kStages > 4 ? 3 : 2;  // stages that gathered tokens are given to arrive
+  static constexpr int kSharedBytes = kHopperShared;
+  static_assert(kStages * 32 <= 1024 && !(kGathered && kCluster > 1));
+};
+
+/// How the host cuts equal groups, and what it knows.
+struct WgmmaPlan {
+  int tile_tokens = 0;   // equal groups: tokens of a tile, a multiple of 8
+  int token_tiles = 0;   // equal groups: of each group
+  int weight_tiles = 0;  // of a group, in tiles of the cluster
+  bool settled = false;  // w may be read before pdl_wait()
+  bool once = false;     // each weight is read by one block only
+};
+
+/// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights [w0, w0 + 128).
+struct WgmmaTile {
+  int group, row0, count, w0;
+};
+
+/// Which tiles a cluster takes; called by whole warps.
+template <class S>
+struct WgmmaWalk {
+  const Product& p;
+  const WgmmaPlan& plan;
+  int64_t index;
+  int first = 0;       // uneven groups: a group,
+  int64_t before = 0;  // and the tiles of all groups before it
+
+  /// The tile at `index`; false behind the last one.
+  __device__ bool at(WgmmaTile& tile) {
+    int group_rows, token_tiles, tile_tokens, begin = 0;
+    int64_t within;
+    if (p.offsets == nullptr) {
+      const int64_t per_group = static_cast<int64_t>(plan.token_tiles) * plan.weight_tiles;
+      tile.group = static_cast<int>(index / per_group);
+      if (tile.group >= p.groups) return false;
+      within = index - tile.group * per_group;
+      group_rows = static_cast<int>(p.rows);
+      token_tiles = plan.token_tiles;
+      tile_tokens = plan.tile_tokens;
+    } else {
+      const int lane = threadIdx.x % 32;
+      for (;;) {
+        if (first >= p.groups) return false;
+        const GroupRows group(p, first + lane);
+        const int tiles = group.tiles(S::kMostTokens) * plan.weight_tiles;
+        const int until = inclusive_scan(tiles, lane);
+        const unsigned past = __ballot_sync(kFullWarp, before + until > index);
+        if (past != 0) {
+          const int owner = __ffs(past) - 1;
+          begin = __shfl_sync(kFullWarp, group.begin, owner);
+          group_rows = __shfl_sync(kFullWarp, group.end, owner) - begin;
+          within = index - before - __shfl_sync(kFullWarp, until - tiles, owner);
+          tile.group = first + owner;
+          break;
+        }
+        before += __shfl_sync(kFullWarp, until, 31);
+        first += 32;
+      }
+      token_tiles = (group_rows + S::kMostTokens - 1) / S::kMostTokens;
+      tile_tokens = ((group_rows + token_tiles - 1) / token_tiles + 7) / 8 * 8;
+    }
+    const int band = kTokenTilesAtATime * plan.weight_tiles;
+    const int turn = static_cast<int>(within / band);
+    const int height = min(kTokenTilesAtATime, token_tiles - turn * kTokenTilesAtATime);
+    const int rest = static_cast<int>(within - static_cast<int64_t>(turn) * band);
+    const int token0 = (turn * kTokenTilesAtATime + rest % height) * tile_tokens;
+    tile.row0 = begin + token0;
+    tile.count = max(0, min(tile_tokens, group_rows - token0));
+    tile.w0 = rest / height * (S::kCluster * kWgmmaWeights);
+    if constexpr (S::kCluster > 1) tile.w0 += static_cast<int>(cluster_rank()) * kWgmmaWeights;
+    return true;
+  }
+};
+
+/// Where things lie in shared memory.
+template <class S>
+struct WgmmaShared {
+  unsigned char* base;  // 1024-aligned; stages, staging, barriers, tiles
+
+  __device__ uint32_t stage(uint32_t i) const { return shared_address(base) + i * S::kStageBytes; }
+  __device__ unsigned char* staging(int warpgroup) const {
+    return base + S::kStages * S::kStageBytes + warpgroup * 2 * kStagingBytes;
+  }
+  __device__ unsigned char* after() const { return base + S::kStages * S::kStageBytes + 4 * kStagingBytes; }
+  __device__ uint32_t full(uint32_t i) const { return shared_address(after()) + i * 8; }
+  __device__ uint32_t empty(uint32_t i) const { return full(S::kStages + i); }
+  __device__ WgmmaTile& tile(uint32_t i) const {
+    return reinterpret_cast<WgmmaTile*>(after() + 2 * S::kStages * 8)[i];
+  }
+};
+
+// ---- loaders -------------------------------------------------------------------------------------------------------
+
+/// The copy engine's part of a stage, but for what `parts` leaves out: 1 weights, 2 tokens.
+template <class S>
+__device__ __forceinline__ void load_boxes(const WgmmaShared<S>& shared, uint32_t stage, const CUtensorMap* w_map,
+                                           const CUtensorMap* x_map, const WgmmaTile& tile, int k0, int x_group,
+                                           uint64_t w_policy, int parts) {
+  const uint32_t to = shared.stage(stage), full = shared.full(stage);
+  const int boxes = S::kGathered ? 0 : (tile.count + S::kBoxTokens - 1) / S::kBoxTokens;
+  if (parts & 1) {
+    mbarrier_arrive_expect(full, S::kWBytes + boxes * S::kHalves * S::kBoxTokens * 128);
+    tile_load(to, w_map, full, k0, tile.w0, tile.group, w_policy);
+  }
+  if constexpr (!S::kGathered) {
+    if (parts & 2) {
+      for (int box = 0; box < boxes; ++box) {
+#pragma unroll
+        for (int half = 0; half < S::kHalves; ++half) {
+          const uint32_t at = to + S::kWBytes + half * S::kHalfBytes + box * S::kBoxTokens * 128;
+          const int k = k0 + half * 64, row = tile.row0 + box * S::kBoxTokens;
+          if constexpr (S::kCluster == 1) {
+            tile_load(at, x_map, full, k, row, x_group, kEvictNormal);
+          } else if (box % S::kCluster == static_cast<int>(cluster_rank())) {
+            tile_load_multicast(at, x_map, full, k, row, x_group, (1 << S::kCluster) - 1, kEvictNormal);
+          }
+        }
+      }
+    }
+  }
+}
+
+/// One warp brings everything.
+template <class S>
+__device__ void load_in_order(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                              const CUtensorMap* w_map, const CUtensorMap* x_map, int64_t first, int64_t stride) {
+  const int lane = threadIdx.x % 32;
+  const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
+  const uint64_t w_policy = plan.once ? kEvictFirst : kEvictNormal;
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile;
+  int early = 0;  // stages whose weights are on their way
+  if (plan.settled && p.offsets == nullptr && walk.at(tile)) {
+    early = min(steps, S::kStages);
+    if (lane == 0) {
+      shared.tile(0) = tile;
+      for (int step = 0; step < early; ++step)
+        load_boxes<S>(shared, step, w_map, x_map, tile, step * S::kStageK, tile.group, w_policy, 1);
+    }
+  }
+  pdl_wait();
+  RingCursor<S::kStages> at;
+  for (; walk.at(tile); walk.index += stride) {
+    for (int step = 0; step < steps; ++step, at.advance()) {
+      mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+      if (lane == 0) {
+        const int parts = early > 0 ? 2 : 3;
+        if (step == 0 && parts == 3) shared.tile(at.stage) = tile;
+        load_boxes<S>(shared, at.stage, w_map, x_map, tile, step * S::kStageK, p.offsets == nullptr ? tile.group : 0,
+                      w_policy, parts);
+      }
+      if (early > 0) --early;
+      __syncwarp();
+    }
+  }
+  pdl_launch_dependents();
+  mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+  if (lane == 0) {
+    shared.tile(at.stage).count = -1;
+    mbarrier_arrive(shared.full(at.stage));
+  }
+}
+
+/// Four warps bring the tokens, one of them the weights as well.
+template <class S>
+__device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                              const CUtensorMap* w_map, int64_t first, int64_t stride) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
+  const uint64_t w_policy = plan.once ? kEvictFirst : kEvictNormal;
+  constexpr int kMine = S::kMostTokens / 16;  // rows of a lane: 4 warp + lane / 8 + 16 i
+  const int row = warp * 4 + lane / 8, piece = lane % 8;
+  pdl_wait();
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile;
+  RingCursor<S::kStages> at, arriving;
+  int pending = 0;
+  const auto arrive = [&] {
+    fence_proxy_async();
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(shared.full(arriving.stage));
+    arriving.advance();
+    --pending;
+  };
+  for (; walk.at(tile); walk.index += stride) {
+    // The rows of x for this warp's rows, four of each 16; lane l has those numbered l and l + 32. -1: none.
+    int from[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = warp * 4 + lane % 4 + (lane / 4 + 8 * i) * 16;
+      from[i] = r < tile.count ? static_cast<int>(operand_row(p, tile.row0 + r)) : -1;
+    }
+    for (int step = 0; step < steps; ++step, at.advance()) {
+      mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+      if (warp == 0 && lane == 0) {
+        if (step == 0) shared.tile(at.stage) = tile;
+        load_boxes<S>(shared, at.stage, w_map, nullptr, tile, step * S::kStageK, 0, w_policy, 1);
+      }
+      const uint32_t to = shared.stage(at.stage) + S::kWBytes + row * 128 + ((piece ^ row % 8) * 16);
+#pragma unroll
+      for (int half = 0; half < S::kHalves; ++half) {
+        const int64_t k = static_cast<int64_t>(step) * S::kStageK + half * 64 + piece * 8;
+        const Bf16* const x = static_cast<const Bf16*>(p.x) + k;
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          if (16 * i >= tile.count) break;
+          const int x_row = __shfl_sync(kFullWarp, from[i / 8], i % 8 * 4 + lane / 8);
+          const bool valid = k < p.k && x_row >= 0;
+          cp_async16(to + half * S::kHalfBytes + i * 2048, x + (valid ? x_row * p.x_row : -k), valid);
+        }
+      }
+      cp_async_commit();
+      if (++pending > S::kLag) {
+        cp_async_wait<S::kLag>();
+        arrive();
+      }
+    }
+  }
+  pdl_launch_dependents();
+  cp_async_wait<0>();
+  while (pending > 0) arrive();
+  mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+  if (warp == 0 && lane == 0) shared.tile(at.stage).count = -1;
+  __syncwarp();
+  if (lane == 0) {
+    mbarrier_arrive(shared.full(at.stage));
+    if (warp == 0) mbarrier_arrive(shared.full(at.stage));
+  }
+}
+
+// ---- results -------------------------------------------------------------------------------------------------------
+
+/// 8 results from column n on; `wide` if all of them may be written at once.
+__device__ __forceinline__ void put8(const Product& p, int64_t at, int64_t n, int64_t n_end, bool wide,
+                                     const float (&v)[8]) {
+  float out[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) out[i] = v[i];
+  if (!wide || n + 8 > n_end) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (n + i < n_end) put(p, at + i, out[i]);
+    return;
+  }
+  if (p.residual != nullptr) {
+    float residual[8];
+    load8(static_cast<const Bf16*>(p.residual) + at, residual);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] += residual[i];
+  }
+  if (p.y_dtype == DType::kF32) {
+    store8(static_cast<float*>(p.y) + at, out);
+  } else {
+    store8(static_cast<Bf16*>(p.y) + at, out);
+  }
+}
+
+/// gate_up() by the quick functions: within some units of the last float32 place, the result is rounded to bf16.
+__device__ __forceinline__ float gate_up_quick(float gate, float up) {
+  return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+}
+
+/// The warpgroup's 64 rows of w by the tile's tokens. `turn` alternates between its two staging buffers, so that one
+/// barrier a piece is enough.
+template <class S>
+__device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S>& shared, const WgmmaTile& tile,
+                                           bool wide, int& turn, const float (&d)[S::kMostTokens / 2]) {
+  constexpr int N = S::kMostTokens;
+  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
+  const int64_t row = tile.group * p.y_group + tile.row0 * p.y_row;
+  const int matrix = lane / 8, line = lane % 8;
+  if (p.gated) {
+#pragma unroll
+    for (int t0 = 0; t0 < N; t0 += 64) {
+      if (t0 >= tile.count) break;
+      unsigned char* const buffer = shared.staging(warpgroup) + turn * kStagingBytes;
+      turn ^= 1;
+      // [64 tokens][32 features] bf16; four rows of 64 bytes are two lines of banks
+#pragma unroll
+      for (int j0 = t0 / 8; j0 < t0 / 8 + 8; j0 += 4) {
+        uint32_t r[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const float* const v = d + 4 * (j0 + m);
+          r[m] = pack_bf16(gate_up_quick(v[0], v[2]), gate_up_quick(v[1], v[3]));
+        }
+        const int token = 8 * (j0 + matrix) - t0 + line;
+        stmatrix_x4_trans(shared_address(buffer) + token * 64 + ((warp ^ (token / 2 % 4)) * 16), r);
+      }
+      named_barrier_sync(1 + warpgroup, 128);
+      const int64_t n = tile.w0 / 2 + warpgroup * 32 + thread % 4 * 8;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = thread / 4 + 32 * i;
+        if (t0 + token >= tile.count || n >= p.n / 2) continue;
+        const uint4 v = load16(buffer + token * 64 + ((thread % 4 ^ (token / 2 % 4)) * 16));
+        Bf16* const to = static_cast<Bf16*>(p.y) + row + (t0 + token) * p.y_row + n;
+        if (wide) {
+          store16(to, v);
+        } else {
+          const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int e = 0; e < 8; ++e) to[e] = Bf16{static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))};
+        }
+      }
+    }
+  } else if (p.y_dtype == DType::kBF16 && p.residual == nullptr) {
+#pragma unroll
+    for (int t0 = 0; t0 < N; t0 += 64) {
+      if (t0 >= tile.count) break;
+      unsigned char* const buffer = shared.staging(warpgroup) + turn * kStagingBytes;
+      turn ^= 1;
+      // [64 tokens][64 weights] bf16
+#pragma unroll
+      for (int j = t0 / 8; j < t0 / 8 + 8; j += 2) {
+        const int token = 8 * (j + matrix / 2) - t0 + line;
+        const uint32_t to = shared_address(buffer) + token * 128 + (((2 * warp + matrix % 2) ^ line) * 16);
+        const uint32_t r[4] = {pack_bf16(d[4 * j], d[4 * j + 1]), pack_bf16(d[4 * j + 2], d[4 * j + 3]),
+                               pack_bf16(d[4 * j + 4], d[4 * j + 5]), pack_bf16(d[4 * j + 6], d[4 * j + 7])};
+        stmatrix_x4_trans(to, r);
+      }
+      named_barrier_sync(1 + warpgroup, 128);
+      const int64_t n = tile.w0 + warpgroup * 64 + thread % 8 * 8;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = thread / 8 + 16 * i;
+        if (t0 + token >= tile.count || n >= p.n) continue;
+        const uint4 v = load16(buffer + token * 128 + ((thread % 8 ^ token % 8) * 16));
+        Bf16* const to = static_cast<Bf16*>(p.y) + row + (t0 + token) * p.y_row + n;
+        if (wide && n + 8 <= p.n) {
+          store16(to, v);
+        } else {
+          const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int e = 0; e < 8; ++e)
+            if (n + e < p.n) to[e] = Bf16{static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))};
+        }
+      }
+    }
+  } else {
+#pragma unroll
+    for (int t0 = 0; t0 < N; t0 += 32) {
+      if (t0 >= tile.count) break;
+      float* const buffer = reinterpret_cast<float*>(shared.staging(warpgroup) + turn * kStagingBytes);
+      turn ^= 1;
+#pragma unroll
+      for (int j = t0 / 8; j < t0 / 8 + 4; ++j) {
+        float* const to = buffer + (8 * j - t0 + 2 * q) * kStagingPitch + 16 * warp + g;
+        to[0] = d[4 * j];
+        to[kStagingPitch] = d[4 * j + 1];
+        to[8] = d[4 * j + 2];
+        to[kStagingPitch + 8] = d[4 * j + 3];
+      }
+      named_barrier_sync(1 + warpgroup, 128);
+      const int64_t n = tile.w0 + warpgroup * 64 + thread % 8 * 8;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = thread / 8 + 16 * i;
+        if (t0 + token >= tile.count || n >= p.n) continue;
+        float v[8];
+        load8(buffer + token * kStagingPitch + thread % 8 * 8, v);
+        put8(p, row + (t0 + token) * p.y_row + n, n, p.n, wide, v);
+      }
+    }
+  }
+}
+
+// ---- multiplication ------------------------------------------------------------------------------------------------
+
+/// The stage may be filled again, as far as this warp is concerned.
+template <class S>
+__device__ __forceinline__ void release_stage(const WgmmaShared<S>& shared, uint32_t stage) {
+  if constexpr (S::kCluster == 1) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared.empty(stage));
+  } else {
+    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_cluster(shared.empty(stage), threadIdx.x % 32);
+  }
+}
+
+/// Two neighbouring codes as bf16.
+__device__ __forceinline__ uint32_t codes_to_bf16(uint16_t codes) {
+  uint32_t extended, out;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(extended) : "r"(static_cast<uint32_t>(codes)));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(out)
+      : "r"(extended << 4 & 0x87f087f0u), "r"(0x7b807b80u), "r"(0x80008000u));
+  return out;
+}
+
+/// The sums of one tile, whose first stage is full, with N columns.
+template <class S, int N>
+__device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShared<S>& shared, const WgmmaTile& tile,
+                                              RingCursor<S::kStages>& at, float (&d)[N / 2]) {
+  const int warpgroup = threadIdx.x / 128;
+  const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
+  if constexpr (!S::kScaled) {
+    uint32_t previous = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      mbarrier_wait(shared.full(at.stage), at.filled);
+      const uint32_t stage = shared.stage(at.stage);
+      const uint64_t a = wgmma_tile(stage + warpgroup * 8192, 16, 1024);
+      const uint64_t b = wgmma_tile(stage + S::kWBytes, 16, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Wgmma<N>::bf16(d, a + 2 * i, b + 2 * i, step > 0 || i > 0);
+      wgmma_commit();
+      if (step > 0) {
+        wgmma_wait<1>();
+        release_stage<S>(shared, previous);
+      }
+      previous = at.stage;
+      at.advance();
+    }
+    wgmma_wait<0>();
+    release_stage<S>(shared, previous);
+    keep(d);
+  } else {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int64_t first = (p.gated ? tile.w0 / 2 : tile.w0) / kSegment;
+    const float* const low_scale = p.scale + tile.group * p.scale_group + first * steps;
+    const float* const high_scale = low_scale + (p.gated ? div_up<int64_t>(p.n / 2, kSegment) * steps : 0);
+    const bool scaled = tile.w0 < p.n;  // not the second of a pair past the end
+    float low = scaled ? low_scale[0] : 0, high = scaled ? high_scale[0] : 0;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) d[i] = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      const int next = min(step + 1, steps - 1);
+      const float next_low = scaled ? low_scale[next] : 0, next_high = scaled ? high_scale[next] : 0;
+      mbarrier_wait(shared.full(at.stage), at.filled);
+      const uint32_t stage = shared.stage(at.stage);
+      const unsigned char* const codes =
+          shared.base + at.stage * S::kStageBytes + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + g) * 128 + 2 * q;
+      const auto pair = [&](int row8, int k8) {
+        return codes_to_bf16(
+            *reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8));
+      };
+      uint32_t a[8][4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        a[i][0] = pair(0, 2 * i);
+        a[i][1] = pair(1, 2 * i);
+        a[i][2] = pair(0, 2 * i + 1);
+        a[i][3] = pair(1, 2 * i + 1);
+      }
+      float chain[N / 2];
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const uint64_t b = wgmma_tile(stage + S::kWBytes + i / 4 * S::kHalfBytes, 16, 1024) + i % 4 * 2;
+        Wgmma<N>::bf16(chain, a[i], b, i > 0);
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      keep(chain);
+      release_stage<S>(shared, at.stage);
+      at.advance();
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) d[i] = fmaf(i % 4 < 2 ? low : high, chain[i], d[i]);
+      low = next_low;
+      high = next_high;
+    }
+  }
+}
+
+/// The same with the smallest of the sizes that holds the tile's tokens; d[N / 2..] is left alone.
+template <class S, int N, int... kMore>
+__device__ __forceinline__ void multiply_sized(const Product& p, const WgmmaShared<S>& shared, const WgmmaTile& tile,
+                                               RingCursor<S::kStages>& at, float (&d)[S::kMostTokens / 2]) {
+  if constexpr (sizeof...(kMore) > 0) {
+    if (tile.count > N) return multiply_sized<S, kMore...>(p, shared, tile, at, d);
+  }
+  multiply_tile<S, N>(p, shared, tile, at, reinterpret_cast<float(&)[N / 2]>(d));
+}
+
+template <class S>
+__global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThreads, 1)
+    product_wgmma_kernel(const __grid_constant__ Product p, const __grid_constant__ WgmmaPlan plan,
+                         const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  const WgmmaShared<S> shared{dynamic};
+  if (threadIdx.x == kMathThreads) {
+    for (int i = 0; i < S::kStages; ++i) {
+      mbarrier_init(shared.full(i), S::kGathered ? 5 : 1);
+      mbarrier_init(shared.empty(i), 8 * S::kCluster);
+    }
+    mbarrier_fence_init();
+    prefetch_tensor_map(&w_map);
+    if (!S::kGathered) prefetch_tensor_map(&x_map);
+  }
+  if constexpr (S::kCluster > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  const int64_t first = blockIdx.x / S::kCluster, stride = gridDim.x / S::kCluster;
+  if (threadIdx.x >= kMathThreads) {
+    give_registers<S::kGathered ? 72 : 40>();
+    if constexpr (S::kGathered) {
+      load_gathered<S>(p, plan, shared, &w_map, first, stride);
+    } else if (threadIdx.x < kMathThreads + 32) {
+      load_in_order<S>(p, plan, shared, &w_map, &x_map, first, stride);
+    } else {
+      pdl_wait();
+      pdl_launch_dependents();
+    }
+  } else {
+    take_registers<S::kGathered ? 216 : 232>();
+    pdl_wait();
+    pdl_launch_dependents();
+    const bool wide = p.y_row % 8 == 0 && p.y_group % 8 == 0 && aligned16(p.y) && aligned16(p.residual);
+    RingCursor<S::kStages> at;
+    int turn = 0;
+    for (;;) {
+      mbarrier_wait(shared.full(at.stage), at.filled);
+      const WgmmaTile tile = shared.tile(at.stage);
+      if (tile.count < 0) break;
+      float d[S::kMostTokens / 2];
+      if constexpr (S::kMostTokens == 256) {
+        multiply_sized<S, 32, 64, 96, 128, 160, 192, 224, 256>(p, shared, tile, at, d);
+      } else if constexpr (S::kMostTokens == 128) {
+        multiply_sized<S, 16, 32, 48, 64, 80, 96, 128>(p, shared, tile, at, d);
+      } else {
+        multiply_sized<S, 8, 16, 24, 32, 40, 48, 56, 64>(p, shared, tile, at, d);
+      }
+      emit_wgmma<S>(p, shared, tile, wide, turn, d);
+    }
+  }
+  if constexpr (S::kCluster > 1) cluster_sync();  // nobody leaves while the other still writes to it
+}
+
+// ---- host ----------------------------------------------------------------------------------------------------------
+
+template <class S>
+cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
+  CUtensorMap w_map{}, x_map{};
+  const std::array<int64_t, 3> w_dims{p.k, p.n, p.groups};
+  const std::array<int64_t, 2> w_strides{p.k, p.groups > 1 ? p.w_group : p.n * p.k};
+  const std::array<int, 3> w_box{S::kScaled ? 128 : 64, kWgmmaWeights, 1};
+  if (!make_tensor_map(p.w, p.w_dtype, w_dims, w_strides, w_box, Swizzle::k128, &w_map).ok())
+    return cudaErrorInvalidValue;
+  if (!S::kGathered) {
+    const bool heads = p.offsets == nullptr && p.groups > 1;
+    const std::array<int64_t, 3> x_dims{p.k, p.rows, heads ? p.groups : 1};
+    const std::array<int64_t, 2> x_strides{p.x_row, heads ? p.x_group : p.rows * p.x_row};
+    const std::array<int, 3> x_box{64, S::kBoxTokens, 1};
+    if (!make_tensor_map(p.x, p.x_dtype, x_dims, x_strides, x_box, Swizzle::k128, &x_map).ok())
+      return cudaErrorInvalidValue;
+  }
+  int64_t clusters = multiprocessors / S::kCluster;
+  if (p.offsets == nullptr)
+    clusters = std::min(clusters, p.groups * plan.token_tiles * plan.weight_tiles);
+  return launch_pdl(product_wgmma_kernel<S>, dim3(static_cast<unsigned>(clusters * S::kCluster)), dim3(kWgmmaThreads),
+                    S::kSharedBytes, stream, p, plan, w_map, x_map);
+}
+
+}  // namespace mla::cuda
