@@ -20,12 +20,12 @@
 //   - guard bytes (NaN in every float type) before and after every tensor and the workspace, which has exactly the
 //     planned size and starts poisoned; inputs must not change;
 //   - that a second run inside a captured graph gives the same bits;
-//   - with `rows`: that single rows and halves give the bits they have in the whole.
+//   - with `rows`: that single rows and halves give the bits they have in the whole (`product` says where they may not).
 //
 // The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
 // threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 leaves out comparisons of more
 // than 2 MB, for runs under tools that make everything a hundred times slower; it says which.
-import { type Device, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
+import { type Device, type DType, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
 import { Inputs, Planned, PlannedSplit, poisonByte } from './inputs';
 
@@ -58,6 +58,11 @@ export interface CompareOptions {
   judge?: (actual: Record<string, Uint8Array>, expected: Record<string, Uint8Array>) => void;
   /** Arguments whose first dimension is the operation's rows: single rows and halves must give the same bits. */
   rows?: readonly string[];
+  /**
+   * With `rows`, for matrix products: kernels for few and for many rows may add in another order. Where they do (on the
+   * sm_90a path) parts are held to the outputs' tolerance.
+   */
+  product?: boolean;
 }
 
 const GUARD_BYTES = 256;
@@ -258,7 +263,7 @@ export async function compareVerb<V extends keyof Verbs>(
     const again = await placement.run(true);
     for (const name of Object.keys(actual))
       expectSameBytes(`${verb}.${name}, run again as a graph`, again, actual, name);
-    if (options.rows !== undefined) await compareRows(tested, verb, planned, options.rows, actual);
+    if (options.rows !== undefined) await compareRows(tested, verb, planned, options.rows, actual, options);
   } finally {
     reference.release();
     tested.release();
@@ -333,6 +338,26 @@ function expectSameBytes(
   throw new Error(`${what}: other bits, the first at byte ${first} of ${a.length}`);
 }
 
+/**
+ * A product's rows alone (`actual`) and among others: the same bits, or, on the sm_90a path, where kernels for few and
+ * for many rows add in another order, within the tolerance that both have.
+ */
+export function expectSameProduct(
+  what: string,
+  dtype: DType,
+  shape: readonly number[],
+  actual: Uint8Array,
+  expected: Uint8Array,
+  { tolerance, width }: { tolerance?: Partial<Tolerance> | undefined; width?: number | undefined } = {},
+): void {
+  if (Buffer.compare(actual, expected) === 0) return;
+  const { path } = devices().tested.device.info();
+  if (path !== 'sm_90a') throw new Error(`${what}: other bits`);
+  if (dtype !== 'f32' && dtype !== 'bf16') throw new Error(`${what}: ${dtype} values differ`);
+  const result = compareClose(dtype, shape, actual, expected, { ...DEFAULT_TOLERANCE[dtype], ...tolerance }, width);
+  if (result.complaint !== undefined) throw new Error(`${what}: ${result.complaint}`);
+}
+
 /** The whole in two halves, and its first, middle and last row alone. */
 async function compareRows<V extends keyof Verbs>(
   side: Side,
@@ -340,6 +365,7 @@ async function compareRows<V extends keyof Verbs>(
   planned: PlannedArgs<V>,
   names: readonly string[],
   whole: Record<string, Uint8Array>,
+  options: CompareOptions,
 ): Promise<void> {
   const all = planned as Record<string, unknown>;
   const total = (all[names[0] as string] as Planned).shape[0] as number;
@@ -366,7 +392,16 @@ async function compareRows<V extends keyof Verbs>(
     for (const name of names) {
       if (written[name] === undefined) continue;
       const rowBytes = (whole[name] as Uint8Array).length / total;
-      expectSameBytes(`${verb}.${name}, rows ${begin} to ${end - 1} alone`, written, whole, name, begin * rowBytes);
+      const what = `${verb}.${name}, rows ${begin} to ${end - 1} alone`;
+      if (!options.product) expectSameBytes(what, written, whole, name, begin * rowBytes);
+      else {
+        const { dtype, shape } = part[name] as Planned;
+        const expected = (whole[name] as Uint8Array).subarray(begin * rowBytes, end * rowBytes);
+        expectSameProduct(what, dtype, shape, written[name] as Uint8Array, expected, {
+          tolerance: options.tolerance?.[name],
+          width: options.width?.[name],
+        });
+      }
     }
   }
 }

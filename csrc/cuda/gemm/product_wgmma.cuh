@@ -24,6 +24,7 @@
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/load_kernel.cuh"
 #include "cuda/gemm/product_device.cuh"
+#include "cuda/gemm/product_wgmma.h"
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/tensor_map.h"
@@ -32,7 +33,6 @@
 
 namespace mla::cuda {
 
-constexpr int kWgmmaWeights = 128;  // rows of w of a tile
 constexpr int kMathThreads = 256;
 constexpr int kLoadThreads = 128;
 constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
@@ -54,19 +54,8 @@ struct WgmmaShape {
   static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
   static constexpr int kFree = kHopperShared - 1024 - 4 * kStagingBytes;
   static constexpr int kStages = kFree / kStageBytes < 8 ? kFree / kStageBytes : 8;
-  static constexpr int kBoxTokens = kMostTokens / 4;
-  static constexpr int kLag = kStages > 4 ? 3 : 2;  // stages that gathered tokens are given to arrive
   static constexpr int kSharedBytes = kHopperShared;
   static_assert(kStages * 32 <= 1024 && !(kGathered && kCluster > 1));
-};
-
-/// How the host cuts equal groups, and what it knows.
-struct WgmmaPlan {
-  int tile_tokens = 0;   // equal groups: tokens of a tile, a multiple of 8
-  int token_tiles = 0;   // equal groups: of each group
-  int weight_tiles = 0;  // of a group, in tiles of the cluster
-  bool settled = false;  // w may be read before pdl_wait()
-  bool once = false;     // each weight is read by one block only
 };
 
 /// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights [w0, w0 + 128).
@@ -149,72 +138,91 @@ struct WgmmaShared {
 
 // ---- loaders -------------------------------------------------------------------------------------------------------
 
-/// The copy engine's part of a stage, but for what `parts` leaves out: 1 weights, 2 tokens.
+/// Asks the copy engine for the weights of a stage.
 template <class S>
-__device__ __forceinline__ void load_boxes(const WgmmaShared<S>& shared, uint32_t stage, const CUtensorMap* w_map,
-                                           const CUtensorMap* x_map, const WgmmaTile& tile, int k0, int x_group,
-                                           uint64_t w_policy, int parts) {
-  const uint32_t to = shared.stage(stage), full = shared.full(stage);
-  const int boxes = S::kGathered ? 0 : (tile.count + S::kBoxTokens - 1) / S::kBoxTokens;
-  if (parts & 1) {
-    mbarrier_arrive_expect(full, S::kWBytes + boxes * S::kHalves * S::kBoxTokens * 128);
-    tile_load(to, w_map, full, k0, tile.w0, tile.group, w_policy);
-  }
-  if constexpr (!S::kGathered) {
-    if (parts & 2) {
-      for (int box = 0; box < boxes; ++box) {
-#pragma unroll
-        for (int half = 0; half < S::kHalves; ++half) {
-          const uint32_t at = to + S::kWBytes + half * S::kHalfBytes + box * S::kBoxTokens * 128;
-          const int k = k0 + half * 64, row = tile.row0 + box * S::kBoxTokens;
-          if constexpr (S::kCluster == 1) {
-            tile_load(at, x_map, full, k, row, x_group, kEvictNormal);
-          } else if (box % S::kCluster == static_cast<int>(cluster_rank())) {
-            tile_load_multicast(at, x_map, full, k, row, x_group, (1 << S::kCluster) - 1, kEvictNormal);
-          }
-        }
-      }
-    }
-  }
+__device__ __forceinline__ void load_weights(const WgmmaPlan& plan, const WgmmaShared<S>& shared, uint32_t stage,
+                                             const CUtensorMap* map, const WgmmaTile& tile, int step) {
+  const uint32_t full = shared.full(stage);
+  mbarrier_arrive_expect(full, S::kWBytes);
+  tile_load(shared.stage(stage), map, full, step * S::kStageK, tile.w0, tile.group,
+            plan.once ? kEvictFirst : kEvictNormal);
 }
 
-/// One warp brings everything.
+/// One lane asks for all weights. The first stages may be asked for before pdl_wait().
 template <class S>
-__device__ void load_in_order(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
-                              const CUtensorMap* w_map, const CUtensorMap* x_map, int64_t first, int64_t stride) {
-  const int lane = threadIdx.x % 32;
+__device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                                 const CUtensorMap* map, int64_t first, int64_t stride) {
   const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
-  const uint64_t w_policy = plan.once ? kEvictFirst : kEvictNormal;
   WgmmaWalk<S> walk{p, plan, first};
-  WgmmaTile tile;
-  int early = 0;  // stages whose weights are on their way
+  WgmmaTile tile{};
+  int early = 0;
   if (plan.settled && p.offsets == nullptr && walk.at(tile)) {
     early = min(steps, S::kStages);
-    if (lane == 0) {
+    if (elect_lane()) {
       shared.tile(0) = tile;
-      for (int step = 0; step < early; ++step)
-        load_boxes<S>(shared, step, w_map, x_map, tile, step * S::kStageK, tile.group, w_policy, 1);
+      for (int step = 0; step < early; ++step) load_weights<S>(plan, shared, step, map, tile, step);
     }
   }
   pdl_wait();
   RingCursor<S::kStages> at;
   for (; walk.at(tile); walk.index += stride) {
-    for (int step = 0; step < steps; ++step, at.advance()) {
-      mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
-      if (lane == 0) {
-        const int parts = early > 0 ? 2 : 3;
-        if (step == 0 && parts == 3) shared.tile(at.stage) = tile;
-        load_boxes<S>(shared, at.stage, w_map, x_map, tile, step * S::kStageK, p.offsets == nullptr ? tile.group : 0,
-                      w_policy, parts);
+    if (elect_lane()) {
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        if (early > 0) {
+          --early;
+          continue;
+        }
+        mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+        if (step == 0) shared.tile(at.stage) = tile;
+        load_weights<S>(plan, shared, at.stage, map, tile, step);
       }
-      if (early > 0) --early;
-      __syncwarp();
     }
+    __syncwarp();
   }
-  pdl_launch_dependents();
-  mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
-  if (lane == 0) {
+  if (elect_lane()) {
+    mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
     shared.tile(at.stage).count = -1;
+    mbarrier_arrive(shared.full(at.stage));
+  }
+}
+
+/// One lane asks for all tokens. The blocks of a cluster share the work; each gets all of them.
+template <class S>
+__device__ void load_all_tokens(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                                const CUtensorMap* map, int64_t first, int64_t stride) {
+  const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
+  const int rank = S::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  pdl_wait();
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile{};
+  RingCursor<S::kStages> at;
+  for (; walk.at(tile); walk.index += stride) {
+    if (elect_lane()) {
+      const int boxes = (tile.count + plan.box_tokens - 1) / plan.box_tokens;
+      const int group = p.offsets == nullptr ? tile.group : 0;
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+        const uint32_t full = shared.full(at.stage), to = shared.stage(at.stage) + S::kWBytes;
+        mbarrier_arrive_expect(full, boxes * plan.box_tokens * (S::kHalves * 128));
+        for (int box = rank; box < boxes; box += S::kCluster) {
+          const int row = box * plan.box_tokens;
+#pragma unroll
+          for (int half = 0; half < S::kHalves; ++half) {
+            const uint32_t part = to + half * S::kHalfBytes + row * 128;
+            const int k = step * S::kStageK + half * 64;
+            if constexpr (S::kCluster == 1) {
+              tile_load(part, map, full, k, tile.row0 + row, group, kEvictNormal);
+            } else {
+              tile_load_multicast(part, map, full, k, tile.row0 + row, group, (1 << S::kCluster) - 1, kEvictNormal);
+            }
+          }
+        }
+      }
+    }
+    __syncwarp();
+  }
+  if (elect_lane()) {
+    mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
     mbarrier_arrive(shared.full(at.stage));
   }
 }
@@ -225,21 +233,12 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
                               const CUtensorMap* w_map, int64_t first, int64_t stride) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);
-  const uint64_t w_policy = plan.once ? kEvictFirst : kEvictNormal;
   constexpr int kMine = S::kMostTokens / 16;  // rows of a lane: 4 warp + lane / 8 + 16 i
   const int row = warp * 4 + lane / 8, piece = lane % 8;
   pdl_wait();
   WgmmaWalk<S> walk{p, plan, first};
-  WgmmaTile tile;
-  RingCursor<S::kStages> at, arriving;
-  int pending = 0;
-  const auto arrive = [&] {
-    fence_proxy_async();
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(shared.full(arriving.stage));
-    arriving.advance();
-    --pending;
-  };
+  WgmmaTile tile{};
+  RingCursor<S::kStages> at;
   for (; walk.at(tile); walk.index += stride) {
     // The rows of x for this warp's rows, four of each 16; lane l has those numbered l and l + 32. -1: none.
     int from[2];
@@ -252,7 +251,7 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
       mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
       if (warp == 0 && lane == 0) {
         if (step == 0) shared.tile(at.stage) = tile;
-        load_boxes<S>(shared, at.stage, w_map, nullptr, tile, step * S::kStageK, 0, w_policy, 1);
+        load_weights<S>(plan, shared, at.stage, w_map, tile, step);
       }
       const uint32_t to = shared.stage(at.stage) + S::kWBytes + row * 128 + ((piece ^ row % 8) * 16);
 #pragma unroll
@@ -260,56 +259,46 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
         const int64_t k = static_cast<int64_t>(step) * S::kStageK + half * 64 + piece * 8;
         const Bf16* const x = static_cast<const Bf16*>(p.x) + k;
 #pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          if (16 * i >= tile.count) break;
-          const int x_row = __shfl_sync(kFullWarp, from[i / 8], i % 8 * 4 + lane / 8);
-          const bool valid = k < p.k && x_row >= 0;
-          cp_async16(to + half * S::kHalfBytes + i * 2048, x + (valid ? x_row * p.x_row : -k), valid);
+        for (int i0 = 0; i0 < kMine; i0 += 4) {
+          if (16 * i0 >= tile.count) break;
+#pragma unroll
+          for (int i = i0; i < i0 + 4; ++i) {
+            const int x_row = __shfl_sync(kFullWarp, from[i / 8], i % 8 * 4 + lane / 8);
+            const bool valid = k < p.k && x_row >= 0;
+            cp_async16(to + half * S::kHalfBytes + i * 2048, x + (valid ? x_row * p.x_row : -k), valid);
+          }
         }
       }
-      cp_async_commit();
-      if (++pending > S::kLag) {
-        cp_async_wait<S::kLag>();
-        arrive();
-      }
+      cp_async_arrive(shared.full(at.stage));
     }
   }
-  pdl_launch_dependents();
-  cp_async_wait<0>();
-  while (pending > 0) arrive();
   mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
-  if (warp == 0 && lane == 0) shared.tile(at.stage).count = -1;
-  __syncwarp();
-  if (lane == 0) {
+  if (warp == 0 && lane == 0) {
+    shared.tile(at.stage).count = -1;
     mbarrier_arrive(shared.full(at.stage));
-    if (warp == 0) mbarrier_arrive(shared.full(at.stage));
   }
+  mbarrier_arrive(shared.full(at.stage));
 }
 
 // ---- results -------------------------------------------------------------------------------------------------------
 
-/// 8 results from column n on; `wide` if all of them may be written at once.
-__device__ __forceinline__ void put8(const Product& p, int64_t at, int64_t n, int64_t n_end, bool wide,
-                                     const float (&v)[8]) {
-  float out[8];
+/// 4 results from column n on; `whole` if they may be written at once, `residual` is then what to add.
+__device__ __forceinline__ void put4(const Product& p, int64_t at, int64_t n, bool whole, uint2 residual, float4 v) {
+  if (!whole) {
+    const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) out[i] = v[i];
-  if (!wide || n + 8 > n_end) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (n + i < n_end) put(p, at + i, out[i]);
+    for (int i = 0; i < 4; ++i)
+      if (n + i < p.n) put(p, at + i, values[i]);
     return;
   }
-  if (p.residual != nullptr) {
-    float residual[8];
-    load8(static_cast<const Bf16*>(p.residual) + at, residual);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] += residual[i];
-  }
+  v.x += bf16_low(residual.x);
+  v.y += bf16_high(residual.x);
+  v.z += bf16_low(residual.y);
+  v.w += bf16_high(residual.y);
   if (p.y_dtype == DType::kF32) {
-    store8(static_cast<float*>(p.y) + at, out);
+    *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = v;
   } else {
-    store8(static_cast<Bf16*>(p.y) + at, out);
+    *reinterpret_cast<uint2*>(static_cast<Bf16*>(p.y) + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
   }
 }
 
@@ -328,7 +317,7 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
   const int warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   const int64_t row = tile.group * p.y_group + tile.row0 * p.y_row;
   const int matrix = lane / 8, line = lane % 8;
-  if (p.gated) {
+  if (S::kGathered || p.gated) {
 #pragma unroll
     for (int t0 = 0; t0 < N; t0 += 64) {
       if (t0 >= tile.count) break;
@@ -397,6 +386,24 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
       }
     }
   } else {
+    // [32 tokens][64 weights] float32; 16 threads a token
+    const int64_t n = tile.w0 + warpgroup * 64 + thread % 16 * 4;
+    const bool whole = wide && n + 4 <= p.n;
+    // Residuals are asked for three pieces ahead: they come from far.
+    constexpr int kAhead = 3;
+    uint2 residual[kAhead][4];
+    const auto ask = [&](int t0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = t0 + thread / 16 + 8 * i;
+        residual[t0 / 32 % kAhead][i] = make_uint2(0, 0);
+        if (p.residual != nullptr && whole && token < tile.count)
+          residual[t0 / 32 % kAhead][i] =
+              *reinterpret_cast<const uint2*>(static_cast<const Bf16*>(p.residual) + row + token * p.y_row + n);
+      }
+    };
+#pragma unroll
+    for (int t0 = 0; t0 < N && t0 < 32 * kAhead; t0 += 32) ask(t0);
 #pragma unroll
     for (int t0 = 0; t0 < N; t0 += 32) {
       if (t0 >= tile.count) break;
@@ -411,15 +418,14 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
         to[kStagingPitch + 8] = d[4 * j + 3];
       }
       named_barrier_sync(1 + warpgroup, 128);
-      const int64_t n = tile.w0 + warpgroup * 64 + thread % 8 * 8;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = thread / 8 + 16 * i;
+      for (int i = 0; i < 4; ++i) {
+        const int token = thread / 16 + 8 * i;
         if (t0 + token >= tile.count || n >= p.n) continue;
-        float v[8];
-        load8(buffer + token * kStagingPitch + thread % 8 * 8, v);
-        put8(p, row + (t0 + token) * p.y_row + n, n, p.n, wide, v);
+        const float4 v = *reinterpret_cast<const float4*>(buffer + token * kStagingPitch + thread % 16 * 4);
+        put4(p, row + (t0 + token) * p.y_row + n, n, whole, residual[t0 / 32 % kAhead][i], v);
       }
+      if (t0 + 32 * kAhead < N) ask(t0 + 32 * kAhead);
     }
   }
 }
@@ -432,7 +438,7 @@ __device__ __forceinline__ void release_stage(const WgmmaShared<S>& shared, uint
   if constexpr (S::kCluster == 1) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(shared.empty(stage));
   } else {
-    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_cluster(shared.empty(stage), threadIdx.x % 32);
+    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_read(shared.empty(stage), threadIdx.x % 32);
   }
 }
 
@@ -457,6 +463,7 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       mbarrier_wait(shared.full(at.stage), at.filled);
+      if constexpr (S::kGathered) fence_proxy_async();  // cp.async wrote what wgmma reads
       const uint32_t stage = shared.stage(at.stage);
       const uint64_t a = wgmma_tile(stage + warpgroup * 8192, 16, 1024);
       const uint64_t b = wgmma_tile(stage + S::kWBytes, 16, 1024);
@@ -488,6 +495,7 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
       const int next = min(step + 1, steps - 1);
       const float next_low = scaled ? low_scale[next] : 0, next_high = scaled ? high_scale[next] : 0;
       mbarrier_wait(shared.full(at.stage), at.filled);
+      if constexpr (S::kGathered) fence_proxy_async();  // cp.async wrote what wgmma reads
       const uint32_t stage = shared.stage(at.stage);
       const unsigned char* const codes =
           shared.base + at.stage * S::kStageBytes + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + g) * 128 + 2 * q;
@@ -541,7 +549,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
   const WgmmaShared<S> shared{dynamic};
   if (threadIdx.x == kMathThreads) {
     for (int i = 0; i < S::kStages; ++i) {
-      mbarrier_init(shared.full(i), S::kGathered ? 5 : 1);
+      mbarrier_init(shared.full(i), S::kGathered ? 1 + kLoadThreads : 2);
       mbarrier_init(shared.empty(i), 8 * S::kCluster);
     }
     mbarrier_fence_init();
@@ -559,11 +567,13 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
     if constexpr (S::kGathered) {
       load_gathered<S>(p, plan, shared, &w_map, first, stride);
     } else if (threadIdx.x < kMathThreads + 32) {
-      load_in_order<S>(p, plan, shared, &w_map, &x_map, first, stride);
+      load_all_weights<S>(p, plan, shared, &w_map, first, stride);
+    } else if (threadIdx.x < kMathThreads + 64) {
+      load_all_tokens<S>(p, plan, shared, &x_map, first, stride);
     } else {
       pdl_wait();
-      pdl_launch_dependents();
     }
+    pdl_launch_dependents();
   } else {
     take_registers<S::kGathered ? 216 : 232>();
     pdl_wait();
@@ -603,7 +613,7 @@ cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiproce
     const bool heads = p.offsets == nullptr && p.groups > 1;
     const std::array<int64_t, 3> x_dims{p.k, p.rows, heads ? p.groups : 1};
     const std::array<int64_t, 2> x_strides{p.x_row, heads ? p.x_group : p.rows * p.x_row};
-    const std::array<int, 3> x_box{64, S::kBoxTokens, 1};
+    const std::array<int, 3> x_box{64, plan.box_tokens, 1};
     if (!make_tensor_map(p.x, p.x_dtype, x_dims, x_strides, x_box, Swizzle::k128, &x_map).ok())
       return cudaErrorInvalidValue;
   }

@@ -44,9 +44,24 @@ __device__ __forceinline__ void mbarrier_arrive_cluster_relaxed(uint32_t barrier
       : "memory");
 }
 
+/// The same without showing that block what this thread wrote: for "I have read what the copy engine brought".
+__device__ __forceinline__ void mbarrier_arrive_read(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{ .reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 /// Arrives, and makes the phase wait for that many bytes as well.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+/// One of the expected arrivals, by the copy engine of cp.async: when all that this thread asked for has arrived.
+__device__ __forceinline__ void cp_async_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 /// Whether the phase has ended; the hardware may suspend the thread for a while before it answers no.
