@@ -73,8 +73,8 @@ export interface Precision {
   act: 'f32' | 'bf16';
   /** latent cache */
   cache: 'f32' | 'bf16';
-  /** 'auto' keeps what the checkpoint has */
-  weights: 'auto' | 'f32' | 'bf16';
+  /** 'auto' keeps what the checkpoint has; 'fp8' quantises the matrices of the layers at load and keeps the rest */
+  weights: 'auto' | 'f32' | 'bf16' | 'fp8';
   /** what fp8 weights become where an operation does not take fp8 (the per-head halves of kv_b): as `act`, to which
    * products round their operands anyway */
   wide: 'f32' | 'bf16';
@@ -87,12 +87,6 @@ export function precisionOf(options: LatentModelOptions, device: DeviceInfo): Pr
   const act = options.activationDtype ?? 'auto';
   const cache = options.cacheDtype ?? 'auto';
   const weights = options.dtype ?? 'auto';
-  if (weights === 'fp8') {
-    throw new MlaError(
-      'ERR_UNSUPPORTED',
-      "dtype 'fp8' would quantise the weights at load, which is not available; use 'auto' (fp8 checkpoints stay fp8).",
-    );
-  }
   if (cache === 'fp8') {
     throw new MlaError('ERR_UNSUPPORTED', "cacheDtype 'fp8' is not available; use 'f32' or 'bf16'.");
   }
@@ -100,9 +94,15 @@ export function precisionOf(options: LatentModelOptions, device: DeviceInfo): Pr
   return { act: resolved, cache: cache === 'auto' ? auto : cache, weights, wide: resolved };
 }
 
-/** Element type that a group of source tensors gets on the device. Mixed groups become `wide`. */
-export function targetDtype(sources: readonly DType[], precision: Precision): DType {
-  if (precision.weights !== 'auto') return precision.weights;
+/**
+ * Element type that a group of source tensors gets on the device. Mixed groups become `wide`. `fp8`: the operation that
+ * reads it takes fp8, and its scale blocks fit.
+ */
+export function targetDtype(sources: readonly DType[], precision: Precision, fp8: boolean): DType {
+  if (precision.weights === 'fp8') {
+    if (fp8) return 'f8e4m3';
+  } else if (precision.weights !== 'auto') return precision.weights;
   const first = sources[0] as DType;
-  return sources.every((s) => s === first) ? first : precision.wide;
+  const dtype = sources.every((s) => s === first) ? first : precision.wide;
+  return dtype === 'f8e4m3' && !fp8 ? precision.wide : dtype;
 }

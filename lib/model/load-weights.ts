@@ -4,8 +4,8 @@
 import { readSync } from 'node:fs';
 import type { Checkpoint } from '../checkpoint';
 import { MlaError } from '../errors';
-import { type Device, DTYPE_BYTES, type Event, type Stream, type Tensor } from '../native';
-import { fileDtype, type Part, planReadBytes, type WeightPlan } from './weights';
+import { type Device, DTYPE_BYTES, type DType, type Event, type Stream, type Tensor } from '../native';
+import { fileDtype, type Part, type Placement, planReadBytes, SCALE_BLOCK, type WeightPlan } from './weights';
 
 /** Bytes of reads that may be under way: enough to keep the disk busy, few enough to abort soon. */
 const WINDOW_BYTES = 64 << 20;
@@ -29,6 +29,7 @@ export async function loadWeights(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const total = targets.reduce((sum, { plan }) => sum + planReadBytes(plan), 0);
+  const tensors = new Map(targets.map(({ plan, tensor }) => [plan, tensor]));
   const staging = await Staging.create(device, targets);
   try {
     let enqueued = 0;
@@ -48,7 +49,7 @@ export async function loadWeights(
     for (const { plan, tensor } of targets) {
       for (const part of plan.parts) {
         signal?.throwIfAborted();
-        staging.place(stream, part, plan, tensor);
+        staging.place(stream, part, plan, tensor, tensors);
         enqueued += part.rows * part.columns * DTYPE_BYTES[fileDtype(part.tensor)];
         if (enqueued - windowStart >= WINDOW_BYTES) await settle();
       }
@@ -71,12 +72,14 @@ class Staging {
     private readonly raw: Tensor,
     private readonly converted: Tensor,
     private readonly scale: Tensor,
+    private readonly wide: Tensor,
   ) {}
 
   static async create(device: Device, targets: readonly WeightTarget[]): Promise<Staging> {
     let raw = 0;
     let converted = 0;
     let scale = 0;
+    let wide = 0;
     for (const { plan } of targets) {
       for (const part of plan.parts) {
         if (isDirect(part, plan)) continue;
@@ -84,24 +87,30 @@ class Staging {
         raw = Math.max(raw, count * DTYPE_BYTES[fileDtype(part.tensor)]);
         if (fileDtype(part.tensor) !== plan.dtype) converted = Math.max(converted, count * DTYPE_BYTES[plan.dtype]);
         if (part.scale !== undefined) scale = Math.max(scale, part.scale.bytes);
+        if (part.quantized === undefined) continue;
+        if (fileDtype(part.tensor) === 'f16') wide = Math.max(wide, count * DTYPE_BYTES.f32);
+        scale = Math.max(
+          scale,
+          scaleShape(part).reduce((a, b) => a * b, DTYPE_BYTES.f32),
+        );
       }
     }
     const made: Tensor[] = [];
     try {
-      for (const bytes of [raw, converted, scale]) made.push(await device.allocate('u8', [bytes]));
+      for (const bytes of [raw, converted, scale, wide]) made.push(await device.allocate('u8', [bytes]));
     } catch (error) {
       for (const tensor of made) tensor.dispose();
       throw error;
     }
-    return new Staging(...(made as [Tensor, Tensor, Tensor]));
+    return new Staging(...(made as [Tensor, Tensor, Tensor, Tensor]));
   }
 
   dispose(): void {
-    for (const tensor of [this.raw, this.converted, this.scale]) tensor.dispose();
+    for (const tensor of [this.raw, this.converted, this.scale, this.wide]) tensor.dispose();
   }
 
-  /** Enqueues what brings one part to its place. */
-  place(stream: Stream, part: Part, plan: WeightPlan, target: Tensor): void {
+  /** Enqueues what brings one part to its place, and the scales that it gets on the way to theirs. */
+  place(stream: Stream, part: Part, plan: WeightPlan, target: Tensor, tensors: ReadonlyMap<WeightPlan, Tensor>): void {
     const source = fileDtype(part.tensor);
     const position = part.tensor.offset + part.offset * DTYPE_BYTES[source];
     const count = part.rows * part.columns;
@@ -126,7 +135,18 @@ class Staging {
       } else {
         stream.readFile(value, part.tensor.fd, position);
       }
-      if (source !== plan.dtype && source !== 'f8e8m0') {
+      if (part.quantized !== undefined) {
+        if (source === 'f16') {
+          const wide = view(this.wide, 'f32', shape);
+          stream.cast({ x: value, out: wide });
+          value = wide;
+        }
+        const q = view(this.converted, plan.dtype, shape);
+        const scale = view(this.scale, 'f32', scaleShape(part));
+        stream.quantize({ x: value, q, scale, pow2: false });
+        scatter(stream, scale, tensors.get(part.quantized.scale) as Tensor, part.quantized.placements, 'f32');
+        value = q;
+      } else if (source !== plan.dtype && source !== 'f8e8m0') {
         const out = view(this.converted, plan.dtype, shape);
         if (part.scale !== undefined) {
           const scale = view(this.scale, fileDtype(part.scale), [...part.scale.shape]);
@@ -137,23 +157,33 @@ class Staging {
         }
         value = out;
       }
-      const size = DTYPE_BYTES[plan.dtype];
-      for (const p of part.placements) {
-        stream.copy({
-          src: value,
-          dst: target,
-          blocks: p.blocks,
-          block_bytes: p.blockElements * size,
-          src_offset: p.srcOffset * size,
-          src_stride: p.srcStride * size,
-          dst_offset: p.dstOffset * size,
-          dst_stride: p.dstStride * size,
-        });
-      }
+      scatter(stream, value, target, part.placements, plan.dtype);
     } finally {
       for (const made of views) made.dispose();
     }
   }
+}
+
+/** Enqueues the copies that bring `src` to its places. */
+function scatter(stream: Stream, src: Tensor, dst: Tensor, placements: readonly Placement[], dtype: DType): void {
+  const size = DTYPE_BYTES[dtype];
+  for (const p of placements) {
+    stream.copy({
+      src,
+      dst,
+      blocks: p.blocks,
+      block_bytes: p.blockElements * size,
+      src_offset: p.srcOffset * size,
+      src_stride: p.srcStride * size,
+      dst_offset: p.dstOffset * size,
+      dst_stride: p.dstStride * size,
+    });
+  }
+}
+
+/** Shape of the block scales of a part. */
+function scaleShape({ rows, columns }: Part): [number, number] {
+  return [Math.ceil(rows / SCALE_BLOCK), Math.ceil(columns / SCALE_BLOCK)];
 }
 
 /** Whether a part's bytes stand in the file just as they will on the device. */

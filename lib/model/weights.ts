@@ -29,8 +29,8 @@ export function fileDtype(tensor: TensorInfo): DType {
   return dtype;
 }
 
-/** Rows of a 128x128 scale block. */
-const BLOCK = 128;
+/** Rows and columns that share one fp8 scale: kScaleBlock in csrc/ops/ops.h. */
+export const SCALE_BLOCK = 128;
 /** Gate rows, then up rows: kGateUpBlock in csrc/ops/ops.h. */
 const GATE_UP_BLOCK = 8;
 
@@ -54,6 +54,8 @@ export interface Part {
   rows: number;
   columns: number;
   placements: Placement[];
+  /** where the part's block scales go when it is quantised on the way */
+  quantized: { scale: WeightPlan; placements: Placement[] } | undefined;
 }
 
 /** One tensor on the device and what fills it. */
@@ -227,30 +229,21 @@ class Planner {
   /** Matrices with the same columns, one below the other. */
   stacked(sources: [WeightSource, number][], columns: number): Matrix<WeightPlan> {
     // fp8 scales of a stack are those of its parts only if every part but the last ends at a block border
-    const aligned = sources.slice(0, -1).every(([, rows]) => rows % BLOCK === 0);
+    const aligned = sources.slice(0, -1).every(([, rows]) => rows % SCALE_BLOCK === 0);
     const dtype = this.#target(
       sources.map(([s]) => s),
       aligned,
     );
     const rows = sources.reduce((sum, [, count]) => sum + count, 0);
     const w: WeightPlan = { dtype, shape: [rows, columns], parts: [] };
-    const scaleColumns = Math.ceil(columns / BLOCK);
-    const scale: WeightPlan = { dtype: 'f32', shape: [Math.ceil(rows / BLOCK), scaleColumns], parts: [] };
+    const scaleColumns = Math.ceil(columns / SCALE_BLOCK);
+    const scale: WeightPlan = { dtype: 'f32', shape: [Math.ceil(rows / SCALE_BLOCK), scaleColumns], parts: [] };
     let row = 0;
     for (const [source, count] of sources) {
       w.parts.push(this.#part(source, dtype, 0, count, columns, whole(count * columns, row * columns)));
-      if (dtype === 'f8e4m3') {
-        const scaleRows = Math.ceil(count / BLOCK);
-        scale.parts.push(
-          this.#scalePart(
-            source,
-            0,
-            scaleRows,
-            scaleColumns,
-            whole(scaleRows * scaleColumns, (row / BLOCK) * scaleColumns),
-          ),
-        );
-      }
+      const scaleRows = Math.ceil(count / SCALE_BLOCK);
+      const places = whole(scaleRows * scaleColumns, (row / SCALE_BLOCK) * scaleColumns);
+      this.#scales(w, scale, source, () => this.#scalePart(source, 0, scaleRows, scaleColumns, places), places);
       row += count;
     }
     return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
@@ -280,15 +273,15 @@ class Planner {
     scaleLead: number[],
   ): Matrix<WeightPlan> {
     const slices = experts.flatMap(({ gate, up }) => [gate, up]);
-    const aligned = slices.every(({ offset }) => offset === 0 || width % BLOCK === 0);
+    const aligned = slices.every(({ offset }) => offset === 0 || width % SCALE_BLOCK === 0);
     const dtype = this.#target(
       slices.map((s) => s.source),
       aligned,
     );
     const blockElements = GATE_UP_BLOCK * columns;
     const w: WeightPlan = { dtype, shape, parts: [] };
-    const scaleRows = Math.ceil(width / BLOCK);
-    const scaleColumns = Math.ceil(columns / BLOCK);
+    const scaleRows = Math.ceil(width / SCALE_BLOCK);
+    const scaleColumns = Math.ceil(columns / SCALE_BLOCK);
     const scale: WeightPlan = { dtype: 'f32', shape: [...scaleLead, scaleRows, scaleColumns], parts: [] };
     slices.forEach(({ source, offset }, i) => {
       const expert = i >> 1;
@@ -302,25 +295,24 @@ class Planner {
         dstStride: 2 * blockElements,
       };
       w.parts.push(this.#part(source, dtype, offset, width, columns, [placement]));
-      if (dtype === 'f8e4m3') {
-        const count = scaleRows * scaleColumns;
-        const scaleOffset = (offset / columns / BLOCK) * scaleColumns;
-        scale.parts.push(this.#scalePart(source, scaleOffset, scaleRows, scaleColumns, whole(count, i * count)));
-      }
+      const places = whole(scaleRows * scaleColumns, i * scaleRows * scaleColumns);
+      const scaleOffset = (offset / columns / SCALE_BLOCK) * scaleColumns;
+      const read = () => this.#scalePart(source, scaleOffset, scaleRows, scaleColumns, places);
+      this.#scales(w, scale, source, read, places);
     });
     return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
   }
 
   /** Down-projections of several experts: [experts, d, mi]. */
   downs(slices: DownSlice[], mi: number, d: number): Matrix<WeightPlan> {
-    const aligned = slices.every(({ column }) => column === 0 || mi % BLOCK === 0);
+    const aligned = slices.every(({ column }) => column === 0 || mi % SCALE_BLOCK === 0);
     const dtype = this.#target(
       slices.map((s) => s.source),
       aligned,
     );
     const w: WeightPlan = { dtype, shape: [slices.length, d, mi], parts: [] };
-    const scaleRows = Math.ceil(d / BLOCK);
-    const scaleColumns = Math.ceil(mi / BLOCK);
+    const scaleRows = Math.ceil(d / SCALE_BLOCK);
+    const scaleColumns = Math.ceil(mi / SCALE_BLOCK);
     const scale: WeightPlan = { dtype: 'f32', shape: [slices.length, scaleRows, scaleColumns], parts: [] };
     slices.forEach(({ source, offset, columns, column }, i) => {
       const cut = (rows: number, width: number, all: number, first: number): Placement[] =>
@@ -337,22 +329,27 @@ class Planner {
               },
             ];
       w.parts.push(this.#part(source, dtype, offset, d, columns, cut(d, mi, columns, column)));
-      if (dtype === 'f8e4m3') {
-        const allColumns = Math.ceil(columns / BLOCK);
-        scale.parts.push(
-          this.#scalePart(source, 0, scaleRows, allColumns, cut(scaleRows, scaleColumns, allColumns, column / BLOCK)),
-        );
-      }
+      const allColumns = Math.ceil(columns / SCALE_BLOCK);
+      const places = cut(scaleRows, scaleColumns, allColumns, column / SCALE_BLOCK);
+      this.#scales(w, scale, source, () => this.#scalePart(source, 0, scaleRows, allColumns, places), places);
     });
     return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
   }
 
   #target(sources: WeightSource[], fp8: boolean): DType {
-    const dtype = targetDtype(
+    return targetDtype(
       sources.map((s) => fileDtype(s.tensor)),
       this.precision,
+      fp8,
     );
-    return dtype === 'f8e4m3' && !fp8 ? this.precision.wide : dtype;
+  }
+
+  /** How the scales of a part of `w` get to their place: read where the checkpoint has them, else made from the part. */
+  #scales(w: WeightPlan, scale: WeightPlan, source: WeightSource, read: () => Part, made: Placement[]): void {
+    if (w.dtype !== 'f8e4m3') return;
+    const part = w.parts.at(-1) as Part;
+    if (fileDtype(source.tensor) === 'f8e4m3') scale.parts.push(read());
+    else part.quantized = { scale, placements: made };
   }
 
   #part(
@@ -366,14 +363,16 @@ class Planner {
     const { tensor } = source;
     const scale = fileDtype(tensor) === 'f8e4m3' && target !== 'f8e4m3' ? source.scale : undefined;
     const all = elements(tensor.shape);
-    if (scale === undefined || rows * columns === all) return { tensor, scale, offset, rows, columns, placements };
+    const part = { tensor, scale, offset, rows, columns, placements, quantized: undefined };
+    if (scale === undefined || rows * columns === all) return part;
     // scale blocks are counted from the tensor's first row: convert it whole, then take the part
     const shifted = placements.map((p) => ({ ...p, srcOffset: p.srcOffset + offset }));
-    return { tensor, scale, offset: 0, rows: all / columns, columns, placements: shifted };
+    return { ...part, offset: 0, rows: all / columns, placements: shifted };
   }
 
   #scalePart(source: WeightSource, offset: number, rows: number, columns: number, placements: Placement[]): Part {
-    return { tensor: source.scale as TensorInfo, scale: undefined, offset, rows, columns, placements };
+    const tensor = source.scale as TensorInfo;
+    return { tensor, scale: undefined, offset, rows, columns, placements, quantized: undefined };
   }
 }
 

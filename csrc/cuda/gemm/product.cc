@@ -76,6 +76,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
 
 bool combines(const Product& p, const Combine& c, const Traits& traits) {
   if (rings(p, &c, traits)) return true;
+  if (multiplies_with_wgmma(p, traits)) return false;
   return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
          combine_stream_bytes(p, c, combine_row_tiles(c)) <= traits.shared_bytes_per_block - 1024;
 }

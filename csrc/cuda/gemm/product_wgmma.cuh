@@ -490,20 +490,15 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
     float low = scaled ? low_scale[0] : 0, high = scaled ? high_scale[0] : 0;
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) d[i] = 0;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const int next = min(step + 1, steps - 1);
-      const float next_low = scaled ? low_scale[next] : 0, next_high = scaled ? high_scale[next] : 0;
-      mbarrier_wait(shared.full(at.stage), at.filled);
-      if constexpr (S::kGathered) fence_proxy_async();  // cp.async wrote what wgmma reads
-      const uint32_t stage = shared.stage(at.stage);
-      const unsigned char* const codes =
-          shared.base + at.stage * S::kStageBytes + (warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + g) * 128 + 2 * q;
+    const uint32_t offset = (warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + g) * 128 + 2 * q;
+    // A stage's weights of this lane as bf16; waits for the stage.
+    const auto convert = [&](const RingCursor<S::kStages>& from, uint32_t (&a)[8][4]) {
+      mbarrier_wait(shared.full(from.stage), from.filled);
+      if constexpr (S::kGathered) fence_proxy_async();
+      const unsigned char* const codes = shared.base + from.stage * S::kStageBytes + offset;
       const auto pair = [&](int row8, int k8) {
-        return codes_to_bf16(
-            *reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8));
+        return codes_to_bf16(*reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8));
       };
-      uint32_t a[8][4];
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         a[i][0] = pair(0, 2 * i);
@@ -511,6 +506,12 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
         a[i][2] = pair(0, 2 * i + 1);
         a[i][3] = pair(1, 2 * i + 1);
       }
+    };
+    // One stage; the next one's weights are converted while its products run.
+    const auto multiply = [&](int step, uint32_t (&a)[8][4], uint32_t (&next)[8][4]) {
+      const int later = min(step + 1, steps - 1);
+      const float next_low = scaled ? low_scale[later] : 0, next_high = scaled ? high_scale[later] : 0;
+      const uint32_t stage = shared.stage(at.stage);
       float chain[N / 2];
       wgmma_fence();
 #pragma unroll
@@ -519,14 +520,23 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
         Wgmma<N>::bf16(chain, a[i], b, i > 0);
       }
       wgmma_commit();
+      const uint32_t multiplied = at.stage;
+      at.advance();
+      if (step + 1 < steps) convert(at, next);
       wgmma_wait<0>();
       keep(chain);
-      release_stage<S>(shared, at.stage);
-      at.advance();
+      release_stage<S>(shared, multiplied);
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) d[i] = fmaf(i % 4 < 2 ? low : high, chain[i], d[i]);
       low = next_low;
       high = next_high;
+    };
+    uint32_t even[8][4], odd[8][4];
+    convert(at, even);
+#pragma unroll 1
+    for (int step = 0; step < steps; step += 2) {
+      multiply(step, even, odd);
+      if (step + 1 < steps) multiply(step + 1, odd, even);
     }
   }
 }
@@ -563,7 +573,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
   }
   const int64_t first = blockIdx.x / S::kCluster, stride = gridDim.x / S::kCluster;
   if (threadIdx.x >= kMathThreads) {
-    give_registers<S::kGathered ? 72 : 40>();
+    give_registers<S::kGathered ? 56 : 40>();
     if constexpr (S::kGathered) {
       load_gathered<S>(p, plan, shared, &w_map, first, stride);
     } else if (threadIdx.x < kMathThreads + 32) {
@@ -575,7 +585,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
     }
     pdl_launch_dependents();
   } else {
-    take_registers<S::kGathered ? 216 : 232>();
+    take_registers<S::kGathered ? 224 : 232>();
     pdl_wait();
     pdl_launch_dependents();
     const bool wide = p.y_row % 8 == 0 && p.y_group % 8 == 0 && aligned16(p.y) && aligned16(p.residual);

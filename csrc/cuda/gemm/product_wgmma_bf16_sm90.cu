@@ -5,16 +5,15 @@ namespace mla::cuda {
 
 cudaError_t launch_wgmma_bf16(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
   if (p.order != nullptr) {
-    switch (plan.most_tokens) {
-      case 64: return launch_wgmma<WgmmaShape<Bf16, 64, true, 1>>(p, plan, multiprocessors, stream);
-      case 128: return launch_wgmma<WgmmaShape<Bf16, 128, true, 1>>(p, plan, multiprocessors, stream);
-      default: return launch_wgmma<WgmmaShape<Bf16, 256, true, 1>>(p, plan, multiprocessors, stream);
-    }
+    return plan.most_tokens == 64 ? launch_wgmma<WgmmaShape<Bf16, 64, true, 1>>(p, plan, multiprocessors, stream)
+                                  : launch_wgmma<WgmmaShape<Bf16, 128, true, 1>>(p, plan, multiprocessors, stream);
   }
   switch (plan.most_tokens) {
     case 64: return launch_wgmma<WgmmaShape<Bf16, 64, false, 1>>(p, plan, multiprocessors, stream);
     case 128: return launch_wgmma<WgmmaShape<Bf16, 128, false, 1>>(p, plan, multiprocessors, stream);
-    default: return launch_wgmma<WgmmaShape<Bf16, 256, false, 1>>(p, plan, multiprocessors, stream);
+    default:
+      return plan.cluster == 1 ? launch_wgmma<WgmmaShape<Bf16, 256, false, 1>>(p, plan, multiprocessors, stream)
+                               : launch_wgmma<WgmmaShape<Bf16, 256, false, 2>>(p, plan, multiprocessors, stream);
   }
 }
 
@@ -22,7 +21,7 @@ cudaError_t load_wgmma_bf16(int shared_bytes_per_block) {
   const auto load = [&](auto kernel) { return load_into_context(kernel, shared_bytes_per_block); };
   cudaError_t error = load(product_wgmma_kernel<WgmmaShape<Bf16, 64, true, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 128, true, 1>>);
-  if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 256, true, 1>>);
+  if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 256, false, 2>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 64, false, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 128, false, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 256, false, 1>>);

@@ -4,7 +4,9 @@
 
 #include "common/checked.h"
 #include "cuda/launch.h"
+#include "cuda/gemm/product_wgmma.h"
 #include "cuda/moe/combine.h"
+#include "cuda/moe/gather_pairs.h"
 
 namespace mla::cuda {
 
@@ -28,35 +30,50 @@ Product grouped(View x, View w, View w_scale, View offsets) {
   return p;
 }
 
-/// Columns of the expert outputs that moeDown keeps in float32 at a time: few enough to stay in the GPU's cache between
-/// the product that writes and the sum that reads them, in whole scale blocks.
-int64_t part_columns(int64_t pairs, int64_t d) {
-  constexpr int64_t kPartBytes = int64_t{32} << 20;
-  const int64_t columns = kPartBytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
+/// Columns of the expert outputs that moeDown keeps in float32 at a time, in whole scale blocks. Few enough to stay in
+/// the GPU's cache between the product that writes and the sum that reads them; but where a product takes little time,
+/// reading h again for each part costs more than passing the parts through memory.
+int64_t part_columns(int64_t pairs, int64_t d, const Traits& traits) {
+  const int64_t part_bytes = int64_t{traits.hopper ? 256 : 32} << 20;
+  const int64_t columns = part_bytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
   return std::min(d, std::max<int64_t>(columns, kScaleBlock));
 }
 
-}  // namespace
-
-int64_t workspace(const MoeGateUpParams&, const Traits&) { return 0; }
-
-int64_t workspace(const MoeDownParams& p, const Traits&) {
-  const int64_t pairs = p.h.dim(0);
-  return pairs * part_columns(pairs, p.out.dim(1)) * static_cast<int64_t>(sizeof(float));
-}
-
-Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
-  const int64_t rows = p.x.dim(0), pairs = p.order.dim(0);
-  if (rows == 0 || pairs == 0) return Status::Ok();
+Product gate_up(const MoeGateUpParams& p) {
   Product product = grouped(p.x, p.w, p.w_scale, p.offsets);
-  product.rows = pairs;
+  product.rows = p.order.dim(0);
   product.gated = true;
   product.y = p.h.data;
   product.y_dtype = p.h.dtype;
   product.y_row = p.h.dim(1);
   product.order = p.order.as<const int32_t>();
-  product.per_row = pairs / rows;
-  product.x_rows = rows;
+  product.x_rows = p.x.dim(0);
+  product.per_row = product.rows / std::max<int64_t>(product.x_rows, 1);
+  return product;
+}
+
+}  // namespace
+
+int64_t workspace(const MoeGateUpParams& p, const Traits& traits) {
+  const Product product = gate_up(p);
+  return gathers_first(product, traits) ? product.rows * product.k * dtype_bytes(product.x_dtype) : 0;
+}
+
+int64_t workspace(const MoeDownParams& p, const Traits& traits) {
+  const int64_t pairs = p.h.dim(0);
+  return pairs * part_columns(pairs, p.out.dim(1), traits) * static_cast<int64_t>(sizeof(float));
+}
+
+Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
+  if (p.x.dim(0) == 0 || p.order.dim(0) == 0) return Status::Ok();
+  Product product = gate_up(p);
+  if (gathers_first(product, *launch.traits)) {
+    void* const rows = launch.workspace.data;
+    MLA_RETURN_IF_ERROR(cuda_status(launch_gather_pairs(product, rows, launch.stream), "moeGateUp"));
+    product.x = rows;
+    product.x_row = product.k;
+    product.order = nullptr;
+  }
   return cuda_status(launch_product(product, launch), "moeGateUp");
 }
 
@@ -78,7 +95,7 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
     return cuda_status(launch_combine(product, combine, launch), "moeDown");
 
   float* const parts = launch.workspace.as<float>();
-  const int64_t columns = part_columns(pairs, d), act_bytes = dtype_bytes(p.out.dtype);
+  const int64_t columns = part_columns(pairs, d, *launch.traits), act_bytes = dtype_bytes(p.out.dtype);
   product.y = parts;
   product.y_dtype = DType::kF32;
   for (int64_t column = 0; column < d; column += columns) {
