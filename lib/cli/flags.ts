@@ -44,7 +44,7 @@ export function addPlacementFlags(command: Command): Command {
         .argParser(device),
     )
     .addOption(
-      new Option('--dtype <type>', "type of the weights; auto keeps the checkpoint's")
+      new Option('--dtype <type>', "type of the weights; auto keeps the checkpoint's, fp8 quantises at load")
         .choices(['auto', 'f32', 'bf16', 'fp8'])
         .default('auto'),
     )

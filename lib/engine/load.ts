@@ -19,7 +19,7 @@ export interface LoadOptions {
    * 'auto'.
    */
   device?: 'auto' | 'cpu' | `cuda:${number}` | undefined;
-  /** Element type of the weights: 'auto' keeps the checkpoint's. Default 'auto'. */
+  /** Element type of the weights: 'auto' keeps the checkpoint's, 'fp8' quantises at load. Default 'auto'. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
   /** Element type of the latent cache: 'auto' is f32 on the CPU and bf16 on a GPU. Default 'auto'. */
   cacheDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;

@@ -8,9 +8,10 @@ namespace mla::cuda {
 
 namespace {
 
-/// Few rows are faster with the kernels that stream weights.
+/// Up to so many rows (of an expert, on average) the kernels that stream weights are faster. H200, 2026-11: 64 tokens
+/// of V2-Lite, 6 rows an expert: moeDown 99 us here, 266 there.
 constexpr int64_t kEvenRows = 32;
-constexpr int64_t kUnevenMeanRows = 4;
+constexpr int64_t kUnevenMeanRows = 1;
 
 /// The tokens of the largest tiles that cp.async gathers.
 int gathered_tokens(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 64 : 128; }
@@ -22,8 +23,8 @@ int64_t columns(int64_t tokens, int most_tokens) {
   return round_up(tokens, 32);
 }
 
-/// What a product of equal groups would take, in microseconds without the launch. Fitted to 66 cases of 64 to 4,096 rows
-/// on an H200, 2026-11: a step of 64 k takes what its loads or its products take, a tile what its results take.
+/// What a product of equal groups would take, in microseconds without the launch. Fitted to 66 cases of 64 to 4,096
+/// rows on an H200, 2026-11: a step of 64 k takes what its loads or its products take, a tile what its results take.
 double estimate(const Product& p, int multiprocessors, int most_tokens, int64_t token_tiles) {
   const auto n = static_cast<double>(columns(round_up(ceil_div(p.rows, token_tiles), 8), most_tokens));
   const double step = std::max(0.165 + 0.00118 * n, 0.00225 * n);
@@ -59,7 +60,8 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   }
   // Sharing tokens saves loads from L2: 1 to 2.5 % of products of four waves and more (H200, 2026-11).
   const int64_t weight_tiles = ceil_div(p.n, kWgmmaWeights);
-  const int64_t tiles = p.groups * ceil_div(p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups), 256) * weight_tiles;
+  const int64_t tiles =
+      p.groups * ceil_div(p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups), 256) * weight_tiles;
   if (plan.most_tokens == 256 && weight_tiles % 2 == 0 && tiles >= 4 * multiprocessors) plan.cluster = 2;
   plan.weight_tiles = static_cast<int>(ceil_div(weight_tiles, plan.cluster));
   plan.box_tokens = p.offsets != nullptr ? plan.most_tokens / 4
@@ -84,8 +86,7 @@ bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
 }
 
 bool gathers_first(const Product& p, const Traits& traits) {
-  return p.order != nullptr && fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) &&
-         ceil_div(p.rows, p.groups) > gathered_tokens(p);
+  return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) && ceil_div(p.rows, p.groups) > gathered_tokens(p);
 }
 
 cudaError_t launch_product_wgmma(const Product& p, const Launch& launch) {

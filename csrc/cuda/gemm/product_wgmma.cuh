@@ -1,18 +1,21 @@
 // product_wgmma.cuh - products of many rows on Hopper: from the bandwidth of the weights up to the rate of its matrix
 // units.
 //
-// Formula: product.h. A tile is 128 rows of w by up to kMostTokens rows of x ("tokens"). Weights are the rows of wgmma's
+// Formula: product.h. A tile is 128 rows of w by up to kMostTokens rows of x ("tokens"). Weights are the rows of
+// wgmma's
 //   A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is read once.
 //   With gate and up rows interleaved by 8, both of a feature are sums of the same thread (rows g and g + 8).
 // Grid: one block a multiprocessor, in clusters of kCluster that share their tokens (each brings a part of them to both
 //   by multicast). A block takes tiles until none is left. Tokens of a group are cut into equal tiles.
-// Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the copy
+// Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the
+// copy
 //   engine in 128-byte swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
 // Stage: 64 k of both (fp8 weights: 128). `full` ends when its bytes are there, `empty` when all 8 warps (of both
 //   blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
 // Sums: bf16 weights: one chain of m64nNk16 over all k. fp8 weights: a chain for each 128 k, total = fma(scale, chain,
 //   total); codes become bf16 in registers, where A may stand.
-// Results: through shared memory, 64 tokens (32 in float32) at a time and warpgroup, so that rows of y are written by 16
+// Results: through shared memory, 64 tokens (32 in float32) at a time and warpgroup, so that rows of y are written by
+// 16
 //   bytes a thread.
 // Registers: up to 128 sums (fp8 twice 64) of 232; loaders 40.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
@@ -36,7 +39,7 @@ namespace mla::cuda {
 constexpr int kMathThreads = 256;
 constexpr int kLoadThreads = 128;
 constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
-constexpr int kHopperShared = 232448;      // bytes of shared memory of a block
+constexpr int kHopperShared = 232448;       // bytes of shared memory of a block
 constexpr int kStagingBytes = 32 * 68 * 4;  // 32 tokens by 64 float32, rows moved by 4 banks; or 64 tokens by 64 bf16
 constexpr int kStagingPitch = 68;           // floats
 constexpr int kTokenTilesAtATime = 8;
@@ -131,9 +134,7 @@ struct WgmmaShared {
   __device__ unsigned char* after() const { return base + S::kStages * S::kStageBytes + 4 * kStagingBytes; }
   __device__ uint32_t full(uint32_t i) const { return shared_address(after()) + i * 8; }
   __device__ uint32_t empty(uint32_t i) const { return full(S::kStages + i); }
-  __device__ WgmmaTile& tile(uint32_t i) const {
-    return reinterpret_cast<WgmmaTile*>(after() + 2 * S::kStages * 8)[i];
-  }
+  __device__ WgmmaTile& tile(uint32_t i) const { return reinterpret_cast<WgmmaTile*>(after() + 2 * S::kStages * 8)[i]; }
 };
 
 // ---- loaders -------------------------------------------------------------------------------------------------------
@@ -492,7 +493,7 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
     for (int i = 0; i < N / 2; ++i) d[i] = 0;
     const uint32_t offset = (warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + g) * 128 + 2 * q;
     // A stage's weights of this lane as bf16; waits for the stage.
-    const auto convert = [&](const RingCursor<S::kStages>& from, uint32_t (&a)[8][4]) {
+    const auto convert = [&](const RingCursor<S::kStages>& from, uint32_t(&a)[8][4]) {
       mbarrier_wait(shared.full(from.stage), from.filled);
       if constexpr (S::kGathered) fence_proxy_async();
       const unsigned char* const codes = shared.base + from.stage * S::kStageBytes + offset;
@@ -508,7 +509,7 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
       }
     };
     // One stage; the next one's weights are converted while its products run.
-    const auto multiply = [&](int step, uint32_t (&a)[8][4], uint32_t (&next)[8][4]) {
+    const auto multiply = [&](int step, uint32_t(&a)[8][4], uint32_t(&next)[8][4]) {
       const int later = min(step + 1, steps - 1);
       const float next_low = scaled ? low_scale[later] : 0, next_high = scaled ? high_scale[later] : 0;
       const uint32_t stage = shared.stage(at.stage);
@@ -628,8 +629,7 @@ cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiproce
       return cudaErrorInvalidValue;
   }
   int64_t clusters = multiprocessors / S::kCluster;
-  if (p.offsets == nullptr)
-    clusters = std::min(clusters, p.groups * plan.token_tiles * plan.weight_tiles);
+  if (p.offsets == nullptr) clusters = std::min(clusters, p.groups * plan.token_tiles * plan.weight_tiles);
   return launch_pdl(product_wgmma_kernel<S>, dim3(static_cast<unsigned>(clusters * S::kCluster)), dim3(kWgmmaThreads),
                     S::kSharedBytes, stream, p, plan, w_map, x_map);
 }

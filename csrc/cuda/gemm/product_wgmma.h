@@ -21,8 +21,9 @@ struct WgmmaPlan {
 /// Is it a product for these kernels?
 bool multiplies_with_wgmma(const Product& p, const Traits& traits);
 
-/// Should the rows that `order` names be brought into its order first? The copy engine then loads whole boxes of them,
-/// which pays from here on: 16 to 24 bytes a clock and multiprocessor through cp.async keep the matrix units waiting.
+/// For a product whose rows `order` names (its pointers may be null yet): should they be brought into that order first?
+/// The copy engine then loads whole boxes of them, which pays from here on: what cp.async can bring keeps the matrix
+/// units waiting.
 bool gathers_first(const Product& p, const Traits& traits);
 
 cudaError_t launch_product_wgmma(const Product& p, const Launch& launch);

@@ -22,19 +22,33 @@ __global__ void __launch_bounds__(kThreads) combine_parts_kernel(const __grid_co
        i += gridDim.x * int64_t{kThreads}) {
     const int64_t t = i / per_token, column = i % per_token * kWidth;
     float sum[kWidth] = {};
-    for (int j = 0; j < c.per_token; ++j) {
-      const int slot = c.slots[t * c.per_token + j];
-      if (slot < 0 || slot >= used) continue;
-      const float weight = c.weights[t * c.per_token + j];
-      const float* const from = parts + slot * c.n + column;
-      if constexpr (kWidth == 4) {
-        const float4 v = *reinterpret_cast<const float4*>(from);
-        sum[0] = fmaf(weight, v.x, sum[0]);
-        sum[1] = fmaf(weight, v.y, sum[1]);
-        sum[2] = fmaf(weight, v.z, sum[2]);
-        sum[3] = fmaf(weight, v.w, sum[3]);
-      } else {
-        sum[0] = fmaf(weight, *from, sum[0]);
+    // The reads of several rows are under way at the same time; what they bring is added in their order.
+    constexpr int kAtOnce = 8;
+    for (int j0 = 0; j0 < c.per_token; j0 += kAtOnce) {
+      int slots[kAtOnce];
+      float weights[kAtOnce], values[kAtOnce][kWidth];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const bool listed = j0 + j < c.per_token;
+        slots[j] = listed ? c.slots[t * c.per_token + j0 + j] : -1;
+        weights[j] = listed ? c.weights[t * c.per_token + j0 + j] : 0;
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (slots[j] < 0 || slots[j] >= used) continue;
+        const float* const from = parts + slots[j] * c.n + column;
+        if constexpr (kWidth == 4) {
+          const float4 v = *reinterpret_cast<const float4*>(from);
+          values[j][0] = v.x, values[j][1] = v.y, values[j][2] = v.z, values[j][3] = v.w;
+        } else {
+          values[j][0] = *from;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (slots[j] < 0 || slots[j] >= used) continue;
+#pragma unroll
+        for (int v = 0; v < kWidth; ++v) sum[v] = fmaf(weights[j], values[j][v], sum[v]);
       }
     }
     const int64_t at = t * c.out_row + column;

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "common/checked.h"
-#include "cuda/launch.h"
 #include "cuda/gemm/product_wgmma.h"
+#include "cuda/launch.h"
 #include "cuda/moe/combine.h"
 #include "cuda/moe/gather_pairs.h"
 
