@@ -273,6 +273,23 @@ for (const [name, { tokens: counts, ...shape }] of Object.entries(REAL)) {
   }
 }
 
+/** Expert e takes about 1 / (e + 1) of the tokens' columns; the last experts often none. */
+const skewed =
+  (experts: number): Routing =>
+  (_, column, make) => {
+    const drawn = Math.floor(experts ** (make.random.below(1000) / 1000)) - 1;
+    return column === 0 ? drawn : -1;
+  };
+
+for (const weight of ['bf16', 'f8e4m3'] as const) {
+  test(`experts, ${weight} weights: skewed routing, several waves of tiles`, async () => {
+    for (const tokens of [90, 2600]) {
+      const layer: Layer = { act: 'bf16', weight, d: 6800, width: 80, experts: 9, perToken: 1 };
+      await compareBatch(new Batch(layer, tokens, skewed(9)), 'skewed', [[1, 2]]);
+    }
+  });
+}
+
 test('experts: many pairs, so that moeDown takes its columns in several parts', async () => {
   const layer: Layer = { act: 'bf16', weight: 'f8e4m3', d: 2000, width: 64, experts: 4, perToken: 4 };
   const batch = new Batch(layer, 1500, spread(4));

@@ -98,6 +98,14 @@ test('gemm: logits of a head of 102,400 ids', async () => {
   for (const rows of [1, 40]) await gemm({ act: 'bf16', weight: 'bf16', rows, n: 102400, k: 2048, y: 'f32' }, false);
 });
 
+test('gemm: several waves of tiles, with rows, columns and k that fill none of them', async () => {
+  for (const weight of ['bf16', 'f8e4m3'] as const) {
+    const k = weight === 'bf16' ? 72 : 80;
+    await gemm({ act: 'bf16', weight, rows: 2100, n: 8650, k, residual: true }, false);
+    await gemm({ act: 'bf16', weight, rows: 2100, n: 8650, k, y: 'f32' }, false);
+  }
+});
+
 test('gemm: the residual may be the memory of y', async () => {
   for (const rows of [1, 12, 100, 700]) {
     await compareVerb('gemm', (make) => {

@@ -35,8 +35,9 @@ Product grouped(View x, View w, View w_scale, View offsets) {
 /// reading h again for each part costs more than passing the parts through memory.
 int64_t part_columns(int64_t pairs, int64_t d, const Traits& traits) {
   const int64_t part_bytes = int64_t{traits.hopper ? 256 : 32} << 20;
-  const int64_t columns = part_bytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
-  return std::min(d, std::max<int64_t>(columns, kScaleBlock));
+  const int64_t most = part_bytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
+  const int64_t parts = ceil_div(d, std::max<int64_t>(most, kScaleBlock));
+  return std::min(d, round_up(ceil_div(d, parts), kScaleBlock));
 }
 
 Product gate_up(const MoeGateUpParams& p) {
