@@ -110,11 +110,13 @@ export function compareClose(
     const begin = row * width;
     const end = Math.min(begin + width, e.length);
     let square = 0;
+    let largest = 0;
     let finite = 0;
     for (let i = begin; i < end; i++) {
       const x = e[i] as number;
       if (!Number.isFinite(x)) continue;
       square += x * x;
+      largest = Math.max(largest, Math.abs(x));
       finite++;
     }
     const rms = finite === 0 ? 0 : Math.sqrt(square / finite);
@@ -139,7 +141,7 @@ export function compareClose(
       }
     }
     const floor = tolerance.absolute * Math.sqrt(end - begin);
-    const error = Math.max(0, Math.sqrt(errorSquare) - floor);
+    const error = Math.max(0, Math.sqrt(Math.max(0, errorSquare - (epsilon * largest) ** 2)) - floor);
     const relative = error === 0 ? 0 : error / Math.sqrt(square);
     if (relative > norm) {
       norm = relative;
