@@ -5,7 +5,9 @@ import { decode } from '../cpu/reference';
 /**
  * Bounds for one output. Element i of a row may differ by `ulps` units in the last place of its type (two devices may
  * round the same sum to neighbours), plus `element` times the row's root mean square (what the order of float32 sums,
- * and intermediate values rounded the other way, may change). The whole row's error may be `norm` times the row's norm.
+ * and intermediate values rounded the other way, may change). The whole row's error may be `norm` times the row's norm,
+ * besides what its largest element may change by `ulps`: in a narrow row that element can be most of the norm, and a
+ * last place of bf16 is up to 1/128 of it.
  */
 export interface Tolerance {
   ulps: number;

@@ -19,7 +19,9 @@ constexpr int64_t kL1Bytes = 8 * 1024;
 constexpr int64_t kNormSums = 16;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
-constexpr int64_t kRingMeanRows = 16;
+constexpr int64_t kRingMeanRows =
+    4;  // with 6, gate and up of V2-Lite take 199 us here, 178 in product_wgmma.cuh (H200)
+constexpr int64_t kRingCombineRows = 8;  // and down with its sum 92 us here, 97 there
 
 /// Rows that a group can have, in eights: 1 or 2.
 int row_tiles_of(const Product& p) {
@@ -110,7 +112,9 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
 bool rings(const Product& p, const Combine* c, const Traits& traits) {
   if (!traits.hopper || !fits_tensor_cores(p)) return false;
   if (p.offsets == nullptr) return p.rows <= kRingRows;
-  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) || ceil_div(p.rows, p.groups) > kRingMeanRows) return false;
+  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) ||
+      ceil_div(p.rows, p.groups) > (c == nullptr ? kRingMeanRows : kRingCombineRows))
+    return false;
   return plan_of(p, c, row_tiles_of(p)).bytes <= traits.shared_bytes_per_block - 1024;
 }
 
