@@ -18,7 +18,12 @@ import {
   writeTensors,
 } from './support';
 
-afterAll(removeFolders);
+const refused = { folders: 0, indexes: 0, changes: 0 };
+afterAll(() => {
+  const { folders, indexes, changes } = refused;
+  console.log(`refused: ${folders} hostile folders, ${indexes} indexes, ${changes} changes while open`);
+  removeFolders();
+});
 
 const INDEX = 'model.safetensors.index.json';
 const write = (dir: string, name: string, value: unknown): void => {
@@ -250,6 +255,7 @@ describe('folders that are refused', () => {
     const before = openFds();
     await fails(() => openCheckpoint(dir), code, text);
     expect(openFds()).toBe(before);
+    refused.folders += 1;
   });
   test('what is not a folder', async () => {
     await fails(() => openCheckpoint('/no/such/folder'), 'ERR_FILE', /found ENOENT, expected a model folder/);
@@ -307,6 +313,7 @@ describe('an index that is refused', () => {
     fs.rmSync(path.join(dir, 'model.safetensors'));
     write(dir, INDEX, index);
     await fails(() => openCheckpoint(dir), 'ERR_CHECKPOINT', text);
+    refused.indexes += 1;
   });
   const shards: [string, (dir: string, map: Record<string, string>) => void, RegExp][] = [
     [
@@ -347,6 +354,7 @@ describe('an index that is refused', () => {
     const before = openFds();
     await fails(() => openCheckpoint(dir), 'ERR_CHECKPOINT', text);
     expect(openFds()).toBe(before);
+    refused.indexes += 1;
   });
 });
 
@@ -398,6 +406,7 @@ describe('a file that changes after it was opened', () => {
     change(path.join(dir, 'model-00002-of-00002.safetensors'));
     await fails(() => checkpoint.verifyUnchanged(), 'ERR_CHECKPOINT', text);
     await checkpoint.close();
+    refused.changes += 1;
   });
 
   test('is cut between its opening and the reading of its header', async () => {

@@ -52,6 +52,31 @@ test('--json prints tokens, logprobs, top and, asked for, the last logits', asyn
   expectClose(scored.logits, reference.lastLogits);
 });
 
+test.each(['glm-4.7-flash', 'moonlight', 'v2', 'v2-lite', 'v3', 'v3-fp8'])('%s: every prompt', async (name) => {
+  const { prompts } = JSON.parse(readFileSync(join(golden(name), 'golden.json'), 'utf8')) as { prompts: Reference[] };
+  let [worst, sum, compared] = [0, 0, 0];
+  for (const { tokens, logprobs } of prompts) {
+    const stdin = tokens.join(',');
+    const ran = await runCli(['score', '--tokens', '-', '--json', '-m', golden(name), ...CPU], { stdin });
+    expect(ran).toMatchObject({ code: 0, stderr: '' });
+    const scored = JSON.parse(ran.stdout);
+    expect(scored.tokens).toEqual(tokens);
+    expect(scored.logprobs).toHaveLength(logprobs.length);
+    for (const [i, expected] of logprobs.entries()) {
+      if (expected === null) continue;
+      const difference = Math.abs(scored.logprobs[i] - expected);
+      worst = Math.max(worst, difference);
+      sum += difference;
+      compared += 1;
+    }
+  }
+  console.log(
+    `mla score on ${name}: ${compared} log-probabilities, worst ${worst.toExponential(2)}, mean ${(sum / compared).toExponential(2)}`,
+  );
+  expect(compared).toBe(prompts.reduce((all, { tokens }) => all + tokens.length - 1, 0));
+  expect(worst).toBeLessThan(TOLERANCE);
+});
+
 test('without --top and --logits the object is small, and its shape the same', async () => {
   const { code, stdout } = await runCli(['score', '--tokens', '5,6,7', '--json', ...TINY]);
   expect(code).toBe(0);

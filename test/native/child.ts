@@ -15,15 +15,20 @@ export interface Ended {
   ms: number;
 }
 
-/** Runs a script in which `native` is the built dist/native. Ends after 30 s with SIGKILL, which no test accepts. */
-export function run(script: string, env: NodeJS.ProcessEnv = {}, flags: string[] = []): Promise<Ended> {
+/** Runs a script in which `native` is the built dist/native. Ends after `limitMs` with SIGKILL, which no test accepts. */
+export function run(
+  script: string,
+  env: NodeJS.ProcessEnv = {},
+  flags: string[] = [],
+  limitMs = 30_000,
+): Promise<Ended> {
   if (!existsSync(NATIVE)) throw new Error('dist/ is missing: run "npm run build" (npm test does it by itself).');
   const start = Date.now();
   const source = `const native = require(${JSON.stringify(NATIVE)});\n${script}`;
   const child = spawn(process.execPath, [...flags, '-e', source], {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: 30_000,
+    timeout: limitMs,
     killSignal: 'SIGKILL',
   });
   let stdout = '';

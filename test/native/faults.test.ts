@@ -55,16 +55,18 @@ test('every allocation may fail', async () => {
   }
   native.failAllocation(allocations);
   expect(await work()).toEqual(right);
+  console.log(`${allocations} allocations failed, one by one; 0 bytes held after each`);
 });
 
 test('every command may fail', async () => {
-  // Two writes, one compilation, one replay; the others have answers of their own.
-  for (let k = 0; k < 4; k++) {
+  const COMMANDS = 4; // two writes, one compilation, one replay; the others have answers of their own
+  for (let k = 0; k < COMMANDS; k++) {
     native.failCommand(device, k, false);
     expect([k, await codeOf(work)]).toEqual([k, 'ERR_BACKEND']);
     expect(device.allocatedBytes()).toBe(0);
     expect(await work()).toEqual(Array(8).fill(48));
   }
+  console.log(`${COMMANDS} commands failed, one by one`);
 });
 
 test('opening devices does not leak', async () => {

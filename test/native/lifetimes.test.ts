@@ -69,8 +69,14 @@ const STATES: Record<string, (tensor: Tensor) => { held: boolean; end?: () => vo
   },
 };
 
+let crossed = 0;
+afterAll(() => console.log(`${Object.keys(STATES).length} states x 4 ends: ${crossed} crossed`));
+
 describe.each(Object.keys(STATES))('%s', (name) => {
   const enter = STATES[name] as (typeof STATES)[string];
+  afterEach(() => {
+    crossed += 1;
+  });
 
   test('dispose', async () => {
     const tensor = await block();

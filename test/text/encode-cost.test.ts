@@ -33,7 +33,11 @@ beforeAll(async () => {
   tokenizer = await text.Tokenizer.load(V3_DIR);
   await tokenizer.encodeAsync('warm up '.repeat(8192));
 });
-afterAll(() => tokenizer.dispose());
+const costs: string[] = [];
+afterAll(() => {
+  console.log(`1 MiB of each class, and times the cost of half of it: ${costs.join(', ')}`);
+  return tokenizer.dispose();
+});
 
 /** Processor time of all threads for one text, in ms: unlike the clock, it does not count what else the machine does. */
 async function cost(input: string): Promise<number> {
@@ -53,13 +57,16 @@ test.each(Object.keys(CLASSES))('1 MiB of %s', async (name) => {
     whole = Math.min(whole, await cost(input));
     half = Math.min(half, await cost(run(unit, MIB / 2)));
   }
+  costs.push(`${name} ${whole.toFixed(0)} ms x${(whole / half).toFixed(1)}`);
   expect(whole).toBeLessThan(3000);
   if (whole > 100) expect(whole / half).toBeLessThanOrEqual(2.5);
 });
 
 test('100,000 special tokens', async () => {
   const unit = '<｜User｜>';
-  expect(await cost(unit.repeat(100_000))).toBeLessThan(3000);
+  const took = await cost(unit.repeat(100_000));
+  costs.push(`100,000 special tokens ${took.toFixed(0)} ms`);
+  expect(took).toBeLessThan(3000);
   const ids = await tokenizer.encodeAsync(unit.repeat(100_000));
   expect(ids).toHaveLength(100_000);
   expect(new Set(ids)).toEqual(new Set([128_803]));
