@@ -46,13 +46,14 @@ constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, an
 bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
   return traits.hopper && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && (c == 512 || c == 256) &&
-         p.q.dim(2) - c == 64 && cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows;
+         p.q.dim(2) - c == 64;
 }
 
 }  // namespace
 
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits) {
-  return few_types_fit(p, traits) && aligned(p.q) && aligned(p.cache) && aligned(p.out);
+  return few_types_fit(p, traits) && cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows &&
+         aligned(p.q) && aligned(p.cache) && aligned(p.out);
 }
 
 int decode_few_rows(const MlaDecodeParams& p) {
@@ -65,7 +66,9 @@ int decode_few_rows(const MlaDecodeParams& p) {
 int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   const Shape shape(p, traits);
   int64_t bytes = shape.bytes();
-  if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape::few(p).bytes());
+  // Whatever the number of rows: fewer of them may run on the Hopper kernel where more do not, and a workspace planned
+  // for the most rows must serve all.
+  if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape(kClusterSlots, kFewRows, p.out.dim(2)).bytes());
   return bytes + kAlign;  // the tensor may begin anywhere
 }
 
