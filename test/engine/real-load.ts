@@ -64,7 +64,7 @@ export async function growth(cycles: number, warmUp: number, work: (i: number) =
 export async function sameTexts(count: number): Promise<{ texts: number; tokens: number; cachedTokens: number }> {
   const random = randomBelow(5);
   const prompts = Array.from({ length: count }, (_, i) => {
-    const words = (passages[i % passages.length]?.text as string).split(' ');
+    const words = (passages[i % passages.length] as { text: string }).text.split(' ');
     return words.slice(0, 1 + random(words.length)).join(' ');
   });
   const options = (i: number) => ({ maxTokens: 12, seed: i, temperature: 3, stop: ['the', 'e a'], ignoreEos: true });
