@@ -24,7 +24,7 @@ Examples:
   mla inspect org/name --gpu h200                           what it would take, by its headers alone
   mla download org/name                                     into the cache; then -m org/name
   mla doctor                                                what is wrong, if something is
-  mla batch prompts.jsonl -o results.jsonl                  many at once; --resume goes on after an interruption
+  mla batch prompts.jsonl -o results.jsonl                  many at once; --resume goes on
   echo "some text" | mla score --top 5 --json
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no usable GPU, 4 out of memory, 130 interrupted.`;
