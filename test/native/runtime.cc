@@ -88,6 +88,7 @@ class FakeStream : public BackendStream {
 
 struct FakeGraph : BackendGraph {
   FakeGraph(World& world, std::vector<void*> data) : world(world), data(std::move(data)) { ++world.graphs; }
+  int64_t launches() const override { return static_cast<int64_t>(data.size()); }
   ~FakeGraph() override {
     --world.graphs;
     alive = 0;
