@@ -77,11 +77,11 @@ export class RemoteModel extends RemoteObject implements Model {
   }
 
   async createSequence(): Promise<Sequence> {
-    return new RemoteSequence(this.thread, (await this.call('createSequence', [])) as NewSequence);
+    return this.sequence(await this.call('createSequence', []));
   }
 
   async restore(path: string, options?: SignalOptions): Promise<Sequence> {
-    return new RemoteSequence(this.thread, (await this.call('restore', [path], options ?? {})) as NewSequence);
+    return this.sequence(await this.call('restore', [path], options ?? {}));
   }
 
   encode(text: string): Promise<readonly number[]> {
@@ -107,6 +107,12 @@ export class RemoteModel extends RemoteObject implements Model {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
+  }
+
+  private sequence(made: unknown): Sequence {
+    return new RemoteSequence(this.thread, made as NewSequence, (options) =>
+      this.check(readOptions(options, GENERATE_OPTIONS)),
+    );
   }
 
   /** Wrong options throw here, as they do where the model is in this thread. The worker checks again, and for use. */

@@ -11,7 +11,12 @@ export class RemoteSequence extends RemoteObject implements Sequence {
   private state: SequenceState;
   private ended: Promise<void> | null = null;
 
-  constructor(thread: ModelThread, { target, state }: NewSequence) {
+  /** @param check throws for options of generate that are wrong */
+  constructor(
+    thread: ModelThread,
+    { target, state }: NewSequence,
+    private readonly check: (options: GenerateOptions | undefined) => void,
+  ) {
     super(thread, target);
     this.state = state;
     thread.watch(target, (changed) => {
@@ -38,12 +43,13 @@ export class RemoteSequence extends RemoteObject implements Sequence {
 
   generate(prompt: string | readonly number[], options?: GenerateOptions): Generation {
     this.checkAlive();
+    this.check(options);
     return this.open('generate', prompt, options);
   }
 
   async fork(): Promise<Sequence> {
     this.checkAlive();
-    return new RemoteSequence(this.thread, (await this.call('fork', [])) as NewSequence);
+    return new RemoteSequence(this.thread, (await this.call('fork', [])) as NewSequence, this.check);
   }
 
   async save(path: string, options?: SignalOptions): Promise<void> {

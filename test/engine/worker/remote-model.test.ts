@@ -52,7 +52,7 @@ async function collect(generation: AsyncIterable<Chunk>): Promise<{ text: string
 describe('the same interface', () => {
   const methods = (of: object) =>
     Object.getOwnPropertyNames(of).filter((name) => name !== 'constructor' && !PRIVATE.has(name));
-  const PRIVATE = new Set(['check', 'disposeOnce', 'checkAlive', 'tokens', 'cachedTokens', 'disposed']);
+  const PRIVATE = new Set(['check', 'sequence', 'disposeOnce', 'checkAlive', 'tokens', 'cachedTokens', 'disposed']);
 
   test('every method of a model crosses, and nothing else does', () => {
     const crossing = Object.keys(MODEL_METHODS).sort();
@@ -110,20 +110,34 @@ test('results, completions, chats, scores and encodings are equal', async () => 
   for (const value of Object.values(timings)) expect(value).toBeGreaterThan(0);
 });
 
-test('every option of generate and complete has arrived when the result says what was used', async () => {
-  // Those that a settled Result shows; the others are `signal`, tested below, and what only changes the order of work.
-  const options = {
-    maxTokens: 3,
-    temperature: 0.5,
-    topK: 5,
-    topP: 0.9,
-    minP: 0.01,
+test('every option of generate and complete crosses', async () => {
+  const all = {
+    maxTokens: 6,
+    temperature: 0.9,
+    topK: 50,
+    topP: 0.95,
+    minP: 0.001,
     seed: 11,
     stopTokens: [7],
+    ignoreEos: true,
     stop: ['xyzzy'],
+    minTokens: 2,
+    repetitionPenalty: 1.1,
+    presencePenalty: 0.5,
+    frequencyPenalty: 0.25,
+    logitBias: { 300: 2, 301: -100 },
+    topLogprobs: 3,
+    priority: 1,
+    cacheSalt: 'mine',
+    n: 2,
   };
-  const { settings } = await remote.generate('In', options).result;
-  expect(settings).toMatchObject({ ...options, stopTokens: [...remote.info.eosIds, 7] });
+  // One that is added to the lists has to be added here.
+  expect(Object.keys(all).sort()).toEqual(COMPLETE_OPTIONS.filter((name) => name !== 'signal').sort());
+  const [there, here] = await Promise.all([remote, local].map((model) => model.complete('And it came', all)));
+  const plain = (results: typeof there) => results?.map(({ timings: _, ...result }) => result);
+  expect(plain(there)).toEqual(plain(here));
+  const { n: _, cacheSalt: __, ignoreEos: ___, ...used } = all;
+  expect(there?.[0]?.settings).toMatchObject(used);
   // What the worker does not know it refuses, by its own list: so a name that is known there crosses by name.
   for (const name of [...GENERATE_OPTIONS, ...COMPLETE_OPTIONS].filter((name) => name !== 'signal')) {
     const wrong = { [name]: { not: 'that' } };
