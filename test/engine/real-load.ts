@@ -3,6 +3,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { getHeapStatistics, setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { BUNDLED_MODEL, type LoadOptions, loadModel, type Model } from '../../lib/engine';
 import { randomBelow } from './random-load';
 
@@ -45,14 +47,20 @@ export async function loopDelay(
   });
 }
 
-/** How many bytes of memory remain of `cycles` calls of `work`, after as many to warm up. */
+/**
+ * How many bytes of memory remain of `cycles` calls of `work`, after some to warm up: what lives on V8's heap, and all
+ * that is resident outside of it. The empty space that V8 keeps for young objects grows and shrinks as it likes.
+ */
 export async function growth(cycles: number, warmUp: number, work: (i: number) => Promise<void>): Promise<number> {
+  setFlagsFromString('--expose-gc');
+  const gc = runInNewContext('gc') as () => void;
   const settled = async () => {
     for (let i = 0; i < 5; i++) {
-      globalThis.gc?.();
+      gc();
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
-    return process.memoryUsage().rss;
+    const { used_heap_size: used, total_physical_size: resident } = getHeapStatistics();
+    return process.memoryUsage().rss - resident + used;
   };
   for (let i = 0; i < warmUp; i++) await work(i);
   const before = await settled();

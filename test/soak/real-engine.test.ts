@@ -24,7 +24,7 @@ test('500 prompts: alone, in company and streamed, the same texts', async () => 
 
 test('10,000 sequences leave less than 8 MiB', async () => {
   await withModel({}, async (model) => {
-    const left = await growth(10_000, 2000, async (i) => {
+    const left = await growth(10_000, 10_000, async (i) => {
       const sequence = await model.createSequence();
       if (i % 10 === 0) await sequence.append([1 + (i % 50), 2, 3]);
       const fork = await sequence.fork();
