@@ -47,13 +47,14 @@ test('500 texts, three ways', async () => {
   const batched = await Promise.all(
     all.map(async ({ prompt, options }) => partOf(await together.generate(prompt, options).result)),
   );
+  let halves = 0;
   const streamed = await Promise.all(
     all.map(async ({ prompt, options }) => {
       const generation = together.generate(prompt, options);
       let text = '';
       const tokens: number[] = [];
       for await (const chunk of generation) {
-        expect(chunk.text).not.toContain('�');
+        halves += chunk.text.includes('�') ? 1 : 0;
         text += chunk.text;
         tokens.push(...chunk.tokens);
       }
@@ -63,6 +64,7 @@ test('500 texts, three ways', async () => {
   );
   expect(batched).toEqual(whole);
   expect(streamed).toEqual(whole);
+  expect(halves).toBe(0);
   for (const [i, { text, stoppedBy }] of whole.entries()) {
     const { said } = all[i] as Case;
     expect(said.startsWith(text)).toBe(true);
@@ -77,4 +79,4 @@ test('500 texts, three ways', async () => {
     const { accepted, completed } = await model.stats();
     expect(accepted).toBe(completed);
   }
-});
+}, 60_000);
