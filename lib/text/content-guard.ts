@@ -63,7 +63,7 @@ export class ContentGuard {
   /** Guards the text of a user, a system or a tool message, or any other value that is not the template's own. */
   guard(text: string): string {
     let guarded = text;
-    for (const starter of this.starters) guarded = guarded.replaceAll(starter, this.standIns.get(starter) as string);
+    for (const starter of this.starters) guarded = exchange(guarded, starter, this.standIns.get(starter) as string);
     return this.words === null ? guarded : guarded.replace(this.words, (found) => this.standIns.get(found) as string);
   }
 
@@ -87,13 +87,21 @@ export class ContentGuard {
   /** The text as it was, for a piece of output that holds no token. */
   restore(text: string): string {
     let restored = text;
-    for (const [standIn, original] of this.originals) restored = restored.replaceAll(standIn, () => original);
+    for (const [standIn, original] of this.originals) restored = exchange(restored, standIn, original);
     if (!restored.includes('\\u') && !restored.includes('\\U')) return restored;
     return restored.replace(
       this.escaped,
       (found) => this.originals.get(String.fromCharCode(Number.parseInt(found.slice(2), 16))) ?? '',
     );
   }
+}
+
+/**
+ * `text` with every `from` as `to`. Several times as fast as replaceAll where there are millions of them, and `$` in `to`
+ * means nothing.
+ */
+function exchange(text: string, from: string, to: string): string {
+  return text.includes(from) ? text.split(from).join(to) : text;
 }
 
 /** Gives one candidate after the other that occurs in none of the texts, neither itself nor as a \uXXXX escape. */
