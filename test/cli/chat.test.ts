@@ -82,7 +82,8 @@ function atTerminal(
     .map((word) => `'${word}'`)
     .join(' ');
   const child = spawn('script', ['-qefc', `stty cols 80 rows 24; exec ${command}`, '/dev/null'], {
-    env: { ...process.env, TERM: 'xterm-256color', ...env },
+    // Whoever runs the tests may have said NO_COLOR for their own output.
+    env: { ...process.env, NO_COLOR: undefined, TERM: 'xterm-256color', ...env },
   });
   const timer = setTimeout(() => child.kill('SIGKILL'), 45_000);
   let screen = '';
