@@ -25,14 +25,6 @@ const TREE = {
 const problemsOf = (markdown: string): string[] =>
   withTree({ ...TREE, 'README.md': `# Title\n${markdown}\n` }, checkDocs);
 
-test('the documents of the tree name only what exists', () => {
-  expect(checkDocs(REPOSITORY)).toEqual([]);
-});
-
-test('the examples in the documents of the tree compile', () => {
-  expect(checkDocExamples(REPOSITORY)).toEqual([]);
-});
-
 describe('what exists may be named', () => {
   test.each([
     ['a file', '`lib/engine/engine.ts`'],
