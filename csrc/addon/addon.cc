@@ -29,21 +29,23 @@ std::shared_ptr<runtime::LostLatch> gpu_latch(int index) {
   return latch;
 }
 
-/// openDevice(cuda, number, portable): `number` is the GPU's index, or the CPU's thread count.
+/// openDevice(cuda, number, portable, deterministic): `number` is the GPU's index, or the CPU's thread count.
 Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   return answer_value(info, [&](napi_value* out) -> Status {
     constexpr int64_t kMostThreads = 1024;
     constexpr int64_t kMostGpus = 1023;
-    bool cuda = false, portable = false;
+    bool cuda = false;
+    KernelChoice choice;
     int64_t number = 0;
     MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[0], {"openDevice", "kind"}, &cuda));
     const Name what{"openDevice", cuda ? "index" : "threads"};
     MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[1], what, 0, cuda ? kMostGpus : kMostThreads, &number));
-    MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[2], {"openDevice", "portable"}, &portable));
+    MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[2], {"openDevice", "portable"}, &choice.portable));
+    MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[3], {"openDevice", "deterministic"}, &choice.deterministic));
     const int chosen = static_cast<int>(number);
     runtime::Device::Factory factory;
     if (cuda) {
-      factory = [=](std::unique_ptr<Backend>* backend) { return create_cuda_backend(chosen, portable, backend); };
+      factory = [=](std::unique_ptr<Backend>* backend) { return create_cuda_backend(chosen, choice, backend); };
     } else {
       factory = [chosen](std::unique_ptr<Backend>* backend) { return create_cpu_backend(chosen, backend); };
     }

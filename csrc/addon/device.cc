@@ -18,7 +18,8 @@ Napi::Function Device::define(Napi::Env env) {
        InstanceMethod<&Device::MakeStream>("stream"), InstanceMethod<&Device::WorkspaceBytes>("workspaceBytes"),
        InstanceMethod<&Device::DecodePlanInts>("decodePlanInts"),
        InstanceMethod<&Device::AllocatedBytes>("allocatedBytes"), InstanceMethod<&Device::Dispose>("dispose"),
-       InstanceMethod<&Device::Disposed>("disposed"), InstanceMethod<&Device::FailCommand>("failCommand")});
+       InstanceMethod<&Device::Disposed>("disposed"), InstanceMethod<&Device::Abandon>("abandon"),
+       InstanceMethod<&Device::FailCommand>("failCommand")});
 }
 
 Device::Device(const Napi::CallbackInfo& info)
@@ -127,6 +128,19 @@ Napi::Value Device::Dispose(const Napi::CallbackInfo& info) {
 
 Napi::Value Device::Disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), device_->closing());
+}
+
+Napi::Value Device::Abandon(const Napi::CallbackInfo& info) {
+  return answer(info, [&]() -> Status {
+    MLA_RETURN_IF_ERROR(device_->state());
+    int64_t ms = 0;
+    MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[0], {"abandon", "ms"}, 0, kMaxSafeInteger, &ms));
+    (void)new std::shared_ptr<runtime::Device>(device_);  // for ever, as Device::abandon() asks
+    device_->abandon(Status::Error(
+        Code::kDeviceLost, "nothing has ended within " + std::to_string(ms) +
+                               " ms, so the device hangs and is given up; a new process is needed to go on"));
+    return Status::Ok();
+  });
 }
 
 Napi::Value Device::FailCommand(const Napi::CallbackInfo& info) {

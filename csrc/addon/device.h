@@ -27,6 +27,8 @@ class Device final : public Handle<Device> {
   /// A promise the first time, undefined afterwards.
   Napi::Value Dispose(const Napi::CallbackInfo& info);
   Napi::Value Disposed(const Napi::CallbackInfo& info);
+  /// abandon(ms): how long nothing has ended.
+  Napi::Value Abandon(const Napi::CallbackInfo& info);
   /// Test hook failCommand(k, lost): see NativeAddon in lib/native/types.ts.
   Napi::Value FailCommand(const Napi::CallbackInfo& info);
 

@@ -20,6 +20,7 @@ struct Traits {
   int multiprocessors = 0;
   int shared_bytes_per_block = 0;  // with opt-in
   bool hopper = false;             // sm_90: the _sm90 kernels run
+  bool deterministic = false;      // one order of sums for every number of rows (gemm/product.h), keys in one piece
   int clusters[4] = {};            // of 1, 2, 4, 8 blocks, each half a multiprocessor, that run at once; hopper only
 };
 

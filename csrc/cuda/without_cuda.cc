@@ -13,7 +13,7 @@ Status without_kernels() {
 
 }  // namespace
 
-Status create_cuda_backend(int, bool, std::unique_ptr<Backend>*) { return without_kernels(); }
+Status create_cuda_backend(int, KernelChoice, std::unique_ptr<Backend>*) { return without_kernels(); }
 
 Status create_cuda_planner(const GpuFacts&, std::unique_ptr<Planner>*) { return without_kernels(); }
 

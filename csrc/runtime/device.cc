@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <future>
 #include <new>
@@ -21,8 +22,13 @@ bool is_out_of_memory(const Status& status) {
   return status.code == Code::kOutOfDeviceMemory || status.code == Code::kOutOfMemory;
 }
 
-/// A callback that is called once, whichever of two parties comes first.
-struct Once {
+/// How long the thread of an abandoned device is waited for: it may be inside a call that never returns.
+constexpr std::chrono::milliseconds kAbandonedWait{200};
+
+}  // namespace
+
+/// A callback that is called once, whoever comes first.
+struct Device::Once {
   std::atomic<bool> called{false};
   std::function<void(Status)> callback;
 
@@ -30,8 +36,6 @@ struct Once {
     if (!called.exchange(true)) std::exchange(callback, nullptr)(std::move(status));
   }
 };
-
-}  // namespace
 
 Status status_of_exception() noexcept {
   try {
@@ -72,10 +76,13 @@ Status Device::open(Factory factory, std::shared_ptr<LostLatch> latch, std::shar
   // Shared, because set_value() may still touch the promise when get() has returned.
   auto opened = std::make_shared<std::promise<Status>>();
   std::future<Status> result = opened->get_future();
+  auto left = std::make_shared<std::promise<void>>();
+  device->left_ = left->get_future();
   try {
-    device->thread_ = std::thread([self = device.get(), factory = std::move(factory), opened] {
+    device->thread_ = std::thread([self = device.get(), factory = std::move(factory), opened, left] {
       pthread_setname_np(pthread_self(), "mla-device");
       self->loop(factory, [&opened](Status status) { opened->set_value(std::move(status)); });
+      left->set_value();
     });
   } catch (const std::system_error& error) {
     return Status::Error(Code::kOutOfMemory, std::string("the device's thread could not be started: ") + error.what());
@@ -114,7 +121,29 @@ void Device::close(std::function<void()> closed) {
 }
 
 void Device::join() {
-  if (thread_.joinable()) thread_.join();
+  if (!thread_.joinable()) return;
+  if (abandoned() && left_.wait_for(kAbandonedWait) != std::future_status::ready) {
+    thread_.detach();
+    return;
+  }
+  thread_.join();
+}
+
+void Device::abandon(const Status& status) {
+  latch_->set(status);
+  std::vector<std::unique_ptr<Command>> queued;
+  std::vector<std::weak_ptr<Once>> fences;
+  {
+    std::lock_guard lock(mutex_);
+    abandoned_.store(true, std::memory_order_release);
+    queued.swap(queue_);
+    fences.swap(fences_);
+  }
+  for (const auto& fence : fences) {
+    if (const auto once = fence.lock()) once->call(status);
+  }
+  for (const auto& command : queued) command->cancel(status);
+  signal_->raise();
 }
 
 void Device::fail_command(int64_t k, Status status) {
@@ -168,9 +197,14 @@ void Device::run_queue() {
 
 void Device::shut_down() {
   run_queue();  // cancels what is left
-  drain();
-  resources_->close(*backend_);
-  backend_.reset();
+  if (!abandoned()) drain();
+  if (abandoned()) {
+    resources_->abandon();
+    (void)backend_.release();
+  } else {
+    resources_->close(*backend_);
+    backend_.reset();
+  }
   std::function<void()> closed;
   {
     std::lock_guard lock(mutex_);
@@ -213,6 +247,17 @@ void Device::fence(const std::shared_ptr<StreamWork>& work, std::function<void(S
     }
     done(std::move(status));
   };
+  bool hangs = false;
+  {
+    std::lock_guard lock(mutex_);
+    hangs = abandoned();
+    std::erase_if(fences_, [](const auto& other) { return other.expired(); });
+    if (!hangs) fences_.push_back(once);
+  }
+  if (hangs) {
+    once->call(latch_->status());
+    return;
+  }
   const Status status = guarded([&] {
     backend_->fence(*work->backend, [once](Status s) { once->call(std::move(s)); });
     return Status::Ok();
@@ -244,6 +289,7 @@ void Device::collect() {
 }
 
 void Device::release_passed() {
+  if (abandoned()) return;
   std::vector<std::vector<void*>> passed;
   {
     std::lock_guard lock(mutex_);

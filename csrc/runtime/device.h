@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -62,8 +63,12 @@ class Device {
   /// Stops after the command that runs now; the others are cancelled with kDisposed. `closed` is called at the end, on
   /// the command thread. Idempotent; only the first call's `closed` counts.
   void close(std::function<void()> closed);
-  /// After close(): waits for the command thread to leave.
+  /// After close(): waits for the command thread to leave; not for long if the device has been abandoned.
   void join();
+  /// Gives up a device that hangs. What is asked of it is answered with `status`, now and later; nobody asks the backend
+  /// anything any more, not even to end: it, and what it owns, stay as they are. The caller keeps the device for ever,
+  /// since work that ends after all reports here.
+  void abandon(const Status& status);
   bool closing() const { return closing_.load(std::memory_order_acquire); }
 
   /// Test hook: the k-th command from now on fails with `status` instead of running.
@@ -86,7 +91,10 @@ class Device {
   Backend& mutable_backend() { return *backend_; }
 
  private:
+  struct Once;
+
   explicit Device(std::shared_ptr<LostLatch> latch);
+  bool abandoned() const { return abandoned_.load(std::memory_order_acquire); }
   void loop(const Factory& factory, const std::function<void(Status)>& opened);
   void run_queue();
   void shut_down();
@@ -104,10 +112,12 @@ class Device {
   const std::shared_ptr<LostLatch> latch_;
   std::unique_ptr<Backend> backend_;
   std::thread thread_;
+  std::future<void> left_;  // the command thread has
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Command>> queue_;
   std::vector<std::vector<void*>> passed_;  // retired resources that the device has passed
+  std::vector<std::weak_ptr<Once>> fences_;  // not answered yet
   std::function<void()> closed_;
   int64_t failing_command_ = -1;
   Status command_failure_;
@@ -115,6 +125,7 @@ class Device {
   std::vector<std::shared_ptr<StreamWork>> working_;  // command thread: all streams that are not released yet
 
   std::atomic<bool> closing_{false};
+  std::atomic<bool> abandoned_{false};
 };
 
 /// The text of the exception that is being handled.

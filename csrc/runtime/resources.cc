@@ -85,6 +85,14 @@ void Resources::release(Backend& backend, const std::vector<void*>& retired) noe
   }
 }
 
+void Resources::abandon() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  (void)new std::unordered_map<void*, Entry>(std::move(owned_));
+  owned_.clear();
+  retired_.clear();
+}
+
 void Resources::close(Backend& backend) noexcept {
   std::unordered_map<void*, Entry> owned;
   {

@@ -51,6 +51,8 @@ class Resources : public std::enable_shared_from_this<Resources> {
   void release(Backend& backend, const std::vector<void*>& retired) noexcept;
   /// Gives back everything. Later calls of retire() do nothing.
   void close(Backend& backend) noexcept;
+  /// As close(), for a backend that must not be asked: nothing is given back, nor destroyed, ever.
+  void abandon();
 
   /// Any thread. `resource` is a block's data, a BackendStream or a BackendGraph of this object, or null.
   void retire(void* resource) noexcept;

@@ -22,6 +22,7 @@ export {
   benchServe,
   type Load,
   type Percentiles,
+  type PrefixResult,
   percentiles,
   poisson,
   type ServeBenchOptions,

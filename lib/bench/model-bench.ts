@@ -1,11 +1,12 @@
 // bench/model-bench.ts - whole models: tokens per second of decoding and of prompt processing.
 import { findModelFolder } from '../hub';
-import { LatentModel, type LatentModelOptions, type SequenceHandle } from '../model';
+import { LatentModel, type LatentModelOptions, type SequenceHandle, type StepResult } from '../model';
 import type { DeviceInfo } from '../native';
 import { Anchors } from './anchors';
 import { median } from './timing';
 
-export interface ModelBenchOptions extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'signal'> {
+export interface ModelBenchOptions
+  extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'deterministic' | 'signal'> {
   /** A published shape with random weights (see lib/model/named-shapes.ts), or a checkpoint folder. */
   model: { shape: string } | { dir: string };
   /** How often each figure is taken. */
@@ -45,8 +46,8 @@ const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape
 
 /** Loads what a bench measures. */
 export async function loadBenchModel(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
-  const { device, dtype, threads, signal } = options;
-  const all = { device, dtype, threads, signal, ...more };
+  const { device, dtype, threads, deterministic, signal } = options;
+  const all = { device, dtype, threads, deterministic, signal, ...more };
   return 'shape' in options.model
     ? LatentModel.random(options.model.shape, all)
     : LatentModel.load(await findModelFolder(options.model.dir), all);
@@ -111,9 +112,9 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
           const prompts = sequences.map((sequence, i) => ({ sequence, tokens: promptOf(depth, model.vocab, i) }));
           mustBeSound(await model.step(prompts));
           const entries = sequences.map((sequence) => ({ sequence }));
-          await run(model, entries, WARM_UP_STEPS, signal);
+          await decodeSteps(model, entries, WARM_UP_STEPS, signal);
           const began = performance.now();
-          await run(model, entries, steps, signal);
+          await decodeSteps(model, entries, steps, signal);
           taken.push((batch * steps * 1000) / (performance.now() - began));
         } finally {
           for (const sequence of sequences) sequence.dispose();
@@ -133,22 +134,28 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
   }
 }
 
-/** `count` steps, two of them under way at any time. */
-async function run(
+/** `count` steps, two of them under way at any time; `onStep` is told of each one's end. */
+export async function decodeSteps(
   model: LatentModel,
   entries: readonly { sequence: SequenceHandle }[],
   count: number,
   signal: AbortSignal | undefined,
+  onStep: () => void = () => {},
 ): Promise<void> {
-  let before = model.step(entries);
-  for (let i = 1; i < count; i++) {
+  let before: Promise<StepResult[]> | null = null;
+  for (let i = 0; i < count; i++) {
     signal?.throwIfAborted();
     const next = model.step(entries);
     next.catch(() => {}); // when the one before fails, nobody looks at this one
-    mustBeSound(await before);
+    if (before !== null) {
+      mustBeSound(await before);
+      onStep();
+    }
     before = next;
   }
+  if (before === null) return;
   mustBeSound(await before);
+  onStep();
 }
 
 /** Prompt processing: from the call to the first sampled token. */

@@ -1,11 +1,17 @@
-// bench/serve.ts - the engine under load: requests that arrive at random moments, and how long each of them waits.
-import { type Generation, loadModel, type Model, modelOf } from '../engine';
-import { LatentModel } from '../model';
+// bench/serve.ts - the engine under load: requests that arrive at random moments, and how long each of them waits; beside
+// it the same requests in fixed batches, and what a second request gains from the beginning that it shares with a first.
+import { type Generation, type Model, modelOf } from '../engine';
+import type { LatentModel } from '../model';
 import type { DeviceInfo } from '../native';
-import { type ModelBenchOptions, promptOf } from './model-bench';
+import { decodeSteps, loadBenchModel, type ModelBenchOptions, openSequences, promptOf } from './model-bench';
+import { median } from './timing';
 
-/** How fast requests arrive: so many per second, so many per cent of what 'max' reached, or 'max': all at once. */
-export type Load = { perSecond: number } | { percent: number } | 'max';
+/**
+ * How fast requests arrive: so many per second, so many per cent of what 'max' reached, or 'max': all at once. 'static'
+ * is no load of the engine: batches of `parallel` requests go straight to the model, which prefills all prompts of a
+ * batch and then decodes them together to their end.
+ */
+export type Load = { perSecond: number } | { percent: number } | 'max' | 'static';
 
 /** Options of {@link benchServe}. */
 export interface ServeBenchOptions extends ModelBenchOptions {
@@ -19,6 +25,10 @@ export interface ServeBenchOptions extends ModelBenchOptions {
   output: number;
   /** sequences that run at once */
   parallel: number;
+  /** prompt tokens of a step */
+  chunk: number;
+  /** tokens of the beginning that pairs of requests share (see {@link PrefixResult}); 0 leaves that out */
+  system: number;
   /** of the arrivals */
   seed: number;
 }
@@ -34,7 +44,7 @@ export interface Percentiles {
 
 /** What one load gave. */
 export interface ServeResult {
-  /** 'max', '50%' or '4/s' */
+  /** 'static', 'max', '50%' or '4/s' */
   load: string;
   requests: number;
   /** requests per second as they arrived; null where all came at once */
@@ -43,6 +53,8 @@ export interface ServeResult {
   requestsPerSecond: number;
   /** new tokens per second, from the first arrival to the last end */
   tokensPerSecond: number;
+  /** tokensPerSecond over that of 'static'; null where that was not run before */
+  ofStatic: number | null;
   /** from a request's arrival to its first token, as its consumer sees it */
   firstToken: Percentiles;
   /** between a request's first token and its last, per token */
@@ -60,6 +72,18 @@ export interface ServeResult {
   device: DeviceInfo;
 }
 
+/** What two requests saw, one after the other on the idle engine, that begin with the same tokens. */
+export interface PrefixResult {
+  /** tokens they share, and those that each has alone behind them */
+  shared: number;
+  own: number;
+  /** milliseconds to the first token, of each pair's first and second request */
+  first: number[];
+  second: number[];
+  /** median of the first ones over that of the second ones */
+  ratio: number;
+}
+
 /** What one request saw, in milliseconds. */
 interface Seen {
   firstToken: number;
@@ -72,56 +96,126 @@ interface Seen {
   cached: number;
 }
 
+/** Pairs of requests of a {@link PrefixResult}, and the tokens that each of them has alone. */
+const PAIRS = 5;
+const OWN_TOKENS = 64;
+
 /**
- * Runs all loads, one after the other, each on an empty engine.
+ * Runs all loads, one after the other, each on an idle engine and with prompts of its own; then the pairs.
  * Rejects with what loading or a request rejects with.
  */
-export async function benchServe(options: ServeBenchOptions, report: (result: ServeResult) => void): Promise<void> {
-  const model = await load(options);
+export async function benchServe(
+  options: ServeBenchOptions,
+  report: (result: ServeResult) => void,
+): Promise<PrefixResult | null> {
+  const { parallel, prompt, output, chunk, system } = options;
+  const context = Math.max(prompt + output, system > 0 ? system + OWN_TOKENS + 1 : 0);
+  const latent = await loadBenchModel(options, { maxSequences: parallel, context, prefillChunk: chunk });
+  const model = modelOf(latent, null, 'shape' in options.model ? options.model.shape : options.model.dir, chunk);
   try {
     // Graphs are captured and memory is touched before the first clock starts.
-    const warm = Array.from({ length: options.parallel }, (_, i) => start(model, options, -1 - i, 4).result);
+    const warm = Array.from({ length: parallel }, (_, i) => start(model, options, -1 - i, 4).result);
     await Promise.all(warm);
     let most: number | null = null;
-    for (const one of options.loads) {
+    let fixed: number | null = null;
+    for (const [i, one] of options.loads.entries()) {
       options.signal?.throwIfAborted();
       if (typeof one === 'object' && 'percent' in one && most === null)
         throw new Error("a load in per cent needs the load 'max' before it");
-      const perSecond: number | null =
-        one === 'max' ? null : 'percent' in one ? ((most as number) * one.percent) / 100 : one.perSecond;
-      const result = await serve(model, options, nameOf(one), perSecond);
+      // What the cache still has of an earlier load's prompts must not help.
+      const first = i * options.requests;
+      const result: Omit<ServeResult, 'ofStatic'> =
+        one === 'static'
+          ? await serveStatic(latent, model, options, first)
+          : await serve(model, options, first, nameOf(one), rateOf(one, most));
       if (one === 'max') most = result.requestsPerSecond;
-      report(result);
+      if (one === 'static') fixed = result.tokensPerSecond;
+      report({ ...result, ofStatic: fixed === null ? null : result.tokensPerSecond / fixed });
     }
+    return system > 0 ? await servePairs(model, options) : null;
   } finally {
     await model.dispose();
   }
 }
 
-const nameOf = (load: Load): string =>
+const rateOf = (load: Exclude<Load, 'static'>, most: number | null): number | null =>
+  load === 'max' ? null : 'percent' in load ? ((most as number) * load.percent) / 100 : load.perSecond;
+
+const nameOf = (load: Exclude<Load, 'static'>): string =>
   load === 'max' ? 'max' : 'percent' in load ? `${load.percent}%` : `${load.perSecond}/s`;
 
-async function load(options: ServeBenchOptions): Promise<Model> {
-  const { model, device, dtype, threads, signal, parallel, prompt, output } = options;
-  const placed = { device, dtype, threads, signal, maxSequences: parallel, context: prompt + output };
-  if ('dir' in model) return loadModel(model.dir, placed);
-  return modelOf(await LatentModel.random(model.shape, placed), null, model.shape);
+/** The prompt of request `index`. */
+function promptFor({ prompt, shared }: ServeBenchOptions, vocab: number, index: number): number[] {
+  return [...promptOf(shared, vocab, 0), ...promptOf(prompt - shared, vocab, index + 1_000_003)];
 }
 
 function start(model: Model, options: ServeBenchOptions, index: number, maxTokens: number): Generation {
-  const { prompt, shared, signal } = options;
-  const { vocabSize } = model.info;
-  const own = promptOf(prompt - shared, vocabSize, index + 1_000_003);
-  const ids = [...promptOf(shared, vocabSize, 0), ...own];
-  return model.generate(ids, { maxTokens, temperature: 0, ignoreEos: true, signal });
+  const ids = promptFor(options, model.info.vocabSize, index);
+  return model.generate(ids, { maxTokens, temperature: 0, ignoreEos: true, signal: options.signal });
+}
+
+/** Milliseconds to the first token of requests that come one by one and share a beginning by twos. */
+async function servePairs(model: Model, { system, signal }: ServeBenchOptions): Promise<PrefixResult> {
+  const vocab = model.info.vocabSize;
+  const once = async (pair: number, which: number) => {
+    const own = promptOf(OWN_TOKENS, vocab, 3_000_017 + 2 * pair + which);
+    const ids = [...promptOf(system, vocab, 2_000_003 + pair), ...own];
+    const seen = await watch(model.generate(ids, { maxTokens: 1, temperature: 0, ignoreEos: true, signal }));
+    return seen.firstToken;
+  };
+  const first: number[] = [];
+  const second: number[] = [];
+  for (let pair = 0; pair <= PAIRS; pair++) {
+    const seen = [await once(pair, 0), await once(pair, 1)] as const;
+    if (pair === 0) continue; // code is compiled, sizes are new
+    first.push(seen[0]);
+    second.push(seen[1]);
+  }
+  return { shared: system, own: OWN_TOKENS, first, second, ratio: median(first) / median(second) };
+}
+
+/** The same requests without the engine, in batches that begin and end together. */
+async function serveStatic(
+  latent: LatentModel,
+  model: Model,
+  options: ServeBenchOptions,
+  first: number,
+): Promise<Omit<ServeResult, 'ofStatic'>> {
+  const { requests, parallel, output, prompt, signal } = options;
+  const seen: Seen[] = [];
+  const began = performance.now();
+  for (let done = 0; done < requests; done += parallel) {
+    const sequences = openSequences(latent, Math.min(parallel, requests - done));
+    try {
+      const queue = performance.now() - began;
+      const moments: number[] = [];
+      const prompts = sequences.map((sequence, i) => ({
+        sequence,
+        tokens: promptFor(options, latent.vocab, first + done + i),
+      }));
+      await latent.step(prompts);
+      moments.push(performance.now() - began);
+      const entries = sequences.map((sequence) => ({ sequence }));
+      await decodeSteps(latent, entries, output - 1, signal, () => moments.push(performance.now() - began));
+      const [firstToken, whole] = [moments[0] as number, moments.at(-1) as number];
+      const gaps = moments.slice(1).map((at, i) => at - (moments[i] as number));
+      const perToken = (whole - firstToken) / Math.max(1, output - 1);
+      for (const _ of sequences)
+        seen.push({ firstToken, perToken, gaps, whole, queue, tokens: output, prompt, cached: 0 });
+    } finally {
+      for (const sequence of sequences) sequence.dispose();
+    }
+  }
+  return summary('static', seen, (performance.now() - began) / 1000, null, [0], model.info.device);
 }
 
 async function serve(
   model: Model,
   options: ServeBenchOptions,
+  first: number,
   name: string,
   perSecond: number | null,
-): Promise<ServeResult> {
+): Promise<Omit<ServeResult, 'ofStatic'>> {
   const { requests, seed } = options;
   const arrivals = perSecond === null ? new Array<number>(requests).fill(0) : poisson(requests, perSecond, seed);
   const began = performance.now();
@@ -129,29 +223,39 @@ async function serve(
   const seen = await Promise.all(
     arrivals.map(async (at, i) => {
       await until(began + at);
-      const watched = watch(start(model, options, i, options.output));
+      const watched = watch(start(model, options, first + i, options.output));
       watched.catch(() => {}); // awaited below
       await new Promise((resolve) => setImmediate(resolve)); // the engine has it now
       waiting.push((await model.stats()).waiting);
       return watched;
     }),
   );
-  const seconds = (performance.now() - began) / 1000;
+  return summary(name, seen, (performance.now() - began) / 1000, perSecond, waiting, model.info.device);
+}
+
+function summary(
+  load: string,
+  seen: readonly Seen[],
+  seconds: number,
+  perSecond: number | null,
+  waiting: readonly number[],
+  device: DeviceInfo,
+): Omit<ServeResult, 'ofStatic'> {
   const sum = (of: (one: Seen) => number) => seen.reduce((total, one) => total + of(one), 0);
   return {
-    load: name,
-    requests,
+    load,
+    requests: seen.length,
     arrivalsPerSecond: perSecond,
-    requestsPerSecond: requests / seconds,
+    requestsPerSecond: seen.length / seconds,
     tokensPerSecond: sum(({ tokens }) => tokens) / seconds,
     firstToken: percentiles(seen.map(({ firstToken }) => firstToken)),
     perToken: percentiles(seen.map(({ perToken }) => perToken)),
     betweenTokens: percentiles(seen.flatMap(({ gaps }) => gaps)),
     whole: percentiles(seen.map(({ whole }) => whole)),
     queue: percentiles(seen.map(({ queue }) => queue)),
-    waiting: { mean: waiting.reduce((a, b) => a + b, 0) / requests, max: Math.max(...waiting) },
+    waiting: { mean: waiting.reduce((a, b) => a + b, 0) / waiting.length, max: Math.max(...waiting) },
     cachedShare: sum(({ cached }) => cached) / sum(({ prompt }) => prompt),
-    device: model.info.device,
+    device,
   };
 }
 

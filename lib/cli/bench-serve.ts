@@ -1,12 +1,12 @@
 // cli/bench-serve.ts - mla bench serve: the engine under load.
 import { type Command, InvalidArgumentError } from 'commander';
-import { benchServe, circumstances, type Load, type Percentiles, type ServeResult } from '../bench';
+import { benchServe, circumstances, type Load, type Percentiles, type PrefixResult, type ServeResult } from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { UsageError } from './failure';
-import { addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
+import { addDeterministicFlag, addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
-interface ServeFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads'>, JsonFlag {
+interface ServeFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads' | 'deterministic'>, JsonFlag {
   shape?: string;
   rate: Load[];
   requests: number;
@@ -14,13 +14,17 @@ interface ServeFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'th
   shared: number;
   output: number;
   parallel: number;
+  chunk: number;
+  system: number;
   seed: number;
 }
 
 const HELP = `
-Each load is run on the empty engine: "max" sends all requests at once, 50% sends half as many per second as "max" got
+Each load is run on the idle engine: "max" sends all requests at once, 50% sends half as many per second as "max" got
 done, 4 sends 4 per second; the distances between arrivals are exponential. Milliseconds are a consumer's: to the first
-token from the arrival, per token after the first, in the queue before the first prompt token is computed.`;
+token from the arrival, per token after the first, in the queue before the first prompt token is computed. "static" goes
+past the engine: batches of --parallel requests that are prefilled together and then decoded to their end.
+--system compares two requests, one after the other, that begin with the same tokens.`;
 
 /** Adds the subcommand. */
 export function addBenchServe(bench: Command, signal: AbortSignal): void {
@@ -29,7 +33,7 @@ export function addBenchServe(bench: Command, signal: AbortSignal): void {
     .description('Waiting times and throughput while requests arrive at random.')
     .option('-m, --model <dir>', 'checkpoint folder')
     .option('--shape <name>', `random weights in a published shape: ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`)
-    .option('--rate <list>', 'loads: max, N% of max, or requests per second', loads, [
+    .option('--rate <list>', 'loads: static, max, N% of max, or requests per second', loads, [
       'max',
       { percent: 50 },
       { percent: 90 },
@@ -39,17 +43,19 @@ export function addBenchServe(bench: Command, signal: AbortSignal): void {
     .option('--shared <n>', 'of these, tokens that all prompts begin with', integer(0, 2 ** 24), 0)
     .option('--output <n>', 'new tokens of each request', integer(1, 2 ** 24), 128)
     .option('--parallel <n>', 'sequences that run at once', integer(1, 1024), 32)
+    .option('--chunk <n>', 'prompt tokens of a step', integer(1, 16384), 512)
+    .option('--system <n>', 'tokens that pairs of requests share, for the gain of the second', integer(0, 2 ** 24), 0)
     .option('-s, --seed <n>', 'of the arrivals', integer(0, 2 ** 32 - 1), 1)
     .addHelpText('after', HELP);
-  addJsonFlag(addPlacementFlags(serve)).action((flags: ServeFlags) => run(flags, signal));
+  addJsonFlag(addDeterministicFlag(addPlacementFlags(serve))).action((flags: ServeFlags) => run(flags, signal));
 }
 
 function loads(text: string): Load[] {
   return text.split(',').map((word) => {
     const value = Number.parseFloat(word);
-    if (word === 'max') return 'max';
+    if (word === 'max' || word === 'static') return word;
     if (!/^\d+(\.\d+)?%?$/.test(word) || !(value > 0))
-      throw new InvalidArgumentError('Expected a list of max, percentages like 50%, and requests per second.');
+      throw new InvalidArgumentError('Expected a list of static, max, percentages like 50%, and requests per second.');
     return word.endsWith('%') ? { percent: value } : { perSecond: value };
   });
 }
@@ -64,14 +70,29 @@ async function run(flags: ServeFlags, signal: AbortSignal): Promise<void> {
   const what = shape === undefined ? { dir: model as string } : { shape };
   const results: ServeResult[] = [];
   const lines: Promise<void>[] = json ? [] : [print(TITLES)];
-  await benchServe({ ...rest, model: what, loads: rate, prompt, shared, signal }, (result) => {
+  const pairs = await benchServe({ ...rest, model: what, loads: rate, prompt, shared, signal }, (result) => {
     results.push(result);
     if (!json) lines.push(print(rowOf(result)));
   });
+  if (!json)
+    lines.push(print([...results.flatMap(shareOfStatic), ...(pairs === null ? [] : [gainOf(pairs)])].join('')));
   await Promise.all(lines);
   const about = await circumstances(flags.device === 'auto' ? 'cuda:0' : flags.device);
-  if (json) await print(`${JSON.stringify({ ...about, results })}\n`);
+  if (json) await print(`${JSON.stringify({ ...about, results, pairs })}\n`);
   else note(`${results[0]?.device.name} (${results[0]?.device.path}), ${about.date}, ${about.command}`);
+}
+
+function shareOfStatic({ load, ofStatic }: ServeResult): string[] {
+  if (ofStatic === null || load === 'static') return [];
+  return [`${load}: ${(100 * ofStatic).toFixed(0)} % of the tokens per second of the static batch\n`];
+}
+
+function gainOf({ shared, own, first, second, ratio }: PrefixResult): string {
+  const ms = (all: number[]) => all.map((one) => one.toFixed(1)).join(', ');
+  return (
+    `first token of ${shared} + ${own} prompt tokens: ${ms(first)} ms\n` +
+    `of the next with the same ${shared}: ${ms(second)} ms, ${ratio.toFixed(1)} times shorter (medians)\n`
+  );
 }
 
 /** Two lines of titles, 80 columns wide. */

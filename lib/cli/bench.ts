@@ -21,7 +21,15 @@ import { addBenchCompare } from './bench-compare';
 import { addBenchServe } from './bench-serve';
 import { addBenchStartup } from './bench-startup';
 import { FoundWanting, UsageError } from './failure';
-import { addJsonFlag, addPlacementFlags, integer, integers, type JsonFlag, type ModelFlags } from './flags';
+import {
+  addDeterministicFlag,
+  addJsonFlag,
+  addPlacementFlags,
+  integer,
+  integers,
+  type JsonFlag,
+  type ModelFlags,
+} from './flags';
 import { note, print } from './output';
 
 interface KernelFlags extends JsonFlag {
@@ -33,7 +41,9 @@ interface KernelFlags extends JsonFlag {
   peers?: boolean;
 }
 
-interface ModelBenchFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads'>, JsonFlag {
+interface ModelBenchFlags
+  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads' | 'deterministic'>,
+    JsonFlag {
   shape?: string;
   repetitions: number;
 }
@@ -136,14 +146,14 @@ function addModelBenchFlags(command: Command): Command {
     .option('-m, --model <dir>', 'checkpoint folder, or org/name in the cache')
     .option('--shape <name>', `random weights in a published shape: ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`)
     .option('--repetitions <n>', 'how often each figure is taken', integer(1, 1000), 3);
-  return addJsonFlag(addPlacementFlags(command));
+  return addJsonFlag(addDeterministicFlag(addPlacementFlags(command)));
 }
 
 function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptions {
-  const { model, shape, device, dtype, threads, repetitions } = flags;
+  const { model, shape, device, dtype, threads, deterministic, repetitions } = flags;
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
-  return { model: what, device, dtype, threads, repetitions, signal };
+  return { model: what, device, dtype, threads, deterministic, repetitions, signal };
 }
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {

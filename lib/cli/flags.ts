@@ -10,6 +10,7 @@ export interface ModelFlags {
   device: 'auto' | 'cpu' | `cuda:${number}`;
   dtype: 'auto' | 'f32' | 'bf16' | 'fp8';
   threads: number;
+  deterministic?: boolean;
 }
 
 /** How the next token is chosen, and how many there are. */
@@ -32,7 +33,12 @@ export function addModelFlags(command: Command): Command {
   command
     .option('-m, --model <dir>', 'checkpoint folder, or org/name in the cache (default: the small model)')
     .option('-c, --context <n>', "tokens in all (default: the model's limit, at most 4096)", integer(1, 2 ** 31 - 1));
-  return addPlacementFlags(command);
+  return addDeterministicFlag(addPlacementFlags(command));
+}
+
+/** Adds --deterministic. */
+export function addDeterministicFlag(command: Command): Command {
+  return command.option('--deterministic', 'the same request always gives the same bits, whatever else runs; slower');
 }
 
 /** Adds those of them that say where and how precisely a model runs. */
@@ -96,8 +102,8 @@ export function addJsonFlag(command: Command): Command {
 }
 
 /** The options of loadModel that the flags stand for. One command runs one sequence. */
-export function loadOptionsOf({ context, device, dtype, threads }: ModelFlags): LoadOptions {
-  return { context, device, dtype, threads, maxSequences: 1 };
+export function loadOptionsOf({ context, device, dtype, threads, deterministic }: ModelFlags): LoadOptions {
+  return { context, device, dtype, threads, deterministic, maxSequences: 1 };
 }
 
 /** The options of generate that the flags stand for. */

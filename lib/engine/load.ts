@@ -35,6 +35,17 @@ export interface LoadOptions {
   prefillChunk?: number | undefined;
   /** Whether prompts take over what earlier texts left in the cache. Default true. */
   prefixCache?: boolean | undefined;
+  /**
+   * Whether a request's text and log-probabilities depend on the request alone, bit for bit: not on what else runs, on
+   * the chunks its prompt came in, or on what the cache had of it. Slower where prompts are long (docs/numerics.md).
+   * Default false: other requests may then change the last bits, and so, now and then, a token.
+   */
+  deterministic?: boolean | undefined;
+  /**
+   * Milliseconds after which a step that has not ended is taken for a hang: everything open, and everything later,
+   * rejects with ERR_DEVICE_LOST, and the process should be replaced. 0 is never. Default: 120000 on a GPU, 0 on the CPU.
+   */
+  stepTimeout?: number | undefined;
   /** CPU threads; 0, the default, is one per physical core. */
   threads?: number | undefined;
   /**
@@ -58,6 +69,8 @@ const LOAD_OPTIONS = [
   'pages',
   'prefillChunk',
   'prefixCache',
+  'deterministic',
+  'stepTimeout',
   'threads',
   'thread',
   'onProgress',
@@ -138,15 +151,20 @@ function checkLoadOptions(options: unknown): LoadOptions {
   if (given.device !== undefined && !/^(auto|cpu|cuda:\d{1,3}(:portable)?)$/.test(String(given.device))) {
     throw invalidArg('device', "'auto', 'cpu', 'cuda:N' or 'cuda:N:portable'", given.device);
   }
-  for (const name of ['context', 'maxSequences', 'pages', 'prefillChunk', 'threads'] as const) {
+  for (const name of ['context', 'maxSequences', 'pages', 'prefillChunk', 'stepTimeout', 'threads'] as const) {
     const value = given[name];
-    const least = name === 'threads' ? 0 : 1;
+    const least = name === 'threads' || name === 'stepTimeout' ? 0 : 1;
     if (value !== undefined && !(Number.isSafeInteger(value) && (value as number) >= least)) {
       throw invalidArg(name, `an integer of at least ${least}`, value);
     }
   }
-  if (given.prefixCache !== undefined && typeof given.prefixCache !== 'boolean') {
-    throw invalidArg('prefixCache', 'true or false', given.prefixCache);
+  if (((given.stepTimeout as number | undefined) ?? 0) >= 2 ** 31) {
+    throw invalidArg('stepTimeout', 'at most 2147483647 milliseconds, which is what timers take', given.stepTimeout);
+  }
+  for (const name of ['prefixCache', 'deterministic'] as const) {
+    if (given[name] !== undefined && typeof given[name] !== 'boolean') {
+      throw invalidArg(name, 'true or false', given[name]);
+    }
   }
   if (given.onProgress !== undefined && typeof given.onProgress !== 'function') {
     throw invalidArg('onProgress', 'a function', given.onProgress);

@@ -113,7 +113,9 @@ export async function buildMachine(device: Device, origin: WeightOrigin, options
     };
     clearSampling(machine);
     await origin.fill(device, stream, weightPlans, machine.weights, options);
-    const made = JSON.stringify([await origin.fingerprint(), precision, base.latentEps]);
+    // Rows that were not made deterministically are no others' to go on with where that is promised.
+    const how = options.deterministic ? ['deterministic'] : [];
+    const made = JSON.stringify([await origin.fingerprint(), precision, base.latentEps, ...how]);
     const fingerprint = createHash('sha256').update(made).digest('hex');
     return { machine, memory, fingerprint, dispose };
   } catch (error) {

@@ -3,7 +3,7 @@
 
 import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
-import { MlaError } from '../errors';
+import { invalidArg, MlaError } from '../errors';
 import type { Device, DeviceInfo, Graph, Stream } from '../native';
 import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
@@ -18,6 +18,7 @@ import { layoutOf, restoreText, saveText } from './snapshot';
 import { bucketOf, type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
 import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult, TopToken } from './types';
 import { Views } from './views';
+import { GPU_STEP_TIMEOUT_MS, Watchdog } from './watchdog';
 
 /** Numbers for monitoring. */
 export interface ModelStats {
@@ -44,6 +45,7 @@ export class LatentModel implements AsyncDisposable {
   /** decode steps, by features and size of batch */
   readonly #graphs = new Map<string, { graph: Graph; views: Views }>();
   readonly #index: PrefixIndex | null;
+  readonly #watchdog: Watchdog;
   #nextId = 1;
   #steps = 0;
   #disposed: Promise<void> | null = null;
@@ -67,7 +69,10 @@ export class LatentModel implements AsyncDisposable {
     this.#built = built;
     this.#machine = built.machine;
     this.#index = options.prefixCache === false ? null : new PrefixIndex(built.machine.cache.pool);
-    this.#attention = options.attention ?? 'auto';
+    this.deviceInfo = device.info();
+    const limit = options.stepTimeout ?? (this.deviceInfo.kind === 'cuda' ? GPU_STEP_TIMEOUT_MS : 0);
+    this.#watchdog = new Watchdog(limit, () => giveUp(device, limit));
+    this.#attention = options.deterministic ? 'absorbed' : (options.attention ?? 'auto');
     this.config = built.machine.config;
     this.eosIds = this.config.eos_token_id;
     this.generationDefaults = Object.fromEntries(
@@ -77,7 +82,6 @@ export class LatentModel implements AsyncDisposable {
     this.maxSequences = built.machine.limits.maxSequences;
     this.vocab = built.machine.dims.vocab;
     this.#freeRows = Array.from({ length: this.maxSequences }, (_, i) => i);
-    this.deviceInfo = device.info();
     this.memory = built.memory;
     this.loadMs = loadMs;
   }
@@ -111,8 +115,9 @@ export class LatentModel implements AsyncDisposable {
 
   static async #build(origin: WeightOrigin, options: LatentModelOptions, start: number): Promise<LatentModel> {
     let device: Device | null = null;
+    checkForm(options);
     try {
-      device = openModelDevice(options.device ?? 'auto', options.threads ?? 0);
+      device = openModelDevice(options.device ?? 'auto', options.threads ?? 0, options.deterministic ?? false);
       const built = await buildMachine(device, origin, options);
       const model = new LatentModel(device, built, options, performance.now() - start);
       options.onProgress?.({ phase: 'ready', loadedBytes: built.memory.weights, totalBytes: built.memory.weights });
@@ -167,7 +172,7 @@ export class LatentModel implements AsyncDisposable {
     const sequence = new Sequence(this.#nextId++, -1, text, this.#owner);
     this.#sequences.add(sequence);
     try {
-      return await scoreTokens(this.#machine, sequence, tokens, options, this.#attention);
+      return await scoreTokens(this.#machine, sequence, tokens, options, this.#attention, this.#watchdog);
     } finally {
       sequence.dispose();
     }
@@ -216,7 +221,11 @@ export class LatentModel implements AsyncDisposable {
 
   async #dispose(): Promise<void> {
     for (const sequence of [...this.#sequences]) sequence.dispose();
-    await this.#machine.stream.record().done.catch(() => {});
+    try {
+      await this.#watchdog.watch(this.#machine.stream.record().done);
+    } catch {
+      // a lost device has nothing to be waited for
+    }
     for (const { graph, views } of this.#graphs.values()) {
       graph.dispose();
       views.dispose();
@@ -304,7 +313,9 @@ export class LatentModel implements AsyncDisposable {
     if (expected.some(({ top }) => top > 0)) reads.push(stream.read(rows.topIds), stream.read(rows.topLogprobs));
     const event = stream.record();
     try {
-      const [bytes, ...tops] = ((await Promise.all([...reads, event.done])) as ArrayBuffer[]).slice(0, reads.length);
+      const [bytes, ...tops] = (
+        (await this.#watchdog.watch(Promise.all([...reads, event.done]))) as ArrayBuffer[]
+      ).slice(0, reads.length);
       const B = this.maxSequences;
       const ids = new Int32Array(bytes as ArrayBuffer, 0, B);
       const finished = new Int32Array(bytes as ArrayBuffer, B * 4, B);
@@ -347,6 +358,20 @@ export class LatentModel implements AsyncDisposable {
     clearRows(this.#machine.stream, this.#machine.rows, this.#machine.limits);
     clearSampling(this.#machine);
   }
+}
+
+function giveUp(device: Device, ms: number): void {
+  try {
+    device.abandon(ms);
+  } catch {
+    // lost already, by another model on the same GPU
+  }
+}
+
+/** @throws ERR_INVALID_ARG: only one form gives a token the same bits however many are new */
+function checkForm({ attention, deterministic }: LatentModelOptions): void {
+  if (deterministic && attention === 'expanded')
+    throw invalidArg('attention', "'auto' or 'absorbed' where deterministic is true", attention);
 }
 
 /** What a step is to bring one sequence. */

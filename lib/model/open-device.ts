@@ -10,14 +10,16 @@ const CUDA_NAME = /^cuda:(\d{1,3})(:portable)?$/;
  * Opens what `device` names. 'auto' takes the CPU only where there is no NVIDIA device at all: a GPU that is present
  * and cannot be used is an error that says so.
  */
-export function openModelDevice(device: string, threads: number): Device {
+export function openModelDevice(device: string, threads: number, deterministic = false): Device {
   if (device === 'cpu') return native.openDevice('cpu', { threads });
   const cuda = CUDA_NAME.exec(device);
-  if (cuda !== null) return native.openDevice('cuda', { index: Number(cuda[1]), portable: cuda[2] !== undefined });
+  if (cuda !== null) {
+    return native.openDevice('cuda', { index: Number(cuda[1]), portable: cuda[2] !== undefined, deterministic });
+  }
   if (device !== 'auto') throw invalidArg('device', "'auto', 'cpu', 'cuda:N' or 'cuda:N:portable'", device);
   if (!native.build().cuda) return native.openDevice('cpu', { threads });
   try {
-    return native.openDevice('cuda', { index: 0 });
+    return native.openDevice('cuda', { index: 0, deterministic });
   } catch (error) {
     if (!(error instanceof MlaError)) throw error;
     if (error.code === 'ERR_NO_DEVICE') return native.openDevice('cpu', { threads });

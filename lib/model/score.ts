@@ -7,6 +7,7 @@ import type { Sequence } from './sequence';
 import { packPasses } from './step';
 import type { ScoreResult } from './types';
 import { Views } from './views';
+import type { Watchdog } from './watchdog';
 
 /** What to return besides the log-probabilities. */
 export interface ScoreOptions {
@@ -44,6 +45,7 @@ export async function scoreTokens(
   tokens: readonly number[],
   options: ScoreOptions,
   form: 'auto' | AttentionForm,
+  watchdog: Watchdog,
 ): Promise<ScoreResult> {
   const { stream, inputs } = machine;
   const top = options.top ?? 0;
@@ -71,7 +73,7 @@ export async function scoreTokens(
       if (wantLogits) stream.write(inputs.lastRows, Int32Array.of(piece.length - 1));
       const last = wantLogits ? stream.read(headPass(machine, views, hidden, 1)) : null;
       const event = stream.record();
-      const [values, ids, idLogprobs, row] = await Promise.all([...reads, last, event.done]);
+      const [values, ids, idLogprobs, row] = await watchdog.watch(Promise.all([...reads, last, event.done]));
       const chunk = new Float32Array(values as ArrayBuffer);
       for (let i = 0; i < piece.length && start + i + 1 < tokens.length; i++) {
         logprobs[start + i + 1] = chunk[i] as number;

@@ -35,6 +35,17 @@ export interface LatentModelOptions {
    * measurements.
    */
   attention?: 'auto' | 'absorbed' | 'expanded' | undefined;
+  /**
+   * Whether what a sequence gets depends on nothing but its own tokens and settings, bit for bit: not on its neighbours
+   * in a step, on the chunks that its prompt came in, or on what the cache had of it. docs/numerics.md says how, and
+   * what it costs. Default false.
+   */
+  deterministic?: boolean | undefined;
+  /**
+   * Milliseconds after which a step that has not ended is taken for a hang: all that is open rejects with
+   * ERR_DEVICE_LOST, and the process should be replaced. 0: never. Default 120000 on a GPU, 0 on the CPU.
+   */
+  stepTimeout?: number | undefined;
   /** Epsilon of the latent norms; default the config's rms_norm_eps. Some implementations use 1e-6 whatever it says. */
   latentNormEps?: number | undefined;
   /** CPU threads; 0 is one per physical core. */

@@ -130,11 +130,20 @@ export function readBytes(what: string, value: unknown): number {
 }
 
 /** The options of openDevice, read once; 0 or false where left out. @throws ERR_INVALID_ARG */
-export function readOptions(what: string, value: unknown): { threads: unknown; index: unknown; portable: boolean } {
+export function readOptions(
+  what: string,
+  value: unknown,
+): {
+  threads: unknown;
+  index: unknown;
+  portable: boolean;
+  deterministic: boolean;
+} {
   return reading(what, () => {
     if (typeof value !== 'object' || value === null) throw invalidArg(what, 'an object', value);
-    const { threads = 0, index = 0, portable = false } = value as Record<string, unknown>;
+    const { threads = 0, index = 0, portable = false, deterministic = false } = value as Record<string, unknown>;
     if (typeof portable !== 'boolean') throw invalidArg(`${what}: portable`, 'true or false', portable);
-    return { threads, index, portable };
+    if (typeof deterministic !== 'boolean') throw invalidArg(`${what}: deterministic`, 'true or false', deterministic);
+    return { threads, index, portable, deterministic };
   });
 }

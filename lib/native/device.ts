@@ -1,6 +1,6 @@
 // native/device.ts - the Device class.
 import { invalidArg } from '../errors';
-import { readPlannedOperation, readShape, type Vocabulary } from './arguments';
+import { readBytes, readPlannedOperation, readShape, type Vocabulary } from './arguments';
 import { check, type RawDevice } from './raw';
 import { makeStream } from './stream';
 import { makeTensor } from './tensor';
@@ -60,6 +60,10 @@ export class NativeDevice implements Device {
 
   allocatedBytes(): number {
     return rawDevice('Device.allocatedBytes: this', this).allocatedBytes();
+  }
+
+  abandon(ms: number): void {
+    check(rawDevice('Device.abandon: this', this).abandon(readBytes('abandon: ms', ms)));
   }
 
   async dispose(): Promise<void> {

@@ -55,6 +55,7 @@ export interface RawDevice {
   /** A promise the first time, undefined afterwards. */
   dispose(): Promise<undefined | Failure> | undefined | Failure;
   disposed(): boolean;
+  abandon(ms: number): undefined | Failure;
   failCommand(k: number, lost: boolean): undefined | Failure;
 }
 
@@ -66,7 +67,7 @@ export interface RawOperation {
 
 export interface RawAddon {
   /** `number` is the GPU's index for CUDA, the thread count for the CPU. */
-  openDevice(cuda: boolean, number: number, portable: boolean): RawDevice | Failure;
+  openDevice(cuda: boolean, number: number, portable: boolean, deterministic: boolean): RawDevice | Failure;
   build(): { cuda: boolean; version: string; archs: string };
   gpus(): { runtimeCuda: number; driverCuda: number; gpus: GpuFacts[]; failure: Failure | undefined };
   /** A GPU (major, minor, multiprocessors, sharedBytesPerBlock), then the arguments of RawDevice.workspaceBytes. */

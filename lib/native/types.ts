@@ -131,6 +131,12 @@ export interface Device extends Planner {
   allocatedBytes(): number;
   /** Ends the device: queued work is dropped, promises reject with ERR_DISPOSED. Idempotent. */
   dispose(): Promise<void>;
+  /**
+   * Gives up a device that hangs: nothing has ended for `ms`. All that is under way rejects with ERR_DEVICE_LOST, and so
+   * does all that follows, on this GPU in the whole process. Memory and threads stay as they are until the process ends.
+   * @throws ERR_INVALID_ARG, ERR_DISPOSED, ERR_DEVICE_LOST
+   */
+  abandon(ms: number): void;
 }
 
 /** Turns tensors into specs in an argument object. */
@@ -285,6 +291,8 @@ export interface DeviceOptions {
   index?: number;
   /** CUDA: only the kernels that run on every GPU */
   portable?: boolean;
+  /** CUDA: only kernels that give a row the same bits whatever rows stand beside it; the CPU has no others */
+  deterministic?: boolean;
 }
 
 /** A GPU as far as kernels and sizes depend on it. */

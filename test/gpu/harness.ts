@@ -22,7 +22,8 @@
 //   - that a second run inside a captured graph gives the same bits;
 //   - with `rows`: that single rows and halves give the bits they have in the whole (`product` says where they may not).
 //
-// The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
+// The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cuda:0:deterministic is the one of models with that option, whose
+// products must give rows the same bits in every batch; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
 // threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 leaves out comparisons of more
 // than 2 MB, for runs under tools that make everything a hundred times slower; it says which.
 import { type Device, type DType, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
@@ -215,12 +216,19 @@ let sides: { reference: Side; tested: Side } | undefined;
 /** Which device is tested: NODE_MLA_TEST_DEVICE, or cuda:0. */
 export const TESTED_DEVICE = process.env.NODE_MLA_TEST_DEVICE ?? 'cuda:0';
 
-/** A device by the name that loadModel takes. */
+/** Opens it. */
 export function openTested(): Device {
-  const cuda = /^cuda:(\d+)$/.exec(TESTED_DEVICE);
-  if (cuda !== null) return openDevice('cuda', { index: Number(cuda[1]) });
+  const cuda = /^cuda:(\d+)(:portable)?(:deterministic)?$/.exec(TESTED_DEVICE);
+  if (cuda !== null) {
+    const [, index, portable, deterministic] = cuda;
+    return openDevice('cuda', {
+      index: Number(index),
+      portable: portable !== undefined,
+      deterministic: deterministic !== undefined,
+    });
+  }
   if (TESTED_DEVICE === 'cpu') return openDevice('cpu', { threads: 3 });
-  throw new Error(`NODE_MLA_TEST_DEVICE must be cpu or cuda:N; got "${TESTED_DEVICE}"`);
+  throw new Error(`NODE_MLA_TEST_DEVICE must be cpu or cuda:N[:portable][:deterministic]; got "${TESTED_DEVICE}"`);
 }
 
 const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
@@ -352,7 +360,7 @@ export function expectSameProduct(
 ): void {
   if (Buffer.compare(actual, expected) === 0) return;
   const { path } = devices().tested.device.info();
-  if (path !== 'sm_90a') throw new Error(`${what}: other bits`);
+  if (path !== 'sm_90a' || TESTED_DEVICE.endsWith(':deterministic')) throw new Error(`${what}: other bits`);
   if (dtype !== 'f32' && dtype !== 'bf16') throw new Error(`${what}: ${dtype} values differ`);
   const result = compareClose(dtype, shape, actual, expected, { ...DEFAULT_TOLERANCE[dtype], ...tolerance }, width);
   if (result.complaint !== undefined) throw new Error(`${what}: ${result.complaint}`);

@@ -178,6 +178,7 @@ const METHODS: Method[] = [
     args: (s: Scene) => [s.operands.get(verb)],
   })),
   { name: 'dispose', on: (s) => s.device, args: () => [], ends: true },
+  { name: 'abandon', on: (s) => s.device, args: () => [1000], ends: true },
   { name: 'dispose', on: (s) => s.stream, args: () => [], ends: true },
   { name: 'dispose', on: (s) => s.graph, args: () => [], ends: true },
   { name: 'openDevice', on: () => native, args: () => ['cpu', { threads: 1 }] },
@@ -314,10 +315,10 @@ test.each(['open', 'busy', 'disposed', 'lost'])('%s', async (state) => {
 test('the handles themselves refuse a foreign receiver and foreign arguments, whatever lib/native lets through', () => {
   // What lies underneath, without the checks in TypeScript.
   const addon = require('../../build/Release/node_mla.node') as {
-    openDevice(cuda: unknown, number: unknown, portable: unknown): unknown;
+    openDevice(cuda: unknown, number: unknown, portable: unknown, deterministic: unknown): unknown;
     operations(): unknown[];
   };
-  const raw = addon.openDevice(false, 1, false) as Record<string, (...args: unknown[]) => unknown>;
+  const raw = addon.openDevice(false, 1, false, false) as Record<string, (...args: unknown[]) => unknown>;
   const stream = (raw.stream as () => unknown).call(raw) as Record<string, (...args: unknown[]) => unknown>;
   const values = [
     undefined,

@@ -36,6 +36,7 @@ struct World {
   std::atomic<int> streams{0};
   std::atomic<int> graphs{0};
   std::atomic<bool> lost{false};
+  std::atomic<bool> hangs{false};
 
   void touch(void* data) {
     if (lost) return;  // nothing runs on a lost device any more
@@ -73,6 +74,7 @@ class FakeStream : public BackendStream {
         tasks_.pop_front();
       }
       if (!task) return;
+      while (world_.hangs) std::this_thread::sleep_for(std::chrono::milliseconds(1));
       if (random_() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random_() % 200));
       task();
     }
@@ -309,12 +311,51 @@ void stress(uint32_t seed, int actions, End end) {
   expect(ledger.asked == ledger.answered, "every question has its answer when the device has ended");
 }
 
+/// The device stops in the middle of its work and is given up: what has been asked is answered, the threads leave, and
+/// when the work goes on after all, much later, nothing happens.
+void hang() {
+  // An abandoned device is kept for ever, and so is what it works with.
+  World& world = *new World;
+  Ledger& ledger = *new Ledger;
+  const std::shared_ptr<Device>& device = *new std::shared_ptr<Device>(open(world));
+  StreamRef stream = device->create_stream();
+  StorageRef tensor = allocate(*device);
+  wait_idle(*device, stream);
+  const auto record = [&] { device->submit(std::make_unique<RecordCommand>(stream, ledger.question())); };
+  world.hangs = true;
+  for (int i = 0; i < 20; ++i) {
+    device->submit(
+        std::make_unique<OperationCommand>(stream, operation(tensor), View{}, std::vector<StorageRef>{tensor}));
+    record();
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  expect(ledger.answered == 0, "a device that hangs answers nothing");
+
+  const auto given_up = std::chrono::steady_clock::now();
+  device->abandon(Status::Error(Code::kDeviceLost, "it hangs"));
+  record();
+  tensor.reset();
+  stream.reset();
+  device->close(nullptr);
+  device->join();
+  const auto took = std::chrono::steady_clock::now() - given_up;
+  expect(took < std::chrono::seconds(1), "the end of an abandoned device waits for nothing");
+  expect(ledger.asked == ledger.answered, "every question has its answer when a device has been given up");
+  expect(device->state().code == Code::kDisposed, "it is closed");
+  expect(world.live.size() == 1, "its memory stays: work may still touch it");
+
+  world.hangs = false;
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  expect(ledger.asked == ledger.answered, "what ends late is not answered again");
+}
+
 }  // namespace
 
 int main() {
   for (uint32_t seed = 1; seed <= 20; ++seed) stress(seed, 600, End::kNatural);
   for (uint32_t seed = 1; seed <= 60; ++seed) stress(seed, 20 + static_cast<int>(seed) * 5, End::kClose);
   for (uint32_t seed = 1; seed <= 30; ++seed) stress(seed, 200, End::kLost);
+  hang();
   std::printf("%d checks, %d failures\n", g_checks.load(), g_failures.load());
   return g_failures == 0 ? 0 : 1;
 }

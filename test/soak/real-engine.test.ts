@@ -1,5 +1,6 @@
 // The engine on the model of the package, on the CPU: the event loop stays free, memory stays, texts stay the same.
 import { loadModel } from '../../lib/engine';
+import { bundledBook, companyLoad } from '../engine/company-load';
 import { growth, loopDelay, sameTexts, withModel } from '../engine/real-load';
 
 const MIB = 2 ** 20;
@@ -20,6 +21,19 @@ test('control: work of 60 ms on the event loop is seen', async () => {
 
 test('500 prompts: alone, in company and streamed, the same texts', async () => {
   console.log(JSON.stringify(await sameTexts(500)));
+});
+
+test('500 requests, deterministic: in company, after hits and preemptions, the bits that they have alone', async () => {
+  const figures = await companyLoad(
+    (options) => loadModel(undefined, { device: 'cpu', ...options }),
+    bundledBook(),
+    500,
+    true,
+  );
+  console.log(JSON.stringify(figures));
+  expect(figures).toMatchObject({ requests: 500, otherTokens: 0, otherBits: 0 });
+  expect(figures.cachedTokens).toBeGreaterThan(5000);
+  expect(figures.preemptions).toBeGreaterThan(50);
 });
 
 test('10,000 sequences leave less than 8 MiB', async () => {

@@ -44,7 +44,8 @@ struct PlanArgs {
   int sequences;
   int heads;
   int row_tile;
-  int blocks;  // that run at once: one on each multiprocessor
+  int blocks;      // that run at once: one on each multiprocessor
+  int candidates;  // that are tried; with one, every sequence is one split
   ClusterPlanArgs clusters;
 };
 
@@ -83,7 +84,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   const int64_t max_slots = (tiles * 4 <= blocks ? 1 : 4) * blocks;
   const int longest = static_cast<int>(s_longest);  // at most 2^31 / 32
 
-  for (int candidate = warp; candidate < kCandidates; candidate += kPlanWarps) {
+  for (int candidate = warp; candidate < a.candidates; candidate += kPlanWarps) {
     const int splits = candidate_splits(candidate);
     const int split_tiles = (longest + splits - 1) / splits;
     int64_t items = 0, slots = 0, shorter = 0, shorter_work = 0;
@@ -118,7 +119,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
     // Of equal costs the fewest splits.
     float best = INFINITY;
     int index = 0;
-    for (int i = lane; i < kCandidates; i += 32) {
+    for (int i = lane; i < a.candidates; i += 32) {
       if (s_cost[i] < best) {
         best = s_cost[i];
         index = i;
@@ -200,6 +201,7 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.heads = static_cast<int>(p.heads);
   args.row_tile = decode_row_tile(p.heads);
   args.blocks = launch.traits->multiprocessors;
+  args.candidates = launch.traits->deterministic ? 1 : kCandidates;
   args.clusters.q_start = args.q_start;
   args.clusters.lengths = args.lengths;
   args.clusters.plan = args.plan + cluster_plan_offset(sequences);

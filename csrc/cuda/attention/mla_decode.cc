@@ -3,7 +3,8 @@
 // On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items of the
 // plan (decode_plan.h) by the tensor core kernel, then the merge kernel, which also writes the rows that no item
 // covers. Where types, dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain
-// arithmetic. Test: test/gpu/attention.test.ts.
+// arithmetic. Deterministic: never the first way, and every sequence is one split, so that a row's keys are summed up
+// one after the other, the same whatever else is in the step. Test: test/gpu/attention.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -28,7 +29,7 @@ struct Shape {
     const int64_t row_tiles = decode_max_row_tiles(rows, sequences, p.q.dim(1));
     // No more partial results than row tiles have splits, and no more splits than tiles of keys.
     const int64_t most = row_tiles * p.block_table.dim(1) * (kPageTokens / kPlanKeys);
-    slots = decode_max_slots(traits.multiprocessors, row_tiles);
+    slots = traits.deterministic ? 0 : decode_max_slots(traits.multiprocessors, row_tiles);
     if (slots > most) slots = most;
   }
   Shape(int64_t slots, int64_t row_tile, int64_t c) : slots(slots), row_tile(row_tile), c(c) {}
@@ -45,7 +46,7 @@ constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, an
 
 bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
-  return traits.hopper && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && (c == 512 || c == 256) &&
+  return traits.hopper && !traits.deterministic && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && (c == 512 || c == 256) &&
          p.q.dim(2) - c == 64;
 }
 

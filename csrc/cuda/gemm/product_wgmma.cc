@@ -79,7 +79,8 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
 
 bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
   constexpr int64_t kMost = int64_t{1} << 30;  // rows and tiles are counted with 32 bits
-  if (!traits.hopper || p.rows > kMost || p.n > kMost || p.k > kMost) return false;
+  if (!traits.hopper || traits.deterministic) return false;
+  if (p.rows > kMost || p.n > kMost || p.k > kMost) return false;
   if (p.gated && (p.residual != nullptr || p.y_dtype != DType::kBF16)) return false;
   if (p.order != nullptr && !p.gated) return false;
   return p.offsets == nullptr ? p.rows > kEvenRows : ceil_div(p.rows, p.groups) > kUnevenMeanRows;

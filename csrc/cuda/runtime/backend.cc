@@ -121,7 +121,7 @@ class CudaPlanner final : public Planner {
 
 class CudaBackend final : public Backend {
  public:
-  static Status create(int index, bool portable, std::unique_ptr<Backend>* out) {
+  static Status create(int index, KernelChoice choice, std::unique_ptr<Backend>* out) {
     MLA_RETURN_IF_ERROR(probe(index));
     MLA_RETURN_IF_ERROR(cuda_status(cudaSetDevice(index), "cudaSetDevice"));
     cudaDeviceProp properties;
@@ -131,7 +131,7 @@ class CudaBackend final : public Backend {
                                                       std::to_string(properties.major) + "." +
                                                       std::to_string(properties.minor) + "; 8.0 or newer is needed");
     }
-    std::unique_ptr<CudaBackend> backend(new CudaBackend(index, portable, properties));
+    std::unique_ptr<CudaBackend> backend(new CudaBackend(index, choice, properties));
     MLA_RETURN_IF_ERROR(backend->load_kernels());
     if (backend->traits_.hopper) MLA_RETURN_IF_ERROR(measure_clusters(&backend->traits_));
     MLA_RETURN_IF_ERROR(
@@ -261,9 +261,10 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  CudaBackend(int index, bool portable, const cudaDeviceProp& properties)
+  CudaBackend(int index, KernelChoice choice, const cudaDeviceProp& properties)
       : index_(index), name_(properties.name), traits_(traits_of(facts_of(properties))), completion_(index) {
-    if (portable) traits_.hopper = false;
+    if (choice.portable) traits_.hopper = false;
+    traits_.deterministic = choice.deterministic;
   }
 
   Status load_kernels() const {
@@ -290,8 +291,8 @@ class CudaBackend final : public Backend {
 }  // namespace
 }  // namespace cuda
 
-Status create_cuda_backend(int index, bool portable, std::unique_ptr<Backend>* out) {
-  return cuda::CudaBackend::create(index, portable, out);
+Status create_cuda_backend(int index, KernelChoice choice, std::unique_ptr<Backend>* out) {
+  return cuda::CudaBackend::create(index, choice, out);
 }
 
 Status create_cuda_planner(const GpuFacts& gpu, std::unique_ptr<Planner>* out) {

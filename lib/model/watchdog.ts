@@ -1,0 +1,69 @@
+// model/watchdog.ts - notices that a device hangs. A kernel that never ends cannot be stopped, and nothing behind it ends
+// either; so the promises that are watched reject, and the device is given up.
+
+import { MlaError } from '../errors';
+
+/** Of a GPU, where a step takes milliseconds. On the CPU one can take minutes, and does not hang. */
+export const GPU_STEP_TIMEOUT_MS = 120_000;
+
+/** Watches promises of what a device does, one after the other. */
+export class Watchdog {
+  readonly #rejects = new Set<(error: unknown) => void>();
+  #timer: NodeJS.Timeout | null = null;
+  /** how many have ended */
+  #ended = 0;
+
+  /**
+   * @param limitMs how long nothing may end while something is watched; 0: for ever
+   * @param onHang is told before the promises reject
+   */
+  constructor(
+    private readonly limitMs: number,
+    private readonly onHang: () => void,
+  ) {}
+
+  /** The same promise, but that it rejects with ERR_DEVICE_LOST when the device hangs. */
+  watch<T>(work: Promise<T>): Promise<T> {
+    if (this.limitMs === 0) return work;
+    return new Promise<T>((resolve, reject) => {
+      this.#rejects.add(reject);
+      if (this.#rejects.size === 1) this.#timer = setTimeout(() => this.#overdue(), this.limitMs);
+      const end = () => {
+        this.#ended++;
+        if (!this.#rejects.delete(reject)) return;
+        if (this.#rejects.size > 0) this.#timer?.refresh();
+        else this.#stop();
+      };
+      work.finally(end).then(resolve, reject);
+    });
+  }
+
+  /** The event loop may have been held up, or the process asleep: what has ended meanwhile is heard of first. */
+  #overdue(): void {
+    const ended = this.#ended;
+    setImmediate(() => {
+      setImmediate(() => {
+        if (this.#rejects.size === 0) return;
+        if (this.#ended === ended) this.#giveUp();
+        else this.#timer?.refresh();
+      });
+    });
+  }
+
+  #giveUp(): void {
+    const error = new MlaError(
+      'ERR_DEVICE_LOST',
+      `No step has ended within ${this.limitMs} ms (stepTimeout), so the device hangs. Nothing more can be done with it in this process; start another one.`,
+    );
+    this.#stop();
+    const rejects = [...this.#rejects];
+    this.#rejects.clear();
+    this.onHang();
+    for (const reject of rejects) reject(error);
+  }
+
+  #stop(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+}

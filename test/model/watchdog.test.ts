@@ -1,0 +1,62 @@
+// A step that never ends is noticed at its deadline, and not before; what only comes late is not mistaken for it.
+import { MlaError } from '../../lib/errors';
+import { Watchdog } from '../../lib/model/watchdog';
+
+const sleep = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+const never = () => new Promise<void>(() => {});
+
+function codeOf(work: Promise<unknown>): Promise<unknown> {
+  return work.then(
+    () => 'resolved',
+    (error) => (error instanceof MlaError ? error.code : error),
+  );
+}
+
+test('what never ends is given up at the deadline, within 10 %', async () => {
+  const late: number[] = [];
+  for (const limit of [200, 500, 1000]) {
+    let told = 0;
+    const watchdog = new Watchdog(limit, () => told++);
+    const began = performance.now();
+    const codes = await Promise.all([codeOf(watchdog.watch(never())), codeOf(watchdog.watch(never()))]);
+    const ms = performance.now() - began;
+    expect(codes).toEqual(['ERR_DEVICE_LOST', 'ERR_DEVICE_LOST']);
+    expect(told).toBe(1);
+    expect(ms).toBeGreaterThan(0.9 * limit);
+    expect(ms).toBeLessThan(1.1 * limit);
+    late.push(Math.round(ms - limit));
+  }
+  console.log(`deadlines of 200, 500 and 1000 ms: ${late.join(', ')} ms late`);
+});
+
+test('the deadline counts from the last end: a hundred steps one after the other may take longer in all', async () => {
+  const watchdog = new Watchdog(300, () => {
+    throw new Error('given up');
+  });
+  let before = watchdog.watch(sleep(20));
+  for (let i = 0; i < 50; i++) {
+    const next = watchdog.watch(before.then(() => sleep(20)));
+    await before;
+    before = next;
+  }
+  await before;
+  // nothing is watched now, so nothing is overdue
+  await sleep(400);
+  expect(await codeOf(watchdog.watch(Promise.reject(new MlaError('ERR_STATE', 'its own failure'))))).toBe('ERR_STATE');
+});
+
+test('an event loop that was held up hears first what has ended meanwhile', async () => {
+  const watchdog = new Watchdog(100, () => {
+    throw new Error('given up');
+  });
+  const watched = watchdog.watch(sleep(50));
+  const end = performance.now() + 300;
+  while (performance.now() < end);
+  await watched;
+});
+
+test('0 waits for ever', async () => {
+  const watchdog = new Watchdog(0, () => {});
+  const watched = codeOf(watchdog.watch(never()));
+  expect(await Promise.race([watched, sleep(300).then(() => 'still waiting')])).toBe('still waiting');
+});
