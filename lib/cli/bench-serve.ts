@@ -1,6 +1,14 @@
 // cli/bench-serve.ts - mla bench serve: the engine under load.
 import { type Command, InvalidArgumentError } from 'commander';
-import { benchServe, circumstances, type Load, type Percentiles, type PrefixResult, type ServeResult } from '../bench';
+import {
+  benchServe,
+  circumstances,
+  type Load,
+  type Percentiles,
+  type PrefixResult,
+  percentiles,
+  type ServeResult,
+} from '../bench';
 import { SHAPE_NAMES } from '../model';
 import { UsageError } from './failure';
 import { addDeterministicFlag, addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
@@ -88,10 +96,10 @@ function shareOfStatic({ load, ofStatic }: ServeResult): string[] {
 }
 
 function gainOf({ shared, own, first, second, ratio }: PrefixResult): string {
-  const ms = (all: number[]) => all.map((one) => one.toFixed(1)).join(', ');
+  const ms = (all: number[]) => `${percentiles(all).p50.toFixed(1)} ms`;
   return (
-    `first token of ${shared} + ${own} prompt tokens: ${ms(first)} ms\n` +
-    `of the next with the same ${shared}: ${ms(second)} ms, ${ratio.toFixed(1)} times shorter (medians)\n`
+    `first token of a prompt of ${shared} + ${own} tokens after ${ms(first)};\n` +
+    `of the next with the same ${shared} after ${ms(second)}, ${ratio.toFixed(1)} times shorter\n`
   );
 }
 

@@ -31,13 +31,20 @@ test('percentiles by nearest rank', () => {
 test('mla bench serve: loads in order, every figure there, a table for people', async () => {
   const flags = ['bench', 'serve', '-m', BUNDLED_MODEL, '--device', 'cpu', '--threads', '2'];
   const sizes = ['--requests', '6', '--prompt', '16', '--shared', '8', '--output', '8', '--parallel', '2'];
-  const json = await runCli([...flags, ...sizes, '--rate', 'max,200%,40', '--json']);
+  const json = await runCli([...flags, ...sizes, '--rate', 'static,max,200%,40', '--json']);
   expect(json).toMatchObject({ code: 0, stderr: '' });
-  const { results, command, date } = JSON.parse(json.stdout);
+  const { results: all, pairs, command, date } = JSON.parse(json.stdout);
   expect([typeof command, typeof date]).toEqual(['string', 'string']);
-  expect(results.map(({ load }: { load: string }) => load)).toEqual(['max', '200%', '40/s']);
+  const [fixed, ...results] = all;
+  expect(all.map(({ load }: { load: string }) => load)).toEqual(['static', 'max', '200%', '40/s']);
+  // Batches of two: the second and the third begin when the ones before have ended.
+  expect(fixed.queue.p50).toBeGreaterThan(fixed.perToken.p50 * 7);
+  expect(pairs).toBeNull();
   expect(results[1].arrivalsPerSecond).toBeCloseTo(2 * results[0].requestsPerSecond);
-  for (const one of results) {
+  for (const one of all) {
+    expect(one.ofStatic).toBeCloseTo(one.tokensPerSecond / fixed.tokensPerSecond);
+    // 8 of 16 prompt tokens are the same in all: less than a page, so nothing is found, nor may an earlier load help
+    expect(one.cachedShare).toBe(0);
     expect(one.tokensPerSecond).toBeCloseTo(one.requestsPerSecond * 8, 3);
     for (const times of ['firstToken', 'perToken', 'betweenTokens', 'whole', 'queue']) {
       expect(one[times].p50).toBeLessThanOrEqual(one[times].p99);
@@ -47,15 +54,19 @@ test('mla bench serve: loads in order, every figure there, a table for people', 
   }
   // Six at once and two places: the others had to wait.
   expect(results[0].queue.max).toBeGreaterThan(results[0].queue.p50 / 2);
-  const table = await runCli([...flags, ...sizes, '--rate', 'max']);
+  const table = await runCli([...flags, ...sizes, '--rate', 'static,max', '--system', '256']);
   expect(table.code).toBe(0);
-  expect(table.stdout.trimEnd().split('\n')).toHaveLength(3);
+  expect(table.stdout.trimEnd().split('\n')).toHaveLength(7);
+  expect(table.stdout).toMatch(/max: \d+ % of the tokens per second of the static batch\n/);
+  const gain = /of the next with the same 256 after .* ms, ([\d.]+) times shorter/.exec(table.stdout);
+  // 256 + 64 tokens to compute, then 64
+  expect(Number(gain?.[1])).toBeGreaterThan(1.5);
   for (const line of table.stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(80);
 
   const wrong: [string[], RegExp][] = [
     [['--rate', '50%'], /needs "max" before it/],
-    [['--rate', 'fast'], /Expected a list of max/],
-    [['--rate', '0'], /Expected a list of max/],
+    [['--rate', 'fast'], /Expected a list of static, max/],
+    [['--rate', '0'], /Expected a list of static, max/],
     [['--shared', '16', '--prompt', '16'], /--shared must be below --prompt/],
   ];
   for (const [args, stderr] of wrong)
