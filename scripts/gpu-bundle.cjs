@@ -65,8 +65,8 @@ function packAddon(target, archs, build) {
   seal(target);
 }
 
-/** Programs of the GPU tests that stand alone; only the build folder of these archs has them. */
-const PROGRAMS = ['test-ptx', 'seeded-bugs'];
+/** Programs of the GPU tests that stand alone, and an addon; only the build folder of these archs has them. */
+const PROGRAMS = ['test-ptx', 'seeded-bugs', 'gpu-faults.node'];
 
 function packPrograms(target, build) {
   const folder = path.join(WORK, 'cmake-release-archs');
