@@ -136,9 +136,9 @@ Napi::Value Device::Abandon(const Napi::CallbackInfo& info) {
     int64_t ms = 0;
     MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[0], {"abandon", "ms"}, 0, kMaxSafeInteger, &ms));
     (void)new std::shared_ptr<runtime::Device>(device_);  // for ever, as Device::abandon() asks
-    device_->abandon(Status::Error(
-        Code::kDeviceLost, "nothing has ended within " + std::to_string(ms) +
-                               " ms, so the device hangs and is given up; a new process is needed to go on"));
+    device_->abandon(Status::Error(Code::kDeviceLost,
+                                   "nothing has ended within " + std::to_string(ms) +
+                                       " ms, so the device hangs and is given up; a new process is needed to go on"));
     return Status::Ok();
   });
 }

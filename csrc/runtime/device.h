@@ -65,9 +65,9 @@ class Device {
   void close(std::function<void()> closed);
   /// After close(): waits for the command thread to leave; not for long if the device has been abandoned.
   void join();
-  /// Gives up a device that hangs. What is asked of it is answered with `status`, now and later; nobody asks the backend
-  /// anything any more, not even to end: it, and what it owns, stay as they are. The caller keeps the device for ever,
-  /// since work that ends after all reports here.
+  /// Gives up a device that hangs. What is asked of it is answered with `status`, now and later; nobody asks the
+  /// backend anything any more, not even to end: it, and what it owns, stay as they are. The caller keeps the device
+  /// for ever, since work that ends after all reports here.
   void abandon(const Status& status);
   bool closing() const { return closing_.load(std::memory_order_acquire); }
 
@@ -116,7 +116,7 @@ class Device {
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Command>> queue_;
-  std::vector<std::vector<void*>> passed_;  // retired resources that the device has passed
+  std::vector<std::vector<void*>> passed_;   // retired resources that the device has passed
   std::vector<std::weak_ptr<Once>> fences_;  // not answered yet
   std::function<void()> closed_;
   int64_t failing_command_ = -1;

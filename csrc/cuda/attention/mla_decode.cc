@@ -46,8 +46,8 @@ constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, an
 
 bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
-  return traits.hopper && !traits.deterministic && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && (c == 512 || c == 256) &&
-         p.q.dim(2) - c == 64;
+  return traits.hopper && !traits.deterministic && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 &&
+         (c == 512 || c == 256) && p.q.dim(2) - c == 64;
 }
 
 }  // namespace
