@@ -21,7 +21,7 @@ struct CosSin {
 
 Status check_arguments(const LatentCompressParams& p) {
   Checker checker("latentCompress");
-  Dim T = rows("T"), d{"d"}, c{"c"}, Nq{"Nq"}, pages{"pages"}, page = exactly(kPageTokens);
+  Dim T = rows("T"), d{"d"}, c{"c"}, Nq{"Nq"};
   Type act{kFloats};
   CosSin angles;
   checker.tensor("x", p.x, act, {&T, &d})
@@ -36,7 +36,7 @@ Status check_arguments(const LatentCompressParams& p) {
     Dim L = sum(c, angles.channels());
     Dim N = sum(Nq, L);
     Dim n_blocks = blocks(N, kScaleBlock), d_blocks = blocks(d, kScaleBlock);
-    checker.tensor("cache", p.cache, kFloats, {&pages, &page, &L})
+    checker.cache(p.cache, L, c)
         .tensor("weight", p.weight, kWeights, {&N, &d})
         .scales("weight_scale", p.weight_scale, "weight", p.weight, {&n_blocks, &d_blocks});
   }
@@ -87,12 +87,10 @@ Status check_arguments(const DecodePlanParams& p) {
 
 Status check_arguments(const MlaDecodeParams& p) {
   Checker checker("mlaDecode");
-  Dim T = rows("T"), H{"H"}, L{"c + r"}, c{"c"}, B = rows("B"), pages{"pages"}, page = exactly(kPageTokens);
-  Dim max_pages = rows("max_pages"), N = rows("N");
+  Dim T = rows("T"), H{"H"}, L{"c + r"}, c{"c"}, B = rows("B"), max_pages = rows("max_pages"), N = rows("N");
   Type act{kFloats};
   checker.tensor("q", p.q, act, {&T, &H, &L})
       .tensor("lengths", p.lengths, kI32, {&B})
-      .tensor("cache", p.cache, kFloats, {&pages, &page, &L})
       .tensor("block_table", p.block_table, kI32, {&B, &max_pages})
       .tensor("plan", p.plan, kI32, {&N})
       .tensor("out", p.out, act, {&T, &H, &c})
@@ -102,6 +100,7 @@ Status check_arguments(const MlaDecodeParams& p) {
     checker.tensor("q_start", p.q_start, kI32, {&starts})
         .require(c.value <= L.value,
                  "out is " + describe(p.out) + ", wider than a cache row, which is " + std::to_string(L.value) + ".")
+        .cache(p.cache, L, c)
         .in_range("H", H.value, 1, kMaxHeads);
   }
   return checker.finite("scale", p.scale).finish(p);
@@ -121,8 +120,7 @@ Status check_arguments(const ValueExpandParams& p) {
 
 Status check_arguments(const LoadLatentParams& p) {
   Checker checker("loadLatent");
-  Dim S = rows("S"), c{"c"}, r{"r"}, B = rows("B"), pages{"pages"}, page = exactly(kPageTokens);
-  Dim max_pages = rows("max_pages");
+  Dim S = rows("S"), c{"c"}, r{"r"}, B = rows("B"), max_pages = rows("max_pages");
   Type act{kFloats};
   checker.tensor("latent", p.latent, act, {&S, &c})
       .tensor("rope", p.rope, act, {&S, &r})
@@ -130,7 +128,7 @@ Status check_arguments(const LoadLatentParams& p) {
       .tensor("block_table", p.block_table, kI32, {&B, &max_pages});
   if (checker.ok()) {
     Dim L = sum(c, r), starts = sum(B, 1);
-    checker.tensor("cache", p.cache, kFloats, {&pages, &page, &L}).tensor("k_start", p.k_start, kI32, {&starts});
+    checker.cache(p.cache, L, c).tensor("k_start", p.k_start, kI32, {&starts});
   }
   return checker.finish(p);
 }

@@ -33,7 +33,8 @@ Status check_arguments(const CopyPagesParams& p) {
   Dim N = rows("N"), two = exactly(2), layers{"layers"}, pages{"pages"}, page = exactly(kPageTokens), L{"c + r"};
   return Checker("copyPages")
       .tensor("pairs", p.pairs, kI32, {&N, &two})
-      .tensor("cache", p.cache, kFloats, {&layers, &pages, &page, &L})
+      .tensor("cache", p.cache, kCaches, {&layers, &pages, &page, &L})
+      .cache_aligned(p.cache)
       .finish(p);
 }
 

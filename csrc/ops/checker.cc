@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "common/checked.h"
+#include "ops/fp8_row.h"
 
 namespace mla {
 
@@ -171,6 +172,22 @@ Checker& Checker::scales(const char* name, const View& scale, const char* weight
          "; only f8e4m3 weights have scales.");
   }
   return *this;
+}
+
+Checker& Checker::cache(const View& view, const Dim& width, const Dim& c) {
+  if (!ok()) return *this;
+  constexpr int64_t kMostWidth = int64_t{1} << 40;  // far from an overflow, and no tensor has it
+  Dim pages{"pages"}, page = exactly(kPageTokens), last = width;
+  if (view.present() && view.dtype == DType::kF8E4M3 && width.value < kMostWidth) {
+    last.value = Fp8Row{c.value, width.value - c.value}.bytes();
+    last.reasons.add(c.reasons);
+  }
+  return tensor("cache", view, kCaches, {&pages, &page, &last}).cache_aligned(view);
+}
+
+Checker& Checker::cache_aligned(const View& view) {
+  return require(view.dtype != DType::kF8E4M3 || reinterpret_cast<uintptr_t>(view.data) % 16 == 0,
+                 "cache must begin at a multiple of 16 bytes because it is " + describe(view) + ".");
 }
 
 Checker& Checker::require(bool condition, const std::string& text) {

@@ -24,6 +24,7 @@ constexpr DTypes kF32 = dtypes({DType::kF32});
 constexpr DTypes kI32 = dtypes({DType::kI32});
 constexpr DTypes kFloats = dtypes({DType::kF32, DType::kBF16});
 constexpr DTypes kWeights = dtypes({DType::kF32, DType::kBF16, DType::kF8E4M3});
+constexpr DTypes kCaches = dtypes({DType::kF32, DType::kBF16, DType::kF8E4M3});
 
 /// Arguments that fixed a value, for the "because" of a message.
 struct Reasons {
@@ -72,6 +73,11 @@ class Checker {
   /// The scales of an fp8 weight: required with one, forbidden with any other type.
   Checker& scales(const char* name, const View& scale, const char* weight_name, const View& weight,
                   std::initializer_list<Dim*> dims);
+
+  /// A latent cache, the last of whose dimensions is `width` elements or, for fp8, the bytes of a row of `c` + the rest.
+  Checker& cache(const View& view, const Dim& width, const Dim& c);
+  /// The beginning of an fp8 cache, whose rows are read by 16 bytes.
+  Checker& cache_aligned(const View& view);
 
   /// A condition on values: "operation: text".
   Checker& require(bool condition, const std::string& text);

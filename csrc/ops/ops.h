@@ -16,6 +16,10 @@
 //
 // Page size is 64 tokens (kPageTokens). A slot is page * 64 + offset; slot < 0 means "do not write".
 //
+// Cache: f32 or bf16 [pages, 64, c + r]; or fp8, an f8e4m3 tensor [pages, 64, bytes of a row], whose rows have c e4m3
+// with a float32 scale per 128 and r bf16: 656 bytes for c = 512, r = 64; 400 with 8 bytes of padding for c = 256
+// (fp8_row.h). It begins at a multiple of 16 bytes. What is read of a row is exact in bf16.
+//
 // Every struct lists its arguments once, in fields(), with their direction; the addon, the checks, the lifetimes and
 // the documentation are derived from that list.
 #pragma once
@@ -95,7 +99,7 @@ struct LatentCompressParams {
   View slots;            // [T] i32
   View cos_sin;          // [positions, r/2, 2] f32
   View q;                // [T, Nq] act; Nq = H*(n+r), or the q-LoRA rank
-  View cache;            // [pages, 64, c + r] f32 | bf16, this layer's
+  View cache;            // [pages, 64, c + r] f32 | bf16, or fp8; this layer's
   float eps = 0;         // of the input norm
   float latent_eps = 0;  // of q_norm and latent_norm
   MLA_FIELDS(MLA_IN(x), MLA_IN(norm), MLA_IN(weight), MLA_IN_OPT(weight_scale), MLA_IN_OPT(q_norm), MLA_IN(latent_norm),
@@ -137,7 +141,7 @@ struct DecodePlanParams {
 struct MlaDecodeParams {
   View q;            // [T, H, c + r] act
   View q_start;      // [B + 1] i32
-  View cache;        // [pages, 64, c + r] f32 | bf16
+  View cache;        // [pages, 64, c + r] f32 | bf16, or fp8
   View block_table;  // [B, max_pages] i32; entries past the length may be anything
   View lengths;      // [B] i32
   View plan;         // [N] i32 from decodePlan
@@ -159,7 +163,7 @@ struct ValueExpandParams {
 /// Gathers cached rows of each sequence into packed rows: sequence b's rows k_start[b]..k_start[b+1] are its tokens
 /// k_pos[b], k_pos[b] + 1, ... Rows from k_start[B] on are zero.
 struct LoadLatentParams {
-  View cache;        // [pages, 64, c + r] f32 | bf16
+  View cache;        // [pages, 64, c + r] f32 | bf16, or fp8
   View block_table;  // [B, max_pages] i32
   View k_start;      // [B + 1] i32
   View k_pos;        // [B] i32
@@ -344,7 +348,7 @@ struct AdvanceParams {
 /// For each pair (from, to) of pages: cache[:, to] = cache[:, from]. Pairs with a negative entry do nothing.
 struct CopyPagesParams {
   View pairs;  // [N, 2] i32
-  View cache;  // [layers, pages, 64, L]
+  View cache;  // [layers, pages, 64, L] f32 | bf16, or fp8
   MLA_FIELDS(MLA_IN(pairs), MLA_INOUT(cache))
 };
 

@@ -5,8 +5,13 @@ import type { DeviceInfo } from '../native';
 import { Anchors } from './anchors';
 import { median } from './timing';
 
-export interface ModelBenchOptions
-  extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'deterministic' | 'signal'> {
+/** Where and how precisely a measured model runs. */
+export type PlacementOptions = Pick<
+  LatentModelOptions,
+  'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic' | 'signal'
+>;
+
+export interface ModelBenchOptions extends PlacementOptions {
   /** A published shape with random weights (see lib/model/named-shapes.ts), or a checkpoint folder. */
   model: { shape: string } | { dir: string };
   /** How often each figure is taken. */
@@ -46,8 +51,8 @@ const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape
 
 /** Loads what a bench measures. */
 export async function loadBenchModel(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
-  const { device, dtype, threads, deterministic, signal } = options;
-  const all = { device, dtype, threads, deterministic, signal, ...more };
+  const { device, dtype, cacheDtype, threads, deterministic, signal } = options;
+  const all = { device, dtype, cacheDtype, threads, deterministic, signal, ...more };
   return 'shape' in options.model
     ? LatentModel.random(options.model.shape, all)
     : LatentModel.load(await findModelFolder(options.model.dir), all);

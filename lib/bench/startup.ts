@@ -1,8 +1,9 @@
 // bench/startup.ts - how long it takes until a model says something: loading, and the first token.
-import { LatentModel, type LatentModelOptions, type LoadProgress } from '../model';
+import { LatentModel, type LoadProgress } from '../model';
 import type { DeviceInfo } from '../native';
+import type { PlacementOptions } from './model-bench';
 
-export interface StartupBenchOptions extends Pick<LatentModelOptions, 'device' | 'dtype' | 'threads' | 'signal'> {
+export interface StartupBenchOptions extends PlacementOptions {
   /** checkpoint folder */
   dir: string;
   repetitions: number;
@@ -30,16 +31,16 @@ export async function benchStartup(
   options: StartupBenchOptions,
   report: (result: StartupResult) => void,
 ): Promise<void> {
-  const { dir, repetitions, promptTokens, device, dtype, threads, signal } = options;
+  const { dir, repetitions, promptTokens, ...placed } = options;
   for (let i = 0; i < repetitions; i++) {
-    signal?.throwIfAborted();
+    placed.signal?.throwIfAborted();
     const began = performance.now();
     const reached = { weights: 0, ready: 0 };
     const onProgress = ({ phase }: LoadProgress) => {
       if (phase === 'weights') reached.weights ||= performance.now();
       if (phase === 'ready') reached.ready = performance.now();
     };
-    const model = await LatentModel.load(dir, { device, dtype, threads, signal, maxSequences: 1, onProgress });
+    const model = await LatentModel.load(dir, { ...placed, maxSequences: 1, onProgress });
     try {
       const loadMs = performance.now() - began;
       const sequence = model.openSequence();

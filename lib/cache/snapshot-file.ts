@@ -3,10 +3,11 @@
 //
 //   "NODEMLA\0"  version u32  bytes of header u32  header (JSON)  token ids i32[]  pages  sha256 of all before
 //
-// Numbers are little-endian. A page is [layers, 64, rowWidth] in the dtype of the cache.
+// Numbers are little-endian. A page is [layers, 64] rows of the cache (cache-row.ts).
 import { createHash, type Hash, randomBytes } from 'node:crypto';
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { MlaError } from '../errors';
+import { type CacheDtype, type CacheRow, cacheRowBytes, validRows } from './cache-row';
 import { PAGE_TOKENS, pagesFor } from './page-pool';
 
 const MAGIC = Buffer.from('NODEMLA\0', 'latin1');
@@ -16,12 +17,11 @@ const MAX_HEADER_BYTES = 4096;
 const DIGEST_BYTES = 32;
 
 /** What must be the same for rows to mean the same. */
-export interface SnapshotLayout {
+export interface SnapshotLayout extends Readonly<CacheRow> {
   /** of the model: weights, configuration, precision */
   readonly fingerprint: string;
-  readonly dtype: 'f32' | 'bf16';
+  readonly dtype: CacheDtype;
   readonly layers: number;
-  readonly rowWidth: number;
 }
 
 /** Limits of the model that reads. */
@@ -30,8 +30,7 @@ export interface SnapshotLimits {
   readonly vocab: number;
 }
 
-const pageBytes = ({ dtype, layers, rowWidth }: SnapshotLayout) =>
-  layers * PAGE_TOKENS * rowWidth * (dtype === 'f32' ? 4 : 2);
+const pageBytes = (layout: SnapshotLayout) => layout.layers * PAGE_TOKENS * cacheRowBytes(layout.dtype, layout);
 
 /** The text of a snapshot. */
 export interface SnapshotText {
@@ -43,7 +42,7 @@ export interface SnapshotText {
 /**
  * Writes a snapshot. The file appears under its name when it is complete and on disk; until then, and after a failure,
  * what had the name before is untouched.
- * @param pages the pages that hold `rows` rows, in order, [layers, 64, rowWidth] each
+ * @param pages the pages that hold `rows` rows, in order, [layers, 64] rows each
  * @throws ERR_FILE, or what `pages` throws
  */
 export async function writeSnapshot(
@@ -124,7 +123,9 @@ export async function readSnapshot(
     const takePage = begin(text);
     for (let i = 0; i < count; i++) {
       const page = await reader.take(pageBytes(layout), `page ${i}`);
-      if (!allFinite(page, layout.dtype)) throw broken(path, `page ${i} has values that are not finite`);
+      if (!validRows(page, layout.dtype, layout)) {
+        throw broken(path, `page ${i} has values that are not finite, or scales that no row has`);
+      }
       await takePage(page, i);
     }
     const digest = reader.digest();
@@ -201,14 +202,6 @@ function parseHeader(
     );
   }
   return { tokens, rows };
-}
-
-/** A NaN in the cache would fail every step that reads it. */
-function allFinite(page: Buffer, dtype: 'f32' | 'bf16'): boolean {
-  const words = dtype === 'f32' ? new Uint32Array(page.buffer, page.byteOffset, page.length / 4) : null;
-  if (words !== null) return words.every((word) => (word & 0x7f800000) !== 0x7f800000);
-  const halves = new Uint16Array(page.buffer, page.byteOffset, page.length / 2);
-  return halves.every((half) => (half & 0x7f80) !== 0x7f80);
 }
 
 async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {

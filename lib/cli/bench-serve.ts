@@ -14,7 +14,9 @@ import { UsageError } from './failure';
 import { addDeterministicFlag, addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
-interface ServeFlags extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads' | 'deterministic'>, JsonFlag {
+interface ServeFlags
+  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic'>,
+    JsonFlag {
   shape?: string;
   rate: Load[];
   requests: number;

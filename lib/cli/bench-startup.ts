@@ -4,7 +4,7 @@ import { benchStartup, circumstances, type StartupResult } from '../bench';
 import { addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
-interface StartupFlags extends Pick<ModelFlags, 'device' | 'dtype' | 'threads'>, JsonFlag {
+interface StartupFlags extends Pick<ModelFlags, 'device' | 'dtype' | 'cacheDtype' | 'threads'>, JsonFlag {
   model: string;
   repetitions: number;
   prompt: number;
@@ -22,10 +22,10 @@ export function addBenchStartup(bench: Command, signal: AbortSignal): void {
 }
 
 async function run(flags: StartupFlags, signal: AbortSignal): Promise<void> {
-  const { model: dir, device, dtype, threads, repetitions, prompt: promptTokens, json } = flags;
+  const { model: dir, device, dtype, cacheDtype, threads, repetitions, prompt: promptTokens, json } = flags;
   const results: StartupResult[] = [];
   const lines: Promise<void>[] = [];
-  await benchStartup({ dir, device, dtype, threads, repetitions, promptTokens, signal }, (result) => {
+  await benchStartup({ dir, device, dtype, cacheDtype, threads, repetitions, promptTokens, signal }, (result) => {
     results.push(result);
     const { bytes, loadMs, weightsMs, bytesPerSecond, firstTokenMs } = result;
     const seconds = (ms: number) => (ms / 1000).toFixed(2);

@@ -42,7 +42,7 @@ interface KernelFlags extends JsonFlag {
 }
 
 interface ModelBenchFlags
-  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'threads' | 'deterministic'>,
+  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic'>,
     JsonFlag {
   shape?: string;
   repetitions: number;
@@ -150,10 +150,10 @@ function addModelBenchFlags(command: Command): Command {
 }
 
 function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptions {
-  const { model, shape, device, dtype, threads, deterministic, repetitions } = flags;
+  const { model, shape, device, dtype, cacheDtype, threads, deterministic, repetitions } = flags;
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
-  return { model: what, device, dtype, threads, deterministic, repetitions, signal };
+  return { model: what, device, dtype, cacheDtype, threads, deterministic, repetitions, signal };
 }
 
 async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void> {

@@ -9,6 +9,7 @@ export interface ModelFlags {
   context?: number;
   device: 'auto' | 'cpu' | `cuda:${number}`;
   dtype: 'auto' | 'f32' | 'bf16' | 'fp8';
+  cacheDtype: 'auto' | 'f32' | 'bf16' | 'fp8';
   threads: number;
   deterministic?: boolean;
 }
@@ -51,6 +52,11 @@ export function addPlacementFlags(command: Command): Command {
     )
     .addOption(
       new Option('--dtype <type>', "type of the weights; auto keeps the checkpoint's, fp8 quantises at load")
+        .choices(['auto', 'f32', 'bf16', 'fp8'])
+        .default('auto'),
+    )
+    .addOption(
+      new Option('--cache-dtype <type>', 'type of the latent cache; auto is f32 on the CPU, bf16 on a GPU')
         .choices(['auto', 'f32', 'bf16', 'fp8'])
         .default('auto'),
     )
@@ -102,8 +108,8 @@ export function addJsonFlag(command: Command): Command {
 }
 
 /** The options of loadModel that the flags stand for. One command runs one sequence. */
-export function loadOptionsOf({ context, device, dtype, threads, deterministic }: ModelFlags): LoadOptions {
-  return { context, device, dtype, threads, deterministic, maxSequences: 1 };
+export function loadOptionsOf({ context, device, dtype, cacheDtype, threads, deterministic }: ModelFlags): LoadOptions {
+  return { context, device, dtype, cacheDtype, threads, deterministic, maxSequences: 1 };
 }
 
 /** The options of generate that the flags stand for. */

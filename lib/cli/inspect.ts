@@ -22,7 +22,9 @@ import { addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags
 import { CONTEXT_BYTES, GPU_NAMES, namedGpu } from './gpus';
 import { note, print, size } from './output';
 
-interface InspectFlags extends Pick<ModelFlags, 'model' | 'context' | 'device' | 'dtype' | 'threads'>, JsonFlag {
+interface InspectFlags
+  extends Pick<ModelFlags, 'model' | 'context' | 'device' | 'dtype' | 'cacheDtype' | 'threads'>,
+    JsonFlag {
   shape?: string;
   gpu?: string;
   sequences: number;
@@ -139,12 +141,11 @@ interface Report extends Capacity {
 function reportOf(model: string, layout: ModelLayout, { planner, info }: Place, flags: InspectFlags): Report {
   const { config } = layout;
   const origin = { config, layout };
-  const options: LatentModelOptions = { context: flags.context, maxSequences: flags.sequences, dtype: flags.dtype };
+  const { context, sequences: maxSequences, dtype: given, cacheDtype } = flags;
+  const options: LatentModelOptions = { context, maxSequences, dtype: given, cacheDtype };
   const plan: ModelPlan = planModel(planner, info, origin, options);
   const weightsIn = (dtype: (typeof DTYPES)[number]) =>
-    dtype === flags.dtype
-      ? plan.memory.weights
-      : planModel(planner, info, origin, { ...options, dtype }).memory.weights;
+    dtype === given ? plan.memory.weights : planModel(planner, info, origin, { ...options, dtype }).memory.weights;
   return {
     model,
     modelType: config.model_type,

@@ -21,7 +21,10 @@ export interface LoadOptions {
   device?: 'auto' | 'cpu' | `cuda:${number}` | undefined;
   /** Element type of the weights: 'auto' keeps the checkpoint's, 'fp8' quantises at load. Default 'auto'. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
-  /** Element type of the latent cache: 'auto' is f32 on the CPU and bf16 on a GPU. Default 'auto'. */
+  /**
+   * Element type of the latent cache: 'auto' is f32 on the CPU and bf16 on a GPU; 'fp8' takes little more than half of
+   * the bytes of bf16 (docs/cache.md). Default 'auto'.
+   */
   cacheDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
   /** Element type of activations: 'auto' is f32 on the CPU and bf16 on a GPU. Default 'auto'. */
   activationDtype?: 'auto' | 'f32' | 'bf16' | undefined;

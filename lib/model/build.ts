@@ -90,7 +90,8 @@ export async function buildMachine(device: Device, origin: WeightOrigin, options
     const cache = await LatentCache.create(device, {
       layers: dims.layers,
       pages: limits.pages,
-      rowWidth: dims.L,
+      c: dims.c,
+      r: dims.r,
       dtype: precision.cache,
     });
     owned.push(cache);

@@ -1,7 +1,7 @@
 // model/dims.ts - the numbers of a model that buffers and operations are made from, by the letters of docs/glossary.md.
 
+import type { CacheDtype } from '../cache';
 import type { ModelConfig } from '../checkpoint';
-import { MlaError } from '../errors';
 import type { DeviceInfo, DType } from '../native';
 import type { LatentModelOptions } from './types';
 
@@ -18,7 +18,7 @@ export interface Dims {
   v: number;
   /** latent rank */
   c: number;
-  /** width of a cache row, c + r */
+  /** channels of a cache row, c + r */
   L: number;
   /** rank of the query latent; 0: none */
   qRank: number;
@@ -71,8 +71,8 @@ export function dimsOf(config: ModelConfig): Dims {
 export interface Precision {
   /** activations */
   act: 'f32' | 'bf16';
-  /** latent cache */
-  cache: 'f32' | 'bf16';
+  /** latent cache; 'fp8' keeps the rotated part of a row in bf16 */
+  cache: CacheDtype;
   /** 'auto' keeps what the checkpoint has; 'fp8' quantises the matrices of the layers at load and keeps the rest */
   weights: 'auto' | 'f32' | 'bf16' | 'fp8';
   /** what fp8 weights become where an operation does not take fp8 (the per-head halves of kv_b): as `act`, to which
@@ -80,16 +80,13 @@ export interface Precision {
   wide: 'f32' | 'bf16';
 }
 
-/** Resolves 'auto' for a device. @throws ERR_UNSUPPORTED for combinations that do not exist (yet) */
+/** Resolves 'auto' for a device. */
 export function precisionOf(options: LatentModelOptions, device: DeviceInfo): Precision {
   const exact = device.kind === 'cpu';
   const auto = exact ? 'f32' : 'bf16';
   const act = options.activationDtype ?? 'auto';
   const cache = options.cacheDtype ?? 'auto';
   const weights = options.dtype ?? 'auto';
-  if (cache === 'fp8') {
-    throw new MlaError('ERR_UNSUPPORTED', "cacheDtype 'fp8' is not available; use 'f32' or 'bf16'.");
-  }
   const resolved = act === 'auto' ? auto : act;
   return { act: resolved, cache: cache === 'auto' ? auto : cache, weights, wide: resolved };
 }

@@ -63,9 +63,8 @@ export function planMemory(
   buffers: object,
   workspace: number,
 ): MemoryPlan {
-  const cache = specBytes(
-    latentCacheSpec({ layers: dims.layers, pages: limits.pages, rowWidth: dims.L, dtype: precision.cache }),
-  );
+  const { layers, c, r } = dims;
+  const cache = specBytes(latentCacheSpec({ layers, pages: limits.pages, c, r, dtype: precision.cache }));
   const weightBytes = treeBytes(weights);
   const activations = treeBytes(buffers);
   return {

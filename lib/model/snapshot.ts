@@ -5,7 +5,7 @@ import type { Machine } from './forward';
 
 /** What the files of this model look like. */
 export function layoutOf({ cache, dims }: Machine, fingerprint: string): SnapshotLayout {
-  return { fingerprint, dtype: cache.slab.dtype as SnapshotLayout['dtype'], layers: dims.layers, rowWidth: dims.L };
+  return { fingerprint, dtype: cache.shape.dtype, layers: dims.layers, c: dims.c, r: dims.r };
 }
 
 /** Writes tokens, and the rows that are kept of them. */
@@ -71,7 +71,7 @@ export async function restoreText(
   }
 }
 
-/** Runs `work` with a page's part of each layer, [64, L]. */
+/** Runs `work` with a page's part of each layer, [64, row]. */
 async function onPage<T>({ cache }: Machine, page: number, work: (views: Tensor[]) => Promise<T>): Promise<T> {
   const views = cache.layers.map((layer) => {
     const width = layer.shape[2] as number;

@@ -16,7 +16,10 @@ export interface LatentModelOptions {
   device?: 'auto' | 'cpu' | `cuda:${number}` | undefined;
   /** Element type of the weights: 'auto' keeps the checkpoint's, 'fp8' quantises at load. Default 'auto'. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
-  /** Element type of the latent cache: 'auto' is f32 on the CPU and bf16 on CUDA. */
+  /**
+   * Element type of the latent cache: 'auto' is f32 on the CPU and bf16 on CUDA; 'fp8' takes little more than half of
+   * the bytes of bf16 (docs/cache.md).
+   */
   cacheDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
   /** Element type of activations: 'auto' is f32 on the CPU and bf16 on CUDA. */
   activationDtype?: 'auto' | 'f32' | 'bf16' | undefined;

@@ -1,7 +1,7 @@
 // model/workspace.ts - how much scratch memory the passes of a model need: the passes themselves are run over shapes
 // instead of tensors, and every operation they issue is asked. So plan and execution cannot drift apart.
 
-import { PAGE_TOKENS, pagesFor } from '../cache';
+import { latentCacheSpec, pagesFor } from '../cache';
 import type { DType, Planner, Stream, Tensor, TensorSpec, Verbs } from '../native';
 import type { Activations, activationSpecs, Inputs, inputSpecs, Rows, rowSpecs } from './buffers';
 import type { Precision } from './dims';
@@ -46,7 +46,8 @@ export function measureWorkspace(planner: Planner, blueprint: Blueprint): number
   const { dims, limits, precision } = blueprint;
   const B = limits.maxSequences;
   const vector = (dtype: DType) => new Shape(dtype, [B]) as unknown as Tensor;
-  const layer = new Shape(precision.cache, [limits.pages, PAGE_TOKENS, dims.L]);
+  const slab = latentCacheSpec({ layers: 1, pages: limits.pages, c: dims.c, r: dims.r, dtype: precision.cache });
+  const layer = new Shape(slab.dtype, slab.shape.slice(1));
   const machine: Machine = {
     ...blueprint,
     stream,

@@ -10,7 +10,7 @@ import { rejection } from '../engine/make-model';
 const dir = mkdtempSync(join(tmpdir(), 'mla-snapshot-'));
 afterAll(() => rmSync(dir, { recursive: true }));
 
-const LAYOUT: SnapshotLayout = { fingerprint: 'abc', dtype: 'f32', layers: 2, rowWidth: 3 };
+const LAYOUT: SnapshotLayout = { fingerprint: 'abc', dtype: 'f32', layers: 2, c: 2, r: 1 };
 const LIMITS = { context: 1000, vocab: 500 };
 const PAGE_BYTES = 2 * PAGE_TOKENS * 3 * 4;
 const pageOf = (value: number) => new Uint8Array(new Float32Array(PAGE_BYTES / 4).fill(value).buffer);
@@ -50,7 +50,9 @@ test('another model, dtype or layout is refused, and what does not fit', async (
     [{ fingerprint: 'abd' }, /another model/],
     [{ dtype: 'bf16' }, /dtype/],
     [{ layers: 3 }, /layers/],
-    [{ rowWidth: 4 }, /rowWidth/],
+    [{ dtype: 'fp8' }, /dtype/],
+    [{ c: 3 }, /its c is not 3/],
+    [{ r: 2 }, /its r is not 2/],
   ];
   for (const [change, message] of others) {
     const error = await rejection(read(file, { ...LAYOUT, ...change }));
@@ -131,6 +133,54 @@ test('a forged header is refused before anything is taken', async () => {
     forged((h) => h),
   );
   expect((await read(path)).rows).toBe(90); // the forger's tools are right
+});
+
+test('an fp8 cache: rows that no model made are refused', async () => {
+  // c = 200: 200 e4m3, two scales, no padding, 4 bf16, 8 zeros; 208 + 8 + 8 = 224 bytes.
+  const layout: SnapshotLayout = { ...LAYOUT, dtype: 'fp8', c: 200, r: 4 };
+  const rowBytes = 224;
+  const page = Buffer.alloc(layout.layers * PAGE_TOKENS * rowBytes);
+  for (let at = 0; at < 70 * rowBytes; at += rowBytes) {
+    page.fill(0x7e, at, at + 100).fill(0xfe, at + 100, at + 200);
+    page.writeFloatLE(2 ** -117, at + 200);
+    page.writeFloatLE(2 ** 119, at + 204);
+    page.writeUInt16LE(0x3f80, at + 208);
+  }
+  const store = (bytes: Buffer) =>
+    writeSnapshot(
+      file,
+      layout,
+      { tokens: [1, 2], rows: 2 },
+      (async function* () {
+        yield bytes;
+      })(),
+    );
+  await store(page);
+  expect(Buffer.from((await read(file, layout)).pages[0] as Uint8Array).equals(page)).toBe(true);
+  expect(await rejection(read(file, { ...layout, dtype: 'bf16' }))).toMatchObject({ code: 'ERR_SNAPSHOT' });
+
+  const row = (layout.layers * PAGE_TOKENS - 1) * rowBytes;
+  const bits = new DataView(new ArrayBuffer(4));
+  const scale = (value: number) => {
+    bits.setFloat32(0, value);
+    return bits.getUint32(0);
+  };
+  const forgeries: [string, (bytes: Buffer) => void][] = [
+    ['a NaN code', (bytes) => bytes.writeUInt8(0x7f, row)],
+    ['a negative NaN code', (bytes) => bytes.writeUInt8(0xff, row + 199)],
+    ...[Number.NaN, Infinity, -1, 1.5, -0, 2 ** -118, 2 ** 120, 2 ** -140].map(
+      (value) => [`scale ${value}`, (bytes: Buffer) => bytes.writeUInt32LE(scale(value), row + 204)] as never,
+    ),
+    ['an infinite key', (bytes) => bytes.writeUInt16LE(0x7f80, row + 208)],
+    ['a key that is NaN', (bytes) => bytes.writeUInt16LE(0xffff, row + 214)],
+  ];
+  for (const [what, forge] of forgeries) {
+    const bad = Buffer.from(page);
+    forge(bad);
+    await store(bad);
+    const error = await rejection(read(file, layout));
+    expect([what, error]).toEqual([what, expect.objectContaining({ code: 'ERR_SNAPSHOT' })]);
+  }
 });
 
 test('every flipped byte and every cut is noticed', async () => {

@@ -1,7 +1,7 @@
 // cpu/reference-cache.ts - a paged cache as it looks in life: pages in any order, everything that no token was written
 // to is NaN, and table entries past a sequence's length are wild numbers.
 import type { Tensor } from '../../lib/native';
-import type { Act, Laboratory, Random } from './reference';
+import { type Act, encode, type Laboratory, type Random, rounded } from './reference';
 
 /** Tokens of a page. */
 export const PAGE = 64;
@@ -18,6 +18,20 @@ export interface PagedCache {
   tablePages: number;
 }
 
+/** Places for sequences of these lengths, on pages in any order. */
+function placesFor(random: Random, lengths: readonly number[]) {
+  const needed = lengths.map((n) => Math.ceil(n / PAGE));
+  const tablePages = Math.max(...needed) + 2;
+  const pages = needed.reduce((a, b) => a + b, 0) + 3;
+  const free = Array.from({ length: pages }, (_, i) => i);
+  const entries = new Array<number>(lengths.length * tablePages).fill(WILD);
+  needed.forEach((n, b) => {
+    for (let i = 0; i < n; i++) entries[b * tablePages + i] = free.splice(random.below(free.length), 1)[0] as number;
+  });
+  const slot = (b: number, j: number) => (entries[b * tablePages + Math.floor(j / PAGE)] as number) * PAGE + (j % PAGE);
+  return { tablePages, pages, entries, slot };
+}
+
 /** A cache of random rows for sequences of these lengths. */
 export async function pagedCache(
   lab: Laboratory,
@@ -26,20 +40,11 @@ export async function pagedCache(
   width: number,
   lengths: readonly number[],
 ): Promise<PagedCache> {
-  const needed = lengths.map((n) => Math.ceil(n / PAGE));
-  const tablePages = Math.max(...needed) + 2;
-  const pages = needed.reduce((a, b) => a + b, 0) + 3;
-  const free = Array.from({ length: pages }, (_, i) => i);
+  const { tablePages, pages, entries, slot } = placesFor(random, lengths);
   const values = new Float64Array(pages * PAGE * width).fill(Number.NaN);
-  const entries = new Array<number>(lengths.length * tablePages).fill(WILD);
   const rows = lengths.map((length, b) => {
     const row = random.values(dtype, length * width);
-    for (let j = 0; j < length; j++) {
-      const at = b * tablePages + Math.floor(j / PAGE);
-      if (j % PAGE === 0) entries[at] = free.splice(random.below(free.length), 1)[0] as number;
-      const slot = (entries[at] as number) * PAGE + (j % PAGE);
-      values.set(row.subarray(j * width, (j + 1) * width), slot * width);
-    }
+    for (let j = 0; j < length; j++) values.set(row.subarray(j * width, (j + 1) * width), slot(b, j) * width);
     return row;
   });
   return {
@@ -49,6 +54,78 @@ export async function pagedCache(
     entries,
     tablePages,
   };
+}
+
+/** The same as fp8 rows of c + r channels, of which every 128 have a size of their own. `rows` are as read. */
+export async function pagedFp8Cache(
+  lab: Laboratory,
+  random: Random,
+  [c, r]: readonly [number, number],
+  lengths: readonly number[],
+): Promise<PagedCache> {
+  const { tablePages, pages, entries, slot } = placesFor(random, lengths);
+  const width = c + r;
+  const rowBytes = fp8RowBytes(c, r);
+  const bytes = new Uint8Array(pages * PAGE * rowBytes).fill(0xff);
+  const rows = lengths.map((length, b) => {
+    const read = new Float64Array(length * width);
+    for (let j = 0; j < length; j++) {
+      const sizes = Array.from({ length: Math.ceil(c / 128) + 1 }, () => 2 ** (random.below(3) - 2));
+      const row = fp8Row(
+        random.values('f32', width).map((x, i) => x * (sizes[i < c ? Math.floor(i / 128) + 1 : 0] as number)),
+        c,
+      );
+      bytes.set(row.bytes, slot(b, j) * rowBytes);
+      read.set(row.read, j * width);
+    }
+    return read;
+  });
+  const cache = await lab.put('u8', [pages, PAGE, rowBytes], bytes);
+  return {
+    cache: cache.view('f8e4m3', cache.shape),
+    table: await lab.put('i32', [lengths.length, tablePages], entries),
+    rows,
+    entries,
+    tablePages,
+  };
+}
+
+const upTo = (n: number, unit: number) => Math.ceil(n / unit) * unit;
+
+/** Bytes of an fp8 row of c + r channels. */
+export function fp8RowBytes(c: number, r: number): number {
+  return upTo(upTo(upTo(c, 4) + 4 * Math.ceil(c / 128), 16) + 2 * r, 16);
+}
+
+/**
+ * The fp8 row of c latent channels and the rope channels behind them, from its definition: e4m3, zeros up to a multiple
+ * of 4, a float32 scale per 128 channels, zeros up to a multiple of 16, bf16, zeros up to a multiple of 16. And the
+ * numbers that it reads as.
+ */
+export function fp8Row(values: ArrayLike<number>, c: number): { bytes: Uint8Array; read: Float64Array } {
+  const r = values.length - c;
+  const bytes = new Uint8Array(fp8RowBytes(c, r));
+  const read = new Float64Array(values.length);
+  const scaleAt = upTo(c, 4);
+  for (let begin = 0; begin < c; begin += 128) {
+    const channels = Array.from({ length: Math.min(128, c - begin) }, (_, i) => values[begin + i] as number);
+    const finite = channels.every(Number.isFinite);
+    const largest = Math.max(...channels.map(Math.abs));
+    let exponent = finite ? -117 : 0;
+    while (finite && exponent < 119 && largest / 2 ** exponent > 448) exponent++;
+    const scale = finite ? 2 ** exponent : Number.NaN;
+    const codes = channels.map((x) => rounded('f8e4m3', x / 2 ** exponent));
+    bytes.set(encode('f8e4m3', codes), begin);
+    bytes.set(encode('f32', [scale]), scaleAt + begin / 32);
+    read.set(
+      codes.map((q) => q * scale),
+      begin,
+    );
+  }
+  const rope = Array.from({ length: r }, (_, i) => rounded('bf16', values[c + i] as number));
+  bytes.set(encode('bf16', rope), upTo(scaleAt + 4 * Math.ceil(c / 128), 16));
+  read.set(rope, c);
+  return { bytes, read };
 }
 
 /** Prefix sums, as q_start and k_start want them. */

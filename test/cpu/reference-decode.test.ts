@@ -12,7 +12,7 @@ import {
   Random,
   rounded,
 } from './reference';
-import { type PagedCache, pagedCache, starts, WILD } from './reference-cache';
+import { type PagedCache, pagedCache, pagedFp8Cache, starts, WILD } from './reference-cache';
 
 const lab = new Laboratory(2);
 const single = new Laboratory(1);
@@ -91,11 +91,14 @@ const CASES: Case[] = [
 ];
 
 describe.each(ACTS)('mlaDecode with %s activations', (act) => {
-  it.each(ACTS)('agrees with the formula over a %s cache', async (cacheType) => {
+  it.each([...ACTS, 'fp8'] as const)('agrees with the formula over a %s cache', async (cacheType) => {
     for (const [index, k] of CASES.entries()) {
       const random = new Random(index);
       const width = k.c + k.r;
-      const cache = await pagedCache(lab, random, cacheType, width, k.lengths);
+      const cache =
+        cacheType === 'fp8'
+          ? await pagedFp8Cache(lab, random, [k.c, k.r], k.lengths)
+          : await pagedCache(lab, random, cacheType, width, k.lengths);
       const first = index % 2;
       const rows = first + k.queries.reduce((a, b) => a + b, 0) + 2;
       const q = random.values(act, rows * k.heads * width);
@@ -251,12 +254,14 @@ describe('mlaDecode', () => {
 });
 
 describe('loadLatent', () => {
-  it.each(ACTS.flatMap((cache) => ACTS.map((act) => [cache, act] as const)))(
+  it.each([...ACTS, 'fp8', 'wide fp8'].flatMap((cache) => ACTS.map((act) => [cache, act] as const)))(
     'packs rows of a %s cache as %s',
     async (cacheType, act) => {
-      const [c, r] = [19, 6];
+      const [c, r] = cacheType === 'wide fp8' ? [256, 64] : [19, 6];
       const lengths = [130, 0, 1, 64, 200];
-      const cache = await pagedCache(lab, new Random(3), cacheType, c + r, lengths);
+      const cache = cacheType.endsWith('fp8')
+        ? await pagedFp8Cache(lab, new Random(3), [c, r], lengths)
+        : await pagedCache(lab, new Random(3), cacheType as Act, c + r, lengths);
       const positions = [0, 77, 0, 63, 60];
       const counts = [130, 0, 1, 1, 70];
       const start = starts(counts, 2);

@@ -20,6 +20,7 @@ import {
 after(closeDevices);
 
 type Float = 'f32' | 'bf16';
+type Cache = Float | 'fp8';
 
 /**
  * With bf16 activations both sides round the probabilities to 8 bits, each relative to the largest score that it has seen
@@ -35,7 +36,7 @@ const LENGTHS = [0, 1, 63, 64, 65, 130, 1000];
 
 interface Decode {
   act?: Float;
-  cache?: Float;
+  cache?: Cache;
   heads: number;
   c?: number;
   r?: number;
@@ -56,7 +57,7 @@ function decodeArgs(make: Inputs, d: Decode) {
   const starts = [before];
   for (const n of queries) starts.push((starts.at(-1) as number) + n);
   const T = (starts.at(-1) as number) + behind;
-  const paged = make.pagedCache(cache, lengths, c + r);
+  const paged = make.pagedCache(cache, lengths, c, r);
   const q_start = make.values('i32', [starts.length], starts);
   return {
     q: make.normal(act, [T, heads, c + r], queryScale),
@@ -93,6 +94,19 @@ for (const cache of ['f32', 'bf16'] as const) {
   decodeCase(`f32 activations, ${cache} cache, 20 heads`, { act: 'f32', cache, heads: 20, c: 256, ...RAGGED });
   decodeCase(`odd dimensions, ${cache} cache`, { cache, heads: 3, c: 192, r: 32, ...RAGGED });
 }
+for (const heads of [1, 16, 40, 128]) {
+  decodeCase(`fp8 cache, ${heads} heads`, { heads, cache: 'fp8', ...RAGGED });
+  decodeCase(`fp8 cache, rank 256, ${heads} heads`, { heads, cache: 'fp8', c: 256, ...RAGGED });
+}
+decodeCase('fp8 cache, a long sequence', { heads: 16, cache: 'fp8', lengths: [5003, 64, 1, 0, 65], queryScale: 4 });
+decodeCase('fp8 cache, 40 sequences', {
+  heads: 16,
+  cache: 'fp8',
+  lengths: Array.from({ length: 40 }, (_, i) => (i * 389) % 1500),
+});
+decodeCase('f32 activations, fp8 cache', { act: 'f32', cache: 'fp8', heads: 4, ...RAGGED });
+decodeCase('odd dimensions, fp8 cache', { cache: 'fp8', heads: 3, c: 200, r: 32, ...RAGGED });
+decodeCase('fp8 dimensions that no vector divides', { act: 'f32', cache: 'fp8', heads: 3, c: 30, r: 6, ...RAGGED });
 decodeCase('dimensions that no vector divides', { act: 'f32', cache: 'f32', heads: 3, c: 30, r: 6, ...RAGGED });
 
 // Where the plan makes many splits of one sequence, few of many, and none.
@@ -307,11 +321,14 @@ for (const act of ['bf16', 'f32'] as const) {
 for (const [cache, act] of [
   ['bf16', 'bf16'],
   ['f32', 'bf16'],
+  ['fp8', 'bf16'],
   ['bf16', 'f32'],
   ['f32', 'f32'],
+  ['fp8', 'f32'],
 ] as const) {
   for (const [c, r] of [
     [512, 64],
+    [256, 64],
     [30, 7],
   ] as const) {
     test(`loadLatent, ${cache} to ${act}, ${c} + ${r}`, () =>
@@ -326,7 +343,7 @@ for (const [cache, act] of [
           const starts = [3];
           for (const n of rows) starts.push((starts.at(-1) as number) + n);
           const S = (starts.at(-1) as number) + 6;
-          const paged = make.pagedCache(cache, lengths, c + r);
+          const paged = make.pagedCache(cache, lengths, c, r);
           return {
             cache: paged.cache,
             block_table: paged.blockTable,

@@ -2,6 +2,7 @@
 // Everything random comes from a seed.
 import { DTYPE_BYTES, type DType } from '../../lib/native';
 import { encode, Random } from '../cpu/reference';
+import { fp8Row, fp8RowBytes } from '../cpu/reference-cache';
 
 /** What an argument is to the operation. */
 export type Role = 'in' | 'out' | 'inout';
@@ -46,6 +47,9 @@ export function poisonByte(dtype: DType): number {
 export const WILD_PAGE = 2147480000;
 const PAGE_TOKENS = 64;
 
+/** Different rows of an fp8 cache. */
+const FP8_ROWS = 256;
+
 /** From this many elements on, values are drawn from a table of TABLE normal numbers: 20 times faster to make. */
 const TABLE = 16384;
 
@@ -53,7 +57,7 @@ const count = (shape: readonly number[]) => shape.reduce((product, dimension) =>
 
 /** A paged cache as the engine lays it out, with everything poisoned that no sequence owns. */
 export interface PagedCache {
-  /** [pages, 64, width]; NaN in unowned pages and behind the last token of each sequence */
+  /** [pages, 64, row]; NaN in unowned pages and behind the last token of each sequence */
   cache: Planned;
   /** [B, maxPages]; WILD_PAGE behind the pages of a sequence */
   blockTable: Planned;
@@ -137,15 +141,11 @@ export class Inputs {
   }
 
   /**
-   * A cache for sequences of these lengths, on shuffled pages. Poisoned: pages that nobody owns (`spare` of them), rows
-   * behind the last token, and the tails of the table.
+   * A cache for sequences of these lengths, on shuffled pages. Poisoned: three pages that nobody owns, rows behind the
+   * last token, and the tails of the table.
    */
-  pagedCache(
-    dtype: 'f32' | 'bf16',
-    lengths: readonly number[],
-    width: number,
-    { scale = 1, spare = 3, tail = 2 }: { scale?: number; spare?: number; tail?: number } = {},
-  ): PagedCache {
+  pagedCache(dtype: 'f32' | 'bf16' | 'fp8', lengths: readonly number[], c: number, r: number): PagedCache {
+    const [spare, tail] = [3, 2];
     const pagesOf = lengths.map((length) => Math.ceil(length / PAGE_TOKENS));
     const owned = pagesOf.reduce((sum, pages) => sum + pages, 0);
     const pages = owned + spare;
@@ -156,10 +156,11 @@ export class Inputs {
     }
     const columns = Math.max(...pagesOf, 0) + tail;
     const table = new Int32Array(lengths.length * columns).fill(WILD_PAGE);
-    const shape = [pages, PAGE_TOKENS, width];
-    const rowBytes = width * DTYPE_BYTES[dtype];
-    const live = this.normal(dtype, shape, scale).bytes;
-    const bytes = new Uint8Array(live.length).fill(poisonByte(dtype));
+    const type = dtype === 'fp8' ? 'f8e4m3' : dtype;
+    const shape = [pages, PAGE_TOKENS, dtype === 'fp8' ? fp8RowBytes(c, r) : c + r];
+    const rowBytes = (shape[2] as number) * DTYPE_BYTES[type];
+    const live = dtype === 'fp8' ? this.fp8Rows(pages * PAGE_TOKENS, c, r) : this.normal(dtype, shape).bytes;
+    const bytes = new Uint8Array(live.length).fill(poisonByte(type));
     let next = 0;
     lengths.forEach((length, b) => {
       for (let p = 0; p * PAGE_TOKENS < length; p++) {
@@ -171,10 +172,24 @@ export class Inputs {
       }
     });
     return {
-      cache: new Planned('in', dtype, shape, bytes),
+      cache: new Planned('in', type, shape, bytes),
       blockTable: this.values('i32', [lengths.length, columns], table),
       lengths: this.values('i32', [lengths.length], lengths),
       slot: (b, i) => (table[b * columns + Math.floor(i / PAGE_TOKENS)] as number) * PAGE_TOKENS + (i % PAGE_TOKENS),
     };
+  }
+
+  /** `count` rows of c + r channels, every 128 of them of a size of their own. */
+  private fp8Rows(count: number, c: number, r: number): Uint8Array {
+    const table = Array.from({ length: Math.min(count, FP8_ROWS) }, () => {
+      const sizes = Array.from({ length: Math.ceil(c / 128) }, () => 2 ** (this.random.below(4) - 2));
+      const row = this.random.values('f32', c + r).map((x, i) => x * (i < c ? (sizes[i >> 7] as number) : 1));
+      return fp8Row(row, c).bytes;
+    });
+    const bytes = new Uint8Array(count * fp8RowBytes(c, r));
+    for (let i = 0; i < count; i++) {
+      bytes.set(table[this.random.below(table.length)] as Uint8Array, i * fp8RowBytes(c, r));
+    }
+    return bytes;
   }
 }

@@ -114,18 +114,21 @@ for (const golden of goldens) {
       assert.ok(mean < MEAN_TOLERANCE, `mean ${mean}`);
     });
 
-    test(`${golden.name}: bf16 log-probabilities, ${way}`, async () => {
-      const [ours, cpu] = [
-        await withModel(golden.dir, more, (model) => distanceOf(golden, model)),
-        await withModel(golden.dir, { ...more, device: 'cpu' }, (model) => distanceOf(golden, model)),
-      ];
-      console.log(
-        `${golden.name} bf16, ${way}: ${ours.compared} of ${ours.positions}, ${shown(ours)}; CPU ${shown(cpu)}`,
-      );
-      assert.ok(ours.compared >= 0.95 * ours.positions, `${ours.compared} of ${ours.positions} compared`);
-      assert.ok(ours.mean < MEAN_FACTOR * cpu.mean, `mean ${ours.mean}, the CPU's ${cpu.mean}`);
-      assert.ok(ours.worst < WORST_FACTOR * cpu.worst, `worst ${ours.worst}, the CPU's ${cpu.worst}`);
-    });
+    for (const cacheDtype of ['bf16', 'fp8'] as const) {
+      test(`${golden.name}: bf16 log-probabilities, ${cacheDtype} cache, ${way}`, async () => {
+        const [ours, cpu] = [
+          await withModel(golden.dir, { ...more, cacheDtype }, (model) => distanceOf(golden, model)),
+          await withModel(golden.dir, { ...more, cacheDtype, device: 'cpu' }, (model) => distanceOf(golden, model)),
+        ];
+        console.log(
+          `${golden.name} bf16, ${cacheDtype} cache, ${way}: ${ours.compared} of ${ours.positions}, ${shown(ours)}; ` +
+            `CPU ${shown(cpu)}`,
+        );
+        assert.ok(ours.compared >= 0.95 * ours.positions, `${ours.compared} of ${ours.positions} compared`);
+        assert.ok(ours.mean < MEAN_FACTOR * cpu.mean, `mean ${ours.mean}, the CPU's ${cpu.mean}`);
+        assert.ok(ours.worst < WORST_FACTOR * cpu.worst, `worst ${ours.worst}, the CPU's ${cpu.worst}`);
+      });
+    }
   }
 
   test(`${golden.name}: float32 greedy tokens, alone and together`, async () => {
@@ -187,10 +190,14 @@ interface Passage {
   expected: number[];
 }
 
-test('the bundled model recites the same on the CPU', async () => {
+for (const cacheDtype of ['bf16', 'fp8'] as const) {
+  test(`the bundled model recites the same on the CPU, ${cacheDtype} cache`, () => recitesTheSame(cacheDtype));
+}
+
+async function recitesTheSame(cacheDtype: 'bf16' | 'fp8'): Promise<void> {
   const passages = JSON.parse(readFileSync(join(BUNDLED, 'passages.json'), 'utf8')) as Passage[];
   const recite = (more: LatentModelOptions) =>
-    withModel(BUNDLED, { context: 512, ...more }, async (model) => {
+    withModel(BUNDLED, { context: 512, cacheDtype, ...more }, async (model) => {
       const texts: number[][] = [];
       for (const { prompt, expected } of passages) texts.push(await continueAlone(model, prompt, expected.length));
       return texts;
@@ -198,11 +205,11 @@ test('the bundled model recites the same on the CPU', async () => {
   const [cpu, gpu] = [await recite({ device: 'cpu' }), await recite({})];
   const same = gpu.filter((ids, i) => ids.join() === cpu[i]?.join()).length;
   const exact = gpu.filter((ids, i) => ids.join() === passages[i]?.expected.join()).length;
-  console.log(`${same} of ${passages.length} passages as on the CPU, ${exact} as in the book`);
+  console.log(`${cacheDtype} cache: ${same} of ${passages.length} passages as on the CPU, ${exact} as in the book`);
   assert.equal(passages.length, 20);
   assert.ok(exact >= 15, `${exact} of 20 recited`);
   assert.equal(same, 20, 'passages that differ from the CPU');
-});
+}
 
 /** Free device memory after everything has been given back. */
 async function freeBytes(): Promise<number> {

@@ -2,9 +2,19 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import type { DType } from '../../lib/native';
+import { fp8Row, fp8RowBytes } from '../cpu/reference-cache';
 import { keyOf, normalOf } from '../cpu/reference-philox';
 import type { Tolerance } from './closeness';
-import { closeDevices, compareVerb, type Inputs, openTested, type PlannedArgs, valuesOf } from './harness';
+import {
+  closeDevices,
+  compareVerb,
+  type Inputs,
+  openTested,
+  type Planned,
+  type PlannedArgs,
+  runTested,
+  valuesOf,
+} from './harness';
 
 after(closeDevices);
 
@@ -125,6 +135,46 @@ for (const shape of LATENT)
       rows: ['x', 'positions', 'slots', 'q'],
     }));
 
+/** The norm of the latent scales channels by these, 128 each: zeros, the smallest and the largest come with them. */
+const EXTREMES = [1, 0, 2 ** -126, 2 ** 126];
+for (const shape of [
+  { ...LITE, act: 'bf16', weight: 'bf16', rows: 70 },
+  { ...V3, act: 'bf16', weight: 'f8e4m3', rows: 3 },
+  { ...LITE, act: 'f32', weight: 'bf16', rows: 9, c: 256 },
+  { ...ODD, act: 'f32', weight: 'f32', rows: 8, c: 150, r: 10 },
+] as const)
+  test(`latentCompress into an fp8 cache, ${JSON.stringify(shape)}: the rows of an f32 cache, as fp8`, async () => {
+    const { c, r } = shape;
+    const argsOf = (make: Inputs, extreme: boolean) => {
+      const args = latentArgs(make, { ...shape, norm: 'f32', cache: 'f32' });
+      const weights = Array.from(valuesOf('f32', (args.latent_norm as Planned).bytes), (x, i) =>
+        extreme ? x * (EXTREMES[(i >> 7) % 4] as number) : x,
+      );
+      return { ...args, latent_norm: make.values('f32', [c], weights) };
+    };
+    for (const extreme of [false, true]) {
+      let pages = 0;
+      const plain = await runTested('latentCompress', (make) => argsOf(make, extreme));
+      const fp8 = await runTested('latentCompress', (make) => {
+        const args = argsOf(make, extreme);
+        pages = (args.cache as Planned).shape[0] as number;
+        return { ...args, cache: make.inout(make.output('f8e4m3', [pages, 64, fp8RowBytes(c, r)])) };
+      });
+      assert.deepEqual(fp8.q, plain.q);
+      const values = valuesOf('f32', plain.cache as Uint8Array);
+      let written = 0;
+      for (let slot = 0; slot < pages * 64; slot++) {
+        const row = Array.from({ length: c + r }, (_, i) => values[slot * (c + r) + i] as number);
+        const untouched = row.every(Number.isNaN);
+        if (!untouched) written++;
+        const expected = untouched ? new Uint8Array(fp8RowBytes(c, r)).fill(0xff) : fp8Row(row, c).bytes;
+        const actual = fp8.cache?.subarray(slot * expected.length, (slot + 1) * expected.length);
+        assert.equal(Buffer.compare(actual as Uint8Array, expected), 0, `slot ${slot}, extreme ${extreme}`);
+      }
+      assert.ok(written > 0);
+    }
+  });
+
 test('latentCompress of more rows than one pass takes', () =>
   compareVerb('latentCompress', (make) =>
     latentArgs(make, {
@@ -154,6 +204,7 @@ test('copyPages: in order, over all layers', async () => {
     ['bf16', 576],
     ['f32', 24],
     ['bf16', 5],
+    ['f8e4m3', 656],
   ] as const)
     await compareVerb('copyPages', (make) => ({
       pairs: make.values('i32', [pairs.length / 2, 2], pairs),

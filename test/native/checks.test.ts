@@ -66,7 +66,7 @@ const TYPES: Partial<Record<keyof Verbs, Record<string, DType[]>>> = {
   gemm: { y: ['f32', 'bf16'] },
   moeRoute: { norm: ['f32', 'bf16'], gate: ['f32', 'bf16'] },
   logProbs: { x: ['f32', 'bf16'], head: ['f32', 'bf16'] },
-  copyPages: { cache: ['f32', 'bf16'] },
+  copyPages: { cache: ['f32', 'bf16', 'f8e4m3'] },
   copy: { src: ['f32', 'i32', 'u32', 'i64'], dst: ['bf16', 'f16', 'f32', 'i32', 'u32', 'i64'] },
   cast: { x: ['f32', 'bf16', 'f16'], out: ['f32', 'bf16', 'f16'] },
   quantize: { x: ['f32', 'bf16'] },

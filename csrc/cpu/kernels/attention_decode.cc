@@ -11,7 +11,7 @@
 #include "cpu/kernels.h"
 #include "cpu/kernels/attention_checks.h"
 #include "cpu/kernels/attention_workspace.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/cache_row.h"
 
 namespace mla::cpu::MLA_CPU_ISA {
 namespace {
@@ -171,22 +171,37 @@ void widen_rows(const T* from, int64_t rows, int64_t n, int64_t width, float* to
   }
 }
 
+/// Rows [slot, slot + rows) of the cache as rows of `width` floats, rounded to Act, zeros behind.
+template <class Act>
+void widen_keys(const MlaDecodeParams& p, int64_t slot, int64_t rows, int64_t width, float* to) {
+  const int64_t c = p.out.dim(2), n = p.q.dim(2);
+  if (p.cache.dtype != DType::kF8E4M3) {
+    visit_float(p.cache.dtype,
+                [&](auto tag) { widen_rows<Act>(p.cache.as<decltype(tag)>() + slot * n, rows, n, width, to); });
+    return;
+  }
+  const uint8_t* row = p.cache.as<uint8_t>() + slot * p.cache.dim(2);
+  for (int64_t j = 0; j < rows; ++j, row += p.cache.dim(2), to += width) {
+    load_fp8_row(row, {c, n - c}, to, to + c);
+    std::memset(to + n, 0, sizeof(float) * static_cast<size_t>(width - n));
+  }
+}
+
 /// The keys of one split. Where the cache holds padded floats already they are read in place.
-template <class Act, class Cache>
+template <class Act>
 Keys load_keys(const MlaDecodeParams& p, const DecodeScratch& s, const DecodeItem& item, int64_t n, float* buffer) {
-  const int64_t row = p.q.dim(2);
-  const bool in_place =
-      sizeof(Cache) == sizeof(float) && sizeof(Act) == sizeof(float) && row == s.width && p.out.dim(2) == s.out_width;
+  const bool in_place = p.cache.dtype == DType::kF32 && sizeof(Act) == sizeof(float) && p.q.dim(2) == s.width &&
+                        p.out.dim(2) == s.out_width;
   const int32_t* pages = p.block_table.as<int32_t>() + item.sequence * p.block_table.dim(1) + item.split * kTiles;
   Keys keys{};
   keys.stride = s.width;
   for (int64_t t = 0; t * kTile < n; ++t) {
-    const Cache* from = p.cache.as<Cache>() + static_cast<int64_t>(pages[t]) * kPageTokens * row;
+    const int64_t slot = static_cast<int64_t>(pages[t]) * kPageTokens;
     if (in_place) {
-      keys.tile[t] = reinterpret_cast<const float*>(from);
+      keys.tile[t] = p.cache.as<const float>() + slot * s.width;
     } else {
       float* to = buffer + t * kTile * s.width;
-      widen_rows<Act>(from, n - t * kTile < kTile ? n - t * kTile : kTile, row, s.width, to);
+      widen_keys<Act>(p, slot, n - t * kTile < kTile ? n - t * kTile : kTile, s.width, to);
       keys.tile[t] = to;
     }
   }
@@ -201,7 +216,7 @@ int64_t visible_keys(const MlaDecodeParams& p, int64_t b, int64_t row) {
 
 int64_t split_count(int64_t keys) { return (keys + kDecodeSplit - 1) / kDecodeSplit; }
 
-template <class Act, class Cache>
+template <class Act>
 void run_item(const MlaDecodeParams& p, const DecodeScratch& s, const DecodeItem& item, float* worker) {
   const int64_t heads = p.q.dim(1), width = p.q.dim(2);
   const DecodeRow* rows = s.rows + item.row;
@@ -212,7 +227,7 @@ void run_item(const MlaDecodeParams& p, const DecodeScratch& s, const DecodeItem
     const int64_t n = rows[i].keys - item.split * kDecodeSplit;
     return n < kDecodeSplit ? n : kDecodeSplit;
   };
-  const Keys keys = load_keys<Act, Cache>(p, s, item, keys_of(item.rows - 1), key_buffer);  // the last row sees most
+  const Keys keys = load_keys<Act>(p, s, item, keys_of(item.rows - 1), key_buffer);  // the last row sees most
   for (int64_t i = 0; i < item.rows; ++i) {
     if (keys_of(i) <= 0) continue;
     const Act* q = p.q.as<Act>() + rows[i].row * heads * width;
@@ -259,11 +274,11 @@ struct Wave {
   int64_t items = 0, rows = 0, slots = 0;
 };
 
-template <class Act, class Cache>
+template <class Act>
 void run_wave(const MlaDecodeParams& p, const DecodeScratch& s, Wave* wave, ThreadPool& pool) {
   const int64_t heads = p.q.dim(1);
   pool.parallel_for(wave->items, 1, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t i = begin; i < end; ++i) run_item<Act, Cache>(p, s, s.items[i], s.worker + worker * s.worker_floats);
+    for (int64_t i = begin; i < end; ++i) run_item<Act>(p, s, s.items[i], s.worker + worker * s.worker_floats);
   });
   const int64_t grain = 16384 / (heads * s.out_width) + 1;
   pool.parallel_for(wave->rows * heads, grain, [&](int64_t begin, int64_t end, int) {
@@ -291,7 +306,7 @@ int64_t add_rows(const MlaDecodeParams& p, const DecodeScratch& s, int64_t b, in
   return n;
 }
 
-template <class Act, class Cache>
+template <class Act>
 void decode(const MlaDecodeParams& p, const DecodeScratch& s, ThreadPool& pool) {
   const int64_t total = p.q.dim(0), heads = p.q.dim(1), width = heads * p.out.dim(2);
   const int32_t* q_start = p.q_start.as<int32_t>();
@@ -308,11 +323,11 @@ void decode(const MlaDecodeParams& p, const DecodeScratch& s, ThreadPool& pool) 
         continue;
       }
       const int64_t added = add_rows(p, s, b, row, &wave);
-      if (added == 0) run_wave<Act, Cache>(p, s, &wave, pool);  // an empty wave has room for any row
+      if (added == 0) run_wave<Act>(p, s, &wave, pool);  // an empty wave has room for any row
       row += added;
     }
   }
-  run_wave<Act, Cache>(p, s, &wave, pool);
+  run_wave<Act>(p, s, &wave, pool);
   clear_rows(out, width, lse, heads, q_start[sequences], total);
 }
 
@@ -349,10 +364,7 @@ Status mlaDecode(const MlaDecodeParams& p, Context& ctx) {
   MLA_RETURN_IF_ERROR(check_lengths(p));
   Carver carver{ctx.workspace.as<uint8_t>()};
   const DecodeScratch s = decode_scratch(p, ctx.pool->threads(), &carver);
-  visit_float(p.q.dtype, [&](auto act_tag) {
-    visit_float(p.cache.dtype,
-                [&](auto cache_tag) { decode<decltype(act_tag), decltype(cache_tag)>(p, s, *ctx.pool); });
-  });
+  visit_float(p.q.dtype, [&](auto tag) { decode<decltype(tag)>(p, s, *ctx.pool); });
   return Status::Ok();
 }
 

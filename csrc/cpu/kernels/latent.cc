@@ -1,6 +1,7 @@
 // latent.cc - latentCompress: norm, the fused down-projection, norms of the latents, RoPE on the shared key, append to
 // the cache. Test: test/cpu/matrix-latent.test.ts.
 #include "cpu/errors.h"
+#include "cpu/kernels/cache_row.h"
 #include "cpu/kernels/product.h"
 
 namespace mla::cpu::MLA_CPU_ISA {
@@ -32,10 +33,10 @@ Status check_rows(const LatentCompressParams& p) {
   return Status::Ok();
 }
 
-/// y [Nq + c + r] of one row -> its q and its cache row.
-template <class X, class Cache>
-void finish_row(const LatentCompressParams& p, const float* y, int64_t t) {
-  const int64_t nq = p.q.dim(1), c = p.latent_norm.dim(0), r = p.cache.dim(2) - c;
+/// y [Nq + c + r] of one row -> its q and its cache row. The latter is made in y first.
+template <class X>
+void finish_row(const LatentCompressParams& p, float* y, int64_t t) {
+  const int64_t nq = p.q.dim(1), c = p.latent_norm.dim(0), r = 2 * p.cos_sin.dim(1);
   const int64_t position = p.positions.as<const int32_t>()[t], slot = p.slots.as<const int32_t>()[t];
   X* const q = p.q.as<X>() + t * nq;
   if (position < 0) {
@@ -51,12 +52,18 @@ void finish_row(const LatentCompressParams& p, const float* y, int64_t t) {
     narrow(y, nq, q);
   }
   if (slot < 0) return;
-  Cache* const row = p.cache.as<Cache>() + slot * (c + r);
+  float* const row = y + nq;
   visit_float(p.latent_norm.dtype, [&](auto tag) {
     using W = decltype(tag);
-    norm_row(y + nq, p.latent_norm.as<const W>(), rms_factor(y + nq, c, p.latent_eps), c, row);
+    norm_row(row, p.latent_norm.as<const W>(), rms_factor(row, c, p.latent_eps), c, row);
   });
-  rope_row(y + nq + c, p.cos_sin.as<const float>() + position * r, r, row + c);
+  rope_row(row + c, p.cos_sin.as<const float>() + position * r, r, row + c);
+  if (p.cache.dtype == DType::kF8E4M3) {
+    store_fp8_row(row, {c, r}, p.cache.as<uint8_t>() + slot * p.cache.dim(2));
+  } else {
+    visit_float(p.cache.dtype,
+                [&](auto tag) { narrow(row, c + r, p.cache.as<decltype(tag)>() + slot * (c + r)); });
+  }
 }
 
 }  // namespace
@@ -91,11 +98,8 @@ Status latentCompress(const LatentCompressParams& p, Context& ctx) {
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r) narrow(part + r * kColBlock, cols, y + (b.row0 + r) * n + col);
           });
-      visit_float(p.cache.dtype, [&](auto tag) {
-        using Cache = decltype(tag);
-        ctx.pool->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
-          for (int64_t i = begin; i < end; ++i) finish_row<X, Cache>(p, y + i * n, row0 + i);
-        });
+      ctx.pool->parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) finish_row<X>(p, y + i * n, row0 + i);
       });
     }
   });

@@ -8,6 +8,7 @@
 
 #include "cuda/attention/decode_item.cuh"
 #include "cuda/attention/fma_attention.cuh"
+#include "cuda/attention/fp8_rows.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/device/pdl.cuh"
 
@@ -15,6 +16,28 @@ namespace mla::cuda {
 namespace {
 
 constexpr int kStaticBytes = 256;  // room for the kernel's own shared variables
+
+/// `keys` rows of the cache to shared memory, zeros up to a whole tile.
+template <class Act, class Cache>
+__device__ void load_keys(const Cache* from, const DecodeArgs& a, int keys, float* to) {
+  const int width = a.c + a.r;
+  fma_load_rows<Act>(from, width, width, keys, kFmaKeys, to, width + 1);
+}
+
+template <class Act>
+__device__ void load_keys(const F8E4M3* from, const DecodeArgs& a, int keys, float* to) {
+  const Fp8Row at{a.c, a.r};
+  const int lane = threadIdx.x % 32, width = a.c + a.r;
+  for (int key = threadIdx.x / 32; key < kFmaKeys; key += kFmaThreads / 32) {
+    const F8E4M3* const row = from + key * at.bytes();
+    const Bf16* const rope = reinterpret_cast<const Bf16*>(row + at.rope_at());
+    for (int i = lane; i < width; i += 32) {
+      float x = 0;
+      if (key < keys) x = i < a.c ? load1_scaled(row, at, i) : to_float(rope[i - a.c]);
+      to[key * (width + 1) + i] = x;  // exact in either type of activations
+    }
+  }
+}
 
 template <class Act, class Cache>
 __global__ __launch_bounds__(kFmaThreads, 2) void mla_decode_fma_kernel(DecodeArgs a) {
@@ -29,6 +52,7 @@ __global__ __launch_bounds__(kFmaThreads, 2) void mla_decode_fma_kernel(DecodeAr
   if (!find_decode_item(a, blockIdx.x, s_found, &item)) return;
   const int32_t* table = a.block_table + int64_t{item.sequence} * a.max_pages;
   const Cache* cache = static_cast<const Cache*>(a.cache);
+  const int64_t key_elements = cache_row_elements<Cache>(a.c, a.r);
 
   for (int first = 0; first < item.rows; first += kFmaRows) {
     const int64_t row = int64_t{item.row} + first;
@@ -42,7 +66,7 @@ __global__ __launch_bounds__(kFmaThreads, 2) void mla_decode_fma_kernel(DecodeAr
       const bool exists = page >= 0 && page < a.pages;
       const int keys = exists ? min(item.key_end - key, kFmaKeys) : 0;
       const int64_t from = exists ? int64_t{page} * kPageTokens + key % kPageTokens : 0;
-      fma_load_rows<Act>(cache + from * width, width, width, keys, kFmaKeys, m.k, width + 1);
+      load_keys<Act>(cache + from * key_elements, a, keys, m.k);
       __syncthreads();
       fma_attend<Act>(m, width, m.k, width + 1, a.c, min(my_visible - key, keys), a.scale_log2, &state);
       __syncthreads();
@@ -89,8 +113,11 @@ Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, cons
 
 template <class Act>
 Status launch_cache(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
-  return p.cache.dtype == DType::kBF16 ? launch_one<Act, Bf16>(p, partials, launch)
-                                       : launch_one<Act, float>(p, partials, launch);
+  switch (p.cache.dtype) {
+    case DType::kF8E4M3: return launch_one<Act, F8E4M3>(p, partials, launch);
+    case DType::kBF16: return launch_one<Act, Bf16>(p, partials, launch);
+    default: return launch_one<Act, float>(p, partials, launch);
+  }
 }
 
 }  // namespace
@@ -110,6 +137,8 @@ Status launch_decode_fma(const MlaDecodeParams& p, const DecodePartials& partial
 Status load_decode_fma_kernels(const Traits& traits) {
   const int bytes = traits.shared_bytes_per_block - kStaticBytes;
   constexpr const char* kName = "mla_decode_fma_kernel";
+  MLA_RETURN_IF_ERROR(load_kernel(mla_decode_fma_kernel<float, F8E4M3>, kName, bytes));
+  MLA_RETURN_IF_ERROR(load_kernel(mla_decode_fma_kernel<Bf16, F8E4M3>, kName, bytes));
   MLA_RETURN_IF_ERROR(load_kernel(mla_decode_fma_kernel<float, float>, kName, bytes));
   MLA_RETURN_IF_ERROR(load_kernel(mla_decode_fma_kernel<float, Bf16>, kName, bytes));
   MLA_RETURN_IF_ERROR(load_kernel(mla_decode_fma_kernel<Bf16, float>, kName, bytes));

@@ -11,18 +11,25 @@
 //   output: warp w owns an eighth of the c columns; probabilities come from shared memory, rounded to bf16.
 // Three barriers an iteration: tile there and the oldest slot free; partial scores there; probabilities there.
 //
+// Rows of an fp8 cache (ops/fp8_row.h) come into the ring as they are. When a tile is there, all threads take it into
+// registers and, after a barrier, put it back into the same slot as bf16; a second barrier follows.
+//
 // Shared memory: 2 to 6 stages of 32 * (2 * (c + r) + 16) bytes (the 16 keep ldmatrix free of bank conflicts), 12 or 23
 // KB besides; as many stages as the GPU has room for, one block an SM. Registers at c = 512: 36 * kRowTiles for queries
 // and 32 * kRowTiles for the output.
 //
 // Precision: products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second product;
-// an f32 cache is rounded to bf16 when it is read. Keys past the length and keys of pages that do not exist count as
-// zero rows with p = 0. A key that is not finite reaches every row of the item, also those that it comes after.
+// an f32 cache is rounded to bf16 when it is read, fp8 rows are exact in bf16. Keys past the length and keys of pages
+// that do not exist count as zero rows with p = 0. A key that is not finite reaches every row of the item, also those
+// that it comes after.
 //
 // Limits: c is 512 or 256, r is 64, pages of 64. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "cuda/attention/decode_item.cuh"
+#include "cuda/attention/fp8_rows.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/softmax.cuh"
 #include "cuda/device/mma.cuh"
@@ -101,6 +108,46 @@ __device__ __forceinline__ void load_tile(const float* from, int rows, uint8_t* 
   }
 }
 
+/// Fp8 rows stay packed, one behind the other.
+template <int kRow, int kRowBytes>
+__device__ __forceinline__ void load_tile(const F8E4M3* from, int rows, uint8_t* stage) {
+  constexpr int kPacked = static_cast<int>(Fp8Row{kRow - kRope, kRope}.bytes());
+  static_assert(kPacked % 16 == 0 && kPacked <= kRowBytes);
+  const uint32_t to = shared_address(stage);
+  for (int at = threadIdx.x * 16; at < kKeys * kPacked; at += kThreads * 16) {
+    cp_async16_stream(to + at, from + at, at < rows * kPacked);
+  }
+}
+
+/// A tile of fp8 rows in a stage becomes bf16 rows. Two barriers.
+template <int kC, int kRowBytes>
+__device__ __forceinline__ void widen_tile(uint8_t* stage) {
+  constexpr Fp8Row kAt{kC, kRope};
+  constexpr int kPacked = static_cast<int>(kAt.bytes()), kScales = static_cast<int>(kAt.scale_at());
+  constexpr int kPackedRope = static_cast<int>(kAt.rope_at());
+  constexpr int kChunks = kC / 8, kMine = kKeys * kChunks / kThreads;  // of 8 channels
+  static_assert(kKeys * kChunks % kThreads == 0 && kKeys * kRope / 8 == kThreads);
+  uint2 codes[kMine];
+  uint32_t scales[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int chunk = i * kThreads + threadIdx.x, column = chunk % kChunks;
+    const uint8_t* const row = stage + chunk / kChunks * kPacked;
+    codes[i] = *reinterpret_cast<const uint2*>(row + column * 8);
+    scales[i] = *reinterpret_cast<const uint32_t*>(row + kScales + column / (kRowScaleChannels / 8) * 4);
+  }
+  const int key = threadIdx.x / (kRope / 8), piece = threadIdx.x % (kRope / 8);
+  const uint4 rope = load16(stage + key * kPacked + kPackedRope + piece * 16);
+  __syncthreads();  // all have what they need of the packed rows
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int chunk = i * kThreads + threadIdx.x;
+    store16(stage + chunk / kChunks * kRowBytes + chunk % kChunks * 16, f8_to_bf16_scaled(codes[i], scales[i]));
+  }
+  store16(stage + key * kRowBytes + kC * 2 + piece * 16, rope);
+  __syncthreads();  // the tile is there for all
+}
+
 template <int kC, int kRowTiles, class Cache>
 __global__ __launch_bounds__(kThreads, 1) void mla_decode_portable_kernel(DecodeArgs a, int stages) {
   using S = Sizes<kC, kRowTiles>;
@@ -140,7 +187,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_portable_kernel(Decode
       const bool exists = page >= 0 && page < a.pages;
       const int keys = exists ? min(item.key_end - key, kKeys) : 0;
       const int64_t row = exists ? int64_t{page} * kPageTokens + key % kPageTokens : 0;
-      load_tile<kRow, kRowBytes>(static_cast<const Cache*>(a.cache) + row * kRow, keys,
+      load_tile<kRow, kRowBytes>(static_cast<const Cache*>(a.cache) + row * cache_row_elements<Cache>(kC, kRope), keys,
                                  s_memory + stage * S::kStageBytes);
       if (tid == 0) s_keys[stage] = keys;
     }
@@ -196,6 +243,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_portable_kernel(Decode
     load_next(tile + stages - 1, stage == 0 ? stages - 1 : stage - 1);
     const uint32_t rows = ring + stage * S::kStageBytes;
     const int keys = s_keys[stage];
+    if constexpr (std::is_same_v<Cache, F8E4M3>) widen_tile<kC, kRowBytes>(s_memory + stage * S::kStageBytes);
     stage = stage + 1 == stages ? 0 : stage + 1;
 
     {  // partial scores of 16 keys over a quarter of the channels
@@ -340,8 +388,11 @@ Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, cons
 
 template <int kC, int kRowTiles>
 Status launch_cache(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
-  return p.cache.dtype == DType::kBF16 ? launch_one<kC, kRowTiles, Bf16>(p, partials, launch)
-                                       : launch_one<kC, kRowTiles, float>(p, partials, launch);
+  switch (p.cache.dtype) {
+    case DType::kF8E4M3: return launch_one<kC, kRowTiles, F8E4M3>(p, partials, launch);
+    case DType::kBF16: return launch_one<kC, kRowTiles, Bf16>(p, partials, launch);
+    default: return launch_one<kC, kRowTiles, float>(p, partials, launch);
+  }
 }
 
 template <int kC>
@@ -354,9 +405,10 @@ template <int kC, int kRowTiles>
 Status load_one(const Traits& traits) {
   using S = Sizes<kC, kRowTiles>;
   const int bytes = S::shared_bytes(S::stages(traits.shared_bytes_per_block));
-  MLA_RETURN_IF_ERROR(
-      load_kernel(mla_decode_portable_kernel<kC, kRowTiles, Bf16>, "mla_decode_portable_kernel", bytes));
-  return load_kernel(mla_decode_portable_kernel<kC, kRowTiles, float>, "mla_decode_portable_kernel", bytes);
+  constexpr const char* kName = "mla_decode_portable_kernel";
+  MLA_RETURN_IF_ERROR(load_kernel(mla_decode_portable_kernel<kC, kRowTiles, F8E4M3>, kName, bytes));
+  MLA_RETURN_IF_ERROR(load_kernel(mla_decode_portable_kernel<kC, kRowTiles, Bf16>, kName, bytes));
+  return load_kernel(mla_decode_portable_kernel<kC, kRowTiles, float>, kName, bytes);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 // The kernel of step 3: grid (T, 2), the second index 0 for the query part and 1 for the cache row; block 256. Float32
 // throughout, each output rounded once. RoPE rotates pairs of neighbours: (a cos - b sin, a sin + b cos). A row whose
 // position is negative or past the table gives zeros in q and no cache row; a slot outside of the cache is not written.
+// The latent of an fp8 row (ops/fp8_row.h) is normed within y first; then a warp takes every eighth 128 channels.
 // Long inputs go through in passes of kPassRows rows, which bounds the workspace. Bandwidth-bound.
 // Test: test/gpu/rows.test.ts.
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "cuda/launch.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/norm_row.cuh"
+#include "ops/fp8_row.h"
 
 namespace mla::cuda {
 namespace {
@@ -26,14 +28,14 @@ constexpr int kThreads = 256;
 constexpr int64_t kPassRows = 4096;
 
 struct FinishArgs {
-  const float* y;            // [T, nq + c + r]
+  float* y;                  // [T, nq + c + r]
   const void* q_norm;        // [nq], may be null
   const void* latent_norm;   // [c]
   const int32_t* positions;  // [T]
   const int32_t* slots;      // [T]
   const float* cos_sin;      // [table, r]
   void* q;                   // [T, nq]
-  void* cache;               // [slots, c + r]
+  void* cache;               // [slots, c + r], or rows of bytes
   int64_t nq, c, r, table, cache_slots;
   float eps;
   bool q_norm_bf16, latent_norm_bf16;
@@ -58,21 +60,70 @@ __device__ __forceinline__ void finish_query(const FinishArgs& a, const float* y
   }
 }
 
-template <class Cache>
-__device__ __forceinline__ void finish_latent(const FinishArgs& a, const float* y, Cache* row, const float* angles,
-                                              float* s_sums) {
+/// store(at, latent channels at .. at + 8, normed).
+template <class Store>
+__device__ __forceinline__ void norm_latent(const FinishArgs& a, const float* y, float* s_sums, Store&& store) {
   norm_row(
       a.c, a.eps, s_sums, [&](int64_t at, float(&v)[kChunk], bool) { load_chunk(y, at, a.c, a.latent_vector, v); },
       [&](int64_t at, float(&v)[kChunk]) {
         load_weight_chunk(a.latent_norm, a.latent_norm_bf16, at, a.c, a.latent_vector, v);
       },
-      [&](int64_t at, const float(&v)[kChunk]) { store_chunk(row, at, a.c, a.latent_vector, v); });
-  // The last threads: the first ones have the latent's chunks.
+      store);
+}
+
+/// The shared key, rotated, by the last threads: the first ones have the latent's chunks.
+template <class T>
+__device__ __forceinline__ void rotate_key(const FinishArgs& a, const float* y, const float* angles, T* to) {
   for (int64_t i = 2 * (kThreads - 1 - int64_t{threadIdx.x}); i < a.r; i += 2 * kThreads) {
     const float first = y[a.c + i], second = y[a.c + i + 1];
     const float cos = angles[i], sin = angles[i + 1];
-    row[a.c + i] = from_float<Cache>(fmaf(first, cos, -(second * sin)));
-    row[a.c + i + 1] = from_float<Cache>(fmaf(first, sin, second * cos));
+    to[i] = from_float<T>(fmaf(first, cos, -(second * sin)));
+    to[i + 1] = from_float<T>(fmaf(first, sin, second * cos));
+  }
+}
+
+template <class Cache>
+__device__ __forceinline__ void finish_latent(const FinishArgs& a, float* y, int64_t slot, const float* angles,
+                                              float* s_sums) {
+  Cache* const row = static_cast<Cache*>(a.cache) + slot * (a.c + a.r);
+  norm_latent(a, y, s_sums,
+              [&](int64_t at, const float(&v)[kChunk]) { store_chunk(row, at, a.c, a.latent_vector, v); });
+  rotate_key(a, y, angles, row + a.c);
+}
+
+template <>
+__device__ __forceinline__ void finish_latent<F8E4M3>(const FinishArgs& a, float* y, int64_t slot, const float* angles,
+                                                      float* s_sums) {
+  const Fp8Row at{a.c, a.r};
+  uint8_t* const row = static_cast<uint8_t*>(a.cache) + slot * at.bytes();
+  float* const scales = reinterpret_cast<float*>(row + at.scale_at());
+  norm_latent(a, y, s_sums,
+              [&](int64_t i, const float(&v)[kChunk]) { store_chunk(y, i, a.c, a.latent_vector, v); });
+  rotate_key(a, y, angles, reinterpret_cast<Bf16*>(row + at.rope_at()));
+  const auto clear = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) row[i] = 0;
+  };
+  clear(at.scale_at() + 4 * at.scales(), at.rope_at());
+  clear(at.rope_end(), at.bytes());
+  __syncthreads();  // the normed latent is there
+  const int lane = threadIdx.x % 32;
+  for (int64_t block = threadIdx.x / 32; block < at.scales(); block += kThreads / 32) {
+    const int64_t first = block * kRowScaleChannels + lane * 4;
+    float v[4];
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      v[i] = first + i < a.c ? y[first + i] : 0.0f;
+      largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
+    }
+    const uint32_t scale = row_scale_bits(__reduce_max_sync(kFullWarp, largest));
+    const float inverse = __uint_as_float(row_inverse_bits(scale));
+    uint32_t codes = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes |= uint32_t{from_float<F8E4M3>(v[i] * inverse).bits} << 8 * i;
+    // What follows the last channel in its four bytes is padding, and zero.
+    if (first < a.c) *reinterpret_cast<uint32_t*>(row + first) = codes;
+    if (lane == 0) scales[block] = __uint_as_float(scale);
   }
 }
 
@@ -84,23 +135,29 @@ __global__ __launch_bounds__(kThreads) void latent_finish_kernel(FinishArgs a) {
   const int64_t t = blockIdx.x;
   const int64_t position = a.positions[t];
   const bool padding = position < 0 || position >= a.table;
-  const float* const y = a.y + t * (a.nq + a.c + a.r);
+  float* const y = a.y + t * (a.nq + a.c + a.r);
   if (blockIdx.y == 0) {
     finish_query(a, y, static_cast<Act*>(a.q) + t * a.nq, padding, s_sums);
     return;
   }
   const int64_t slot = a.slots[t];
   if (padding || slot < 0 || slot >= a.cache_slots) return;
-  finish_latent(a, y + a.nq, static_cast<Cache*>(a.cache) + slot * (a.c + a.r), a.cos_sin + position * a.r, s_sums);
+  finish_latent<Cache>(a, y + a.nq, slot, a.cos_sin + position * a.r, s_sums);
 }
 
 using Kernel = void (*)(FinishArgs);
 
-Kernel kernel_of(DType act, DType cache) {
-  if (act == DType::kBF16) {
-    return cache == DType::kBF16 ? latent_finish_kernel<Bf16, Bf16> : latent_finish_kernel<Bf16, float>;
+template <class Act>
+Kernel kernel_for(DType cache) {
+  switch (cache) {
+    case DType::kF8E4M3: return latent_finish_kernel<Act, F8E4M3>;
+    case DType::kBF16: return latent_finish_kernel<Act, Bf16>;
+    default: return latent_finish_kernel<Act, float>;
   }
-  return cache == DType::kBF16 ? latent_finish_kernel<float, Bf16> : latent_finish_kernel<float, float>;
+}
+
+Kernel kernel_of(DType act, DType cache) {
+  return act == DType::kBF16 ? kernel_for<Bf16>(cache) : kernel_for<float>(cache);
 }
 
 /// What one pass keeps in the workspace.
@@ -155,7 +212,7 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   }
 
   FinishArgs args;
-  args.y = scratch.product.y.as<const float>();
+  args.y = scratch.product.y.as<float>();
   args.q_norm = p.q_norm.present() ? p.q_norm.data : nullptr;
   args.latent_norm = p.latent_norm.data;
   args.positions = positions.as<const int32_t>();
@@ -163,7 +220,7 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   args.cos_sin = p.cos_sin.as<const float>();
   args.nq = p.q.dim(1);
   args.c = p.latent_norm.dim(0);
-  args.r = p.cache.dim(2) - args.c;
+  args.r = 2 * p.cos_sin.dim(1);
   args.q = rows_of(p.q, begin, rows).data;
   args.cache = p.cache.data;
   args.table = p.cos_sin.dim(0);
@@ -199,7 +256,7 @@ Status latentCompress(const LatentCompressParams& p, const Launch& launch) noexc
 Status load_latent_kernels(const Traits& traits) {
   (void)traits;
   for (const DType act : {DType::kF32, DType::kBF16}) {
-    for (const DType cache : {DType::kF32, DType::kBF16}) {
+    for (const DType cache : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
       MLA_RETURN_IF_ERROR(load_kernel(kernel_of(act, cache), "latent_finish_kernel"));
     }
   }

@@ -123,7 +123,7 @@ Status copyPages(const CopyPagesParams& p, const Launch& launch) noexcept {
   args.n = p.pairs.dim(0);
   args.layers = p.cache.dim(0);
   args.pages = p.cache.dim(1);
-  args.page_bytes = p.cache.dim(2) * p.cache.dim(3) * dtype_bytes(p.cache.dtype);  // a multiple of 128
+  args.page_bytes = p.cache.dim(2) * p.cache.dim(3) * dtype_bytes(p.cache.dtype);  // a multiple of 64
   if (args.n == 0 || args.layers == 0 || args.pages == 0) return Status::Ok();
   const bool vector = aligned16(args.cache);
   const int64_t units = args.layers * (args.page_bytes / (vector ? 16 : 2));
