@@ -34,6 +34,22 @@ test('a published shape has the parameters its authors state', async () => {
   expect(report.parameters.attention + report.parameters.routed).toBeLessThan(report.parameters.total);
 });
 
+test('an fp8 cache: 656 bytes a token and layer instead of 1,152, and what loading takes', async () => {
+  expect(await inspect('--shape', 'v2-lite', '--cache-dtype', 'bf16')).toMatchObject({ cacheBytesPerToken: 27 * 1152 });
+  const report = await inspect('--shape', 'v2-lite', '--cache-dtype', 'fp8');
+  expect(report).toMatchObject({ cacheBytesPerToken: 27 * 656, cacheDtype: 'fp8' });
+  expect(report.memory.cache).toBe(8 * 4096 * 27 * 656);
+  const of = { device: 'cpu', context: 300, maxSequences: 3, cacheDtype: 'fp8' } as const;
+  const model = await LatentModel.load(golden('v2'), of); // of rank 256
+  try {
+    const planned = await inspect(golden('v2'), '-c', '300', '--sequences', '3', '--cache-dtype', 'fp8');
+    expect(planned.memory).toEqual(model.memory);
+    expect(planned.memory.cachePerToken).toBe(400 * planned.layers);
+  } finally {
+    await model.dispose();
+  }
+});
+
 test('the longest context and the largest batch are the last that fit', async () => {
   const shape = ['--shape', 'tiny', '-c', '512'];
   const report = await inspect(...shape);

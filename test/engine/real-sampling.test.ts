@@ -125,35 +125,41 @@ test('completions share their prompt, forks go on alone, and each is the text it
   expect((await model.stats()).pages.held).toBe(0);
 });
 
-test('a sequence is saved, and goes on in another process of the same model as if nothing had been', async () => {
-  const dir = mkdtempSync(join(tmpdir(), 'mla-sequence-'));
-  try {
-    const sequence = await model.createSequence();
-    await sequence.append(PROMPT);
-    await sequence.generate([], GREEDY).result;
-    const path = join(dir, 'text');
-    await sequence.save(path);
-    const expected = await sequence.generate([], GREEDY).result;
-    const other = await load();
+test.each(['auto', 'fp8'] as const)(
+  'a sequence (%s cache) is saved, and goes on elsewhere as if nothing had been',
+  async (cacheDtype) => {
+    const dir = mkdtempSync(join(tmpdir(), 'mla-sequence-'));
+    const loadSame = (options: LoadOptions = {}) => load({ cacheDtype, ...options });
+    const model = await loadSame();
     try {
-      const restored = await other.restore(path);
-      const { tokens, usage } = await restored.generate([], GREEDY).result;
-      expect(tokens).toEqual(expected.tokens);
-      expect(usage.cachedTokens).toBe(usage.promptTokens - 1);
-      await restored.dispose();
-      expect((await other.stats()).pages.held).toBe(0);
+      const sequence = await model.createSequence();
+      await sequence.append(PROMPT);
+      await sequence.generate([], GREEDY).result;
+      const path = join(dir, 'text');
+      await sequence.save(path);
+      const expected = await sequence.generate([], GREEDY).result;
+      const other = await loadSame();
+      try {
+        const restored = await other.restore(path);
+        const { tokens, usage } = await restored.generate([], GREEDY).result;
+        expect(tokens).toEqual(expected.tokens);
+        expect(usage.cachedTokens).toBe(usage.promptTokens - 1);
+        await restored.dispose();
+        expect((await other.stats()).pages.held).toBe(0);
+      } finally {
+        await other.dispose();
+      }
+      const bf16 = await load({ cacheDtype: 'bf16', activationDtype: 'bf16' });
+      expect(await rejection(bf16.restore(path))).toMatchObject({ code: 'ERR_SNAPSHOT' });
+      expect((await bf16.stats()).pages.held).toBe(0);
+      await bf16.dispose();
+      const small = await loadSame({ context: 32 });
+      expect(await rejection(small.restore(path))).toMatchObject({ code: 'ERR_CONTEXT_LENGTH' });
+      await small.dispose();
+      await sequence.dispose();
     } finally {
-      await other.dispose();
+      await model.dispose();
+      rmSync(dir, { recursive: true });
     }
-    const bf16 = await load({ cacheDtype: 'bf16', activationDtype: 'bf16' });
-    expect(await rejection(bf16.restore(path))).toMatchObject({ code: 'ERR_SNAPSHOT' });
-    expect((await bf16.stats()).pages.held).toBe(0);
-    await bf16.dispose();
-    const small = await load({ context: 32 });
-    expect(await rejection(small.restore(path))).toMatchObject({ code: 'ERR_CONTEXT_LENGTH' });
-    await small.dispose();
-    await sequence.dispose();
-  } finally {
-    rmSync(dir, { recursive: true });
-  }
-});
+  },
+);

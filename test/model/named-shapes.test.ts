@@ -32,7 +32,7 @@ test.each(SHAPE_NAMES)('%s is named in the refusal', (name) => {
   expect(() => namedShape('none')).toThrow(name);
 });
 
-test.each([{}, { activationDtype: 'bf16', cacheDtype: 'bf16' } as const])(
+test.each([{}, { activationDtype: 'bf16', cacheDtype: 'bf16' } as const, { cacheDtype: 'fp8' } as const])(
   'a random model runs with %j',
   async (more) => {
     const model = await LatentModel.random('tiny', { device: 'cpu', context: 256, ...more });

@@ -1,10 +1,10 @@
-// Weights quantised to fp8 at load: the model that ships with the package still recites, and the distributions of the
-// next token stay near those of its bf16 weights. Near means 1e-2 nats on text that it knows. Text that it was never
+// Weights quantised to fp8 at load, and a latent cache in fp8: the model that ships with the package still recites, and
+// the distributions of the next token stay near those of its bf16 weights and a float32 cache. Near means 1e-2 nats on text that it knows. Text that it was never
 // shown is noise to it (11 nats an id), and so is the choice of experts there: the bound for that only says that nothing
 // is broken (a layer with the wrong scales gives 1 and more).
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { LatentModel } from '../../lib/model';
+import { LatentModel, type LatentModelOptions } from '../../lib/model';
 import { Tokenizer } from '../../lib/text';
 import { continueAlone } from './continue';
 
@@ -36,7 +36,12 @@ async function logitsOf(model: LatentModel, ids: readonly number[]): Promise<Flo
   return out;
 }
 
-test('fp8 weights made at load: near the bf16 ones, and every passage is still recited', async () => {
+const VARIANTS: [string, LatentModelOptions][] = [
+  ['fp8 weights made at load', { dtype: 'fp8' }],
+  ['an fp8 cache', { cacheDtype: 'fp8' }],
+];
+
+test.each(VARIANTS)('%s: near the plain model, and every passage is still recited', async (what, variant) => {
   const passages = JSON.parse(readFileSync(join(BUNDLED, 'passages.json'), 'utf8')) as {
     prompt: number[];
     expected: number[];
@@ -47,10 +52,12 @@ test('fp8 weights made at load: near the bf16 ones, and every passage is still r
   const options = { device: 'cpu', context: 512 } as const;
   const [plain, fp8] = [
     await LatentModel.load(BUNDLED, options),
-    await LatentModel.load(BUNDLED, { ...options, dtype: 'fp8' }),
+    await LatentModel.load(BUNDLED, { ...options, ...variant }),
   ];
   try {
-    expect(fp8.memory.weights).toBeLessThan(plain.memory.weights * 0.75);
+    if (variant.dtype === 'fp8') expect(fp8.memory.weights).toBeLessThan(plain.memory.weights * 0.75);
+    // 512 e4m3, 4 scales and 64 bf16 instead of 576 float32.
+    else expect(fp8.memory.cache / plain.memory.cache).toBe(656 / 2304);
     for (const [name, texts] of Object.entries({ known, unknown })) {
       const all: number[] = [];
       for (const ids of texts) {
@@ -59,7 +66,7 @@ test('fp8 weights made at load: near the bf16 ones, and every passage is still r
       }
       const mean = all.reduce((a, b) => a + b, 0) / all.length;
       console.log(
-        `${name}: mean KL ${mean.toExponential(2)} over ${all.length} positions, most ${Math.max(...all).toExponential(2)}`,
+        `${what}, ${name}: mean KL ${mean.toExponential(2)} over ${all.length} positions, most ${Math.max(...all).toExponential(2)}`,
       );
       expect(mean).toBeGreaterThan(0);
       expect(mean).toBeLessThan(name === 'known' ? 1e-2 : 1e-1);

@@ -12,11 +12,15 @@ interface Passage {
   expected: number[];
 }
 
-test('recites at least 15 of 20 passages, with bf16 activations too', async () => {
+test('recites at least 15 of 20 passages, with bf16 activations and an fp8 cache too', async () => {
   const passages = JSON.parse(readFileSync(join(BUNDLED, 'passages.json'), 'utf8')) as Passage[];
   expect(passages).toHaveLength(20);
-  for (const activationDtype of ['f32', 'bf16'] as const) {
-    const cacheDtype = activationDtype;
+  for (const [activationDtype, cacheDtype] of [
+    ['f32', 'f32'],
+    ['bf16', 'bf16'],
+    ['f32', 'fp8'],
+    ['bf16', 'fp8'],
+  ] as const) {
     const model = await LatentModel.load(BUNDLED, { device: 'cpu', context: 512, activationDtype, cacheDtype });
     let exact = 0;
     try {
@@ -28,7 +32,7 @@ test('recites at least 15 of 20 passages, with bf16 activations too', async () =
     } finally {
       await model.dispose();
     }
-    console.log(`${activationDtype}: ${exact} of ${passages.length} passages recited`);
+    console.log(`${activationDtype}, ${cacheDtype} cache: ${exact} of ${passages.length} passages recited`);
     expect(exact).toBeGreaterThanOrEqual(15);
   }
 });
