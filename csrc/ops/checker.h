@@ -74,7 +74,7 @@ class Checker {
   Checker& scales(const char* name, const View& scale, const char* weight_name, const View& weight,
                   std::initializer_list<Dim*> dims);
 
-  /// A latent cache, the last of whose dimensions is `width` elements or, for fp8, the bytes of a row of `c` + the rest.
+  /// A latent cache of rows of `width` channels, `c` of them latent; fp8 rows count in bytes (fp8_row.h).
   Checker& cache(const View& view, const Dim& width, const Dim& c);
   /// The beginning of an fp8 cache, whose rows are read by 16 bytes.
   Checker& cache_aligned(const View& view);

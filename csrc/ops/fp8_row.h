@@ -1,13 +1,16 @@
 // fp8_row.h - a row of an fp8 latent cache: where its parts lie, and how a latent is scaled. An fp8 cache is an f8e4m3
 // tensor [pages, 64, bytes of a row].
 //
-//   c e4m3 | zeros up to a multiple of 4 | a float32 scale per 128 e4m3 | zeros up to a multiple of 16 | r bf16 | zeros again
+//   c e4m3             zeros up to a multiple of 4
+//   a float32 scale    per 128 e4m3; zeros up to a multiple of 16
+//   r bf16             zeros up to a multiple of 16
 //
-// c = 512, r = 64: 512 + 16 + 128 = 656 bytes; c = 256: 256 + 8, 8 zeros, 128 = 400 bytes. Channel i is e4m3[i] *
-// scale[i / 128]. A scale is the smallest power of two that brings the largest magnitude of its channels to 448 or
-// below, and from 2^-117 to 2^119: so every product is a normal bf16 or zero, exactly, and reading rounds nothing. Above
-// 448 * 2^119 values saturate. Channels of which one is no finite number have the scale NaN, with which all of them
-// are read as NaN.
+// c = 512, r = 64: 512 + 16 + 128 = 656 bytes; c = 256: 256 + 8, 8 zeros, 128 = 400 bytes. Channel i of the latent is
+// e4m3[i] * scale[i / 128].
+//
+// A scale is a power of two from 2^-117 to 2^119, the smallest that brings its channels to 448 or below; where even the
+// largest does not, they saturate. So every product is zero or a normal bf16, exactly, and reading rounds nothing.
+// Where a channel is no finite number the scale is NaN, and all its channels are read as NaN.
 #pragma once
 #include <cstdint>
 
@@ -20,9 +23,9 @@
 
 namespace mla {
 
-constexpr int kRowScaleChannels = 128;    // of an fp8 row that share a scale
-constexpr uint32_t kRowLeastScale = 10;   // exponent bits of 2^-117
-constexpr uint32_t kRowMostScale = 246;   // of 2^119
+constexpr int kRowScaleChannels = 128;         // of an fp8 row that share a scale
+constexpr uint32_t kRowLeastScale = 10;        // exponent bits of 2^-117
+constexpr uint32_t kRowMostScale = 246;        // of 2^119
 constexpr uint32_t kRowNoScale = 0x7fc00000u;  // NaN
 
 /// Bytes from the beginning of a row, which is a multiple of 16.
@@ -47,6 +50,8 @@ MLA_ROW_FN uint32_t row_scale_bits(uint32_t largest) {
 }
 
 /// What channels are multiplied with before they are rounded to e4m3: one over the scale, exactly. 1 for NaN.
-MLA_ROW_FN uint32_t row_inverse_bits(uint32_t scale) { return scale == kRowNoScale ? 127u << 23 : (254u << 23) - scale; }
+MLA_ROW_FN uint32_t row_inverse_bits(uint32_t scale) {
+  return scale == kRowNoScale ? 127u << 23 : (254u << 23) - scale;
+}
 
 }  // namespace mla

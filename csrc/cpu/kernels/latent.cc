@@ -61,8 +61,7 @@ void finish_row(const LatentCompressParams& p, float* y, int64_t t) {
   if (p.cache.dtype == DType::kF8E4M3) {
     store_fp8_row(row, {c, r}, p.cache.as<uint8_t>() + slot * p.cache.dim(2));
   } else {
-    visit_float(p.cache.dtype,
-                [&](auto tag) { narrow(row, c + r, p.cache.as<decltype(tag)>() + slot * (c + r)); });
+    visit_float(p.cache.dtype, [&](auto tag) { narrow(row, c + r, p.cache.as<decltype(tag)>() + slot * (c + r)); });
   }
 }
 

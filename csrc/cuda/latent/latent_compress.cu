@@ -97,8 +97,7 @@ __device__ __forceinline__ void finish_latent<F8E4M3>(const FinishArgs& a, float
   const Fp8Row at{a.c, a.r};
   uint8_t* const row = static_cast<uint8_t*>(a.cache) + slot * at.bytes();
   float* const scales = reinterpret_cast<float*>(row + at.scale_at());
-  norm_latent(a, y, s_sums,
-              [&](int64_t i, const float(&v)[kChunk]) { store_chunk(y, i, a.c, a.latent_vector, v); });
+  norm_latent(a, y, s_sums, [&](int64_t i, const float(&v)[kChunk]) { store_chunk(y, i, a.c, a.latent_vector, v); });
   rotate_key(a, y, angles, reinterpret_cast<Bf16*>(row + at.rope_at()));
   const auto clear = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) row[i] = 0;
