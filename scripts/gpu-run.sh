@@ -10,8 +10,9 @@
 #             golden           whole models (test/gpu/model)
 #             ptx              the wrappers of Hopper's instructions (test/gpu/ptx.cu); needs a Hopper GPU
 #             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
-#             sanitize[:TOOL[:NAME,...]]  the operations, small cases only, under compute-sanitizer's TOOL (default
-#                              memcheck; racecheck, initcheck, synccheck), one file after the other
+#             sanitize[:TOOL+...[:NAME,...]]  the operations, small cases only, under compute-sanitizer's tools (default
+#                              memcheck; racecheck, initcheck, synccheck), all tools at the same time; then which kernels
+#                              of the addon no case has launched
 #             mla:ARGS         any mla command
 #             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
 #
@@ -21,7 +22,7 @@ set -u
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 here=$PWD
-if [ $# -lt 3 ]; then sed -n '2,21p' "$0" >&2; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,23p' "$0" >&2; exit 2; fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 limit=$2
@@ -99,12 +100,44 @@ node_tests() {
   else tail -20 "$out/$name.log"; fi
 }
 
+# The addon's kernels that the tests of LOG... have not launched (they print "kernel NAME"); needs cuobjdump.
+coverage() {
+  local name=$1 all=$out/kernels.txt missing=$out/kernels-missing-$1.txt
+  shift
+  command -v cuobjdump >/dev/null 2>&1 || { echo "$name: no cuobjdump, so no list of kernels" | tee -a "$summary"; return; }
+  [ -s "$all" ] || cuobjdump --dump-elf-symbols "$app/build/Release/node_mla.node" |
+    awk '/STO_ENTRY/ { print $NF }' | LC_ALL=C sort -u > "$all"
+  sed -n 's/^kernel \(_Z[^ ]*\)$/\1/p' "$@" | LC_ALL=C sort -u | LC_ALL=C comm -23 "$all" - > "$missing"
+  echo "$name: $(($(wc -l < "$all") - $(wc -l < "$missing"))) of $(wc -l < "$all") kernels launched" | tee -a "$summary"
+  if command -v cu++filt >/dev/null 2>&1; then cu++filt < "$missing"; else cat "$missing"; fi | sed 's/^/  not launched: /'
+}
+
+# sanitize TOOL FILE...: one process for all files, because a tool takes seconds to begin.
+sanitize() {
+  local tool=$1 name=sanitize-$1 code=0
+  shift
+  # First a bug that it must find.
+  (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
+    > "$out/seeded-$tool.log" 2>&1
+  if [ $? != 99 ]; then
+    echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; code=1
+  else
+    echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
+      "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
+  fi
+  NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
+    "$node" --expose-gc -e 'for (const file of process.argv.slice(1)) require(file)' "$@" || { code=1; tail -40 "$out/$name.log"; }
+  grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | sed "s/^/$tool: /" | tee -a "$summary"
+  grep -E '^# (tests|pass|fail|cancelled)' "$out/$name.log" | tr '\n' ' ' | sed "s/^/$tool: /; s|\$|\n|" | tee -a "$summary"
+  return "$code"
+}
+
 for set in "$@"; do
   what=${set%%:*}
   argument=""
   [ "$what" = "$set" ] || argument=${set#*:}
   case $what in
-    tests) node_tests tests $(test_files "$argument") ;;
+    tests) node_tests tests $(test_files "$argument"); coverage tests "$out/tests.log" ;;
     ptx) run ptx "$app/build/Release/test-ptx" || tail -20 "$out/ptx.log" ;;
     golden) node_tests golden "$app/test/gpu/model.test.js" ;;
     bench)
@@ -124,28 +157,16 @@ for set in "$@"; do
       tail -60 "$out/$name.log"
       ;;
     sanitize)
-      tool=${argument%%:*}
-      tool=${tool:-memcheck}
+      tools=${argument%%:*}
       names=""
       case $argument in *:*) names=${argument#*:} ;; esac
-      : > "$out/sanitize-$tool.log.all"
-      # First a bug that it must find.
-      (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
-        > "$out/seeded-$tool.log" 2>&1
-      if [ $? != 99 ]; then
-        echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; failed=1
-      else
-        echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
-          "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
-      fi
-      for file in $(test_files "$names"); do
-        name=sanitize-$tool-$(basename "$file" .test.js)
-        NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
-          "$node" --expose-gc "$file" || tail -40 "$out/$name.log"
-        grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tee -a "$summary"
-        cat "$out/$name.log" >> "$out/sanitize-$tool.log.all"; rm "$out/$name.log"
+      running=""
+      for tool in $(echo "${tools:-memcheck}" | tr + ' '); do
+        sanitize "$tool" $(test_files "$names") &
+        running="$running $!"
       done
-      mv "$out/sanitize-$tool.log.all" "$out/sanitize-$tool.log"
+      for one in $running; do wait "$one" || failed=1; done
+      for tool in $(echo "${tools:-memcheck}" | tr + ' '); do coverage "$tool" "$out/sanitize-$tool.log"; done
       ;;
     *) echo "gpu-run: no set $set" | tee -a "$summary"; failed=1 ;;
   esac

@@ -29,7 +29,7 @@ std::shared_ptr<runtime::LostLatch> gpu_latch(int index) {
   return latch;
 }
 
-/// openDevice(cuda, number, portable, deterministic): `number` is the GPU's index, or the CPU's thread count.
+/// openDevice(cuda, number, portable, deterministic, serial): `number` is the GPU's index, or the CPU's thread count.
 Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
   return answer_value(info, [&](napi_value* out) -> Status {
     constexpr int64_t kMostThreads = 1024;
@@ -42,6 +42,7 @@ Napi::Value OpenDevice(const Napi::CallbackInfo& info) {
     MLA_RETURN_IF_ERROR(read_integer(info.Env(), info[1], what, 0, cuda ? kMostGpus : kMostThreads, &number));
     MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[2], {"openDevice", "portable"}, &choice.portable));
     MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[3], {"openDevice", "deterministic"}, &choice.deterministic));
+    MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[4], {"openDevice", "serial"}, &choice.serial));
     const int chosen = static_cast<int>(number);
     runtime::Device::Factory factory;
     if (cuda) {
@@ -88,6 +89,12 @@ Napi::Value AllocationCount(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(runtime::allocation_count()));
 }
 
+Napi::Value LaunchedKernels(const Napi::CallbackInfo& info) {
+  Napi::Array names = Napi::Array::New(info.Env());
+  for (const std::string& name : launched_cuda_kernels()) names.Set(names.Length(), name);
+  return names;
+}
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   if (!Environment::create(env)) throw Napi::Error::New(env, "the environment refuses a thread-safe function");
   Environment& environment = Environment::of(env);
@@ -105,6 +112,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("operations", Napi::Function::New<Operations>(env, "operations"));
   exports.Set("failAllocation", Napi::Function::New<FailAllocation>(env, "failAllocation"));
   exports.Set("allocationCount", Napi::Function::New<AllocationCount>(env, "allocationCount"));
+  exports.Set("launchedKernels", Napi::Function::New<LaunchedKernels>(env, "launchedKernels"));
   return exports;
 }
 

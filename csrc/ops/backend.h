@@ -121,14 +121,18 @@ Status create_cuda_planner(const GpuFacts& gpu, std::unique_ptr<Planner>* out);
 /// The CPU backend; threads <= 0 means one per physical core this process may use.
 Status create_cpu_backend(int threads, std::unique_ptr<Backend>* out);
 
-/// Which of its kernels a GPU may run. The CPU's are all of both kinds.
+/// Which of its kernels a GPU may run, and how. The CPU's are all of both kinds, and serial.
 struct KernelChoice {
   bool portable = false;       // only those that every GPU runs
   bool deterministic = false;  // only those that give a row the same bits whatever rows stand beside it
+  bool serial = false;         // each starts when the one before has ended
 };
 
 /// The CUDA backend on GPU `index`. kUnsupported in a build without CUDA, kNoDevice without a GPU or driver.
 Status create_cuda_backend(int index, KernelChoice choice, std::unique_ptr<Backend>* out);
+
+/// The kernels that this process has launched on any GPU, by their names in the binary. For tests.
+std::vector<std::string> launched_cuda_kernels();
 
 /// Checks dtypes, shapes and values of an operation's arguments. `what` of the error: operation, argument, what was
 /// expected, what came.

@@ -38,6 +38,8 @@ export interface ModelResult {
   id: string;
   tokensPerSecond: number;
   repetitions: number[];
+  /** microseconds a step that the main thread was busy, the addon's calls included; null for prompts. The median. */
+  hostUs: number | null;
   public: { tokensPerSecond: number; by: string }[];
   device: DeviceInfo;
 }
@@ -109,6 +111,7 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
   try {
     for (const batch of batches) {
       const taken: number[] = [];
+      const host: number[] = [];
       for (let repetition = 0; repetition < repetitions; repetition++) {
         const sequences = openSequences(model, batch);
         try {
@@ -119,8 +122,10 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
           const entries = sequences.map((sequence) => ({ sequence }));
           await decodeSteps(model, entries, WARM_UP_STEPS, signal);
           const began = performance.now();
+          const loop = performance.eventLoopUtilization();
           await decodeSteps(model, entries, steps, signal);
           taken.push((batch * steps * 1000) / (performance.now() - began));
+          host.push((performance.eventLoopUtilization(loop).active * 1000) / steps);
         } finally {
           for (const sequence of sequences) sequence.dispose();
         }
@@ -130,6 +135,7 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
         id,
         tokensPerSecond: median(taken),
         repetitions: taken,
+        hostUs: median(host),
         public: anchors.model(id),
         device: model.deviceInfo,
       });
@@ -197,6 +203,7 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
         id,
         tokensPerSecond: median(taken),
         repetitions: taken,
+        hostUs: null,
         public: anchors.model(id),
         device: model.deviceInfo,
       });

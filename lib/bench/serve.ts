@@ -1,5 +1,6 @@
 // bench/serve.ts - the engine under load: requests that arrive at random moments, and how long each of them waits; beside
 // it the same requests in fixed batches, and what a second request gains from the beginning that it shares with a first.
+import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { type Generation, type Model, modelOf } from '../engine';
 import type { LatentModel } from '../model';
 import type { DeviceInfo } from '../native';
@@ -42,6 +43,14 @@ export interface Percentiles {
   max: number;
 }
 
+/** How busy and how punctual the main thread was. */
+export interface MainThread {
+  /** microseconds in each step of the model: engine, addon and the consumers of this bench */
+  busyUs: number;
+  /** by how many milliseconds the event loop was late for a timer that is due every millisecond */
+  late: Percentiles;
+}
+
 /** What one load gave. */
 export interface ServeResult {
   /** 'static', 'max', '50%' or '4/s' */
@@ -69,6 +78,8 @@ export interface ServeResult {
   waiting: { mean: number; max: number };
   /** share of the prompts' tokens that the cache had */
   cachedShare: number;
+  /** what the main thread did; null for 'static' */
+  mainThread: MainThread | null;
   device: DeviceInfo;
 }
 
@@ -218,6 +229,7 @@ async function serve(
 ): Promise<Omit<ServeResult, 'ofStatic'>> {
   const { requests, seed } = options;
   const arrivals = perSecond === null ? new Array<number>(requests).fill(0) : poisson(requests, perSecond, seed);
+  const mainThread = await watchMainThread(model);
   const began = performance.now();
   const waiting: number[] = [];
   const seen = await Promise.all(
@@ -230,7 +242,28 @@ async function serve(
       return watched;
     }),
   );
-  return summary(name, seen, (performance.now() - began) / 1000, perSecond, waiting, model.info.device);
+  const seconds = (performance.now() - began) / 1000;
+  const busy = await mainThread();
+  return { ...summary(name, seen, seconds, perSecond, waiting, model.info.device), mainThread: busy };
+}
+
+/** @returns what says how the main thread has done since, while the engine has made steps */
+async function watchMainThread(model: Model): Promise<() => Promise<MainThread>> {
+  const monitor = monitorEventLoopDelay({ resolution: 1 });
+  const { steps } = await model.stats();
+  const loop = performance.eventLoopUtilization();
+  monitor.enable();
+  return async () => {
+    monitor.disable();
+    const { active } = performance.eventLoopUtilization(loop);
+    const made = (await model.stats()).steps - steps;
+    const late = (ns: number) => Math.max(0, ns / 1e6 - 1);
+    const [p50, p90, p99] = [50, 90, 99].map((share) => late(monitor.percentile(share))) as [number, number, number];
+    return {
+      busyUs: (active * 1000) / made,
+      late: { mean: late(monitor.mean), p50, p90, p99, max: late(monitor.max) },
+    };
+  };
 }
 
 function summary(
@@ -255,6 +288,7 @@ function summary(
     queue: percentiles(seen.map(({ queue }) => queue)),
     waiting: { mean: waiting.reduce((a, b) => a + b, 0) / waiting.length, max: Math.max(...waiting) },
     cachedShare: sum(({ cached }) => cached) / sum(({ prompt }) => prompt),
+    mainThread: null,
     device,
   };
 }

@@ -18,6 +18,8 @@ export interface StepPart {
   /** the verb; products with the shape of their weights */
   name: string;
   calls: number;
+  /** of the step's launches, those that all these calls are */
+  launches: number;
   /** microseconds by which a step is longer with it than without it */
   us: number;
   /** microseconds that its bytes take at the memory's ceiling; NaN where that is unknown */
@@ -29,7 +31,10 @@ export interface StepResult {
   id: string;
   /** microseconds of the whole step, without `advance`, which would move it */
   us: number;
+  /** kernels of the captured graph */
   launches: number;
+  /** layers of the model */
+  layers: number;
   parts: StepPart[];
   device: DeviceInfo;
 }
@@ -97,9 +102,16 @@ async function timeLine(model: LatentModel, batch: number, depth: number, ceilin
   const parts: StepPart[] = [];
   for (const [name, kind] of kinds) {
     const without = await time((call) => call.name !== name);
-    parts.push({ name, calls: kind.calls, us: whole.us - without.us, floorUs: (kind.bytes / ceiling) * 1e6 });
+    parts.push({
+      name,
+      calls: kind.calls,
+      launches: whole.launches - without.launches,
+      us: whole.us - without.us,
+      floorUs: (kind.bytes / ceiling) * 1e6,
+    });
   }
-  return { id, us: whole.us, launches: whole.launches, parts, device: model.deviceInfo };
+  const layers = model.config.num_hidden_layers;
+  return { id, us: whole.us, launches: whole.launches, layers, parts, device: model.deviceInfo };
 }
 
 /** A stream whose operations are issued only where `wanted` says so. */

@@ -33,7 +33,8 @@ const HELP = `
 Each load is run on the idle engine: "max" sends all requests at once, 50% sends half as many per second as "max" got
 done, 4 sends 4 per second; the distances between arrivals are exponential. Milliseconds are a consumer's: to the first
 token from the arrival, per token after the first, in the queue before the first prompt token is computed. "static" goes
-past the engine: batches of --parallel requests that are prefilled together and then decoded to their end.
+past the engine: batches of --parallel requests that are prefilled together and then decoded to their end. The last
+columns are of the main thread: how late its event loop was, and how long it was busy in each step of the model.
 --system compares two requests, one after the other, that begin with the same tokens.`;
 
 /** Adds the subcommand. */
@@ -105,10 +106,10 @@ function gainOf({ shared, own, first, second, ratio }: PrefixResult): string {
   );
 }
 
-/** Two lines of titles, 80 columns wide. */
+/** Two lines of titles, 100 columns wide. */
 const TITLES = [
-  '              done      new   first token ms   per token ms      queue ms  waits\n',
-  'load         req/s    tok/s      p50     p99    p50     p99    p50    p99    max\n',
+  '              done      new   first token ms   per token ms      queue ms  waits loop late ms   busy\n',
+  'load         req/s    tok/s      p50     p99    p50     p99    p50    p99    max   p99    max us/step\n',
 ].join('');
 
 function rowOf({
@@ -119,9 +120,12 @@ function rowOf({
   perToken,
   queue,
   waiting,
+  mainThread,
 }: ServeResult): string {
   const two = ({ p50, p99 }: Percentiles, widths: readonly [number, number], digits: number) =>
-    p50.toFixed(digits).padStart(widths[0]) + p99.toFixed(digits).padStart(widths[1]);
+    pair(p50, p99, widths, digits);
+  const pair = (a: number, b: number, widths: readonly [number, number], digits: number) =>
+    a.toFixed(digits).padStart(widths[0]) + b.toFixed(digits).padStart(widths[1]);
   return [
     load.padEnd(9),
     requestsPerSecond.toFixed(2).padStart(9),
@@ -130,6 +134,9 @@ function rowOf({
     two(perToken, [7, 8], 1),
     two(queue, [7, 7], 0),
     String(waiting.max).padStart(7),
+    mainThread === null
+      ? ''
+      : pair(mainThread.late.p99, mainThread.late.max, [6, 7], 1) + mainThread.busyUs.toFixed(0).padStart(8),
     '\n',
   ].join('');
 }

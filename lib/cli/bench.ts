@@ -123,21 +123,24 @@ export function addBench(program: Command, signal: AbortSignal): void {
 }
 
 /** One line for each kind of operation, and one for all. */
-function stepText({ id, us, launches, parts, device }: StepResult): string {
-  const row = (name: string, calls: number, us: number, floor: number) =>
-    `${name.padEnd(22)}${String(calls).padStart(6)}${us.toFixed(1).padStart(10)}${(us / calls).toFixed(2).padStart(10)}` +
-    `${Number.isNaN(floor) ? '-'.padStart(10) : (floor / calls).toFixed(2).padStart(10)}\n`;
+function stepText({ id, us, launches, layers, parts, device }: StepResult): string {
+  const row = ({ name, calls, launches, us, floorUs }: StepPart) =>
+    `${name.padEnd(22)}${String(calls).padStart(6)}${String(launches).padStart(10)}${us.toFixed(1).padStart(10)}` +
+    `${(us / calls).toFixed(2).padStart(10)}` +
+    `${Number.isNaN(floorUs) ? '-'.padStart(10) : (floorUs / calls).toFixed(2).padStart(10)}\n`;
   const sum = (of: (part: StepPart) => number) => parts.reduce((total, part) => total + of(part), 0);
+  const each = (launches / layers).toFixed(1);
   return (
-    `# ${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches\n` +
-    `${'operation'.padEnd(22)} calls   step us   us/call  floor us\n` +
-    parts.map((part) => row(part.name, part.calls, part.us, part.floorUs)).join('') +
-    row(
-      'sum',
-      sum((part) => part.calls),
-      sum((part) => part.us),
-      sum((part) => part.floorUs),
-    )
+    `# ${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches (${layers} layers: ${each} each)\n` +
+    `${'operation'.padEnd(22)} calls  launches   step us   us/call  floor us\n` +
+    parts.map(row).join('') +
+    row({
+      name: 'sum',
+      calls: sum((part) => part.calls),
+      launches: sum((part) => part.launches),
+      us: sum((part) => part.us),
+      floorUs: sum((part) => part.floorUs),
+    })
   );
 }
 
@@ -265,7 +268,8 @@ async function runModel(
     const range = `${Math.min(...result.repetitions).toFixed(1)} to ${Math.max(...result.repetitions).toFixed(1)}`;
     const beside = result.public.map(({ tokensPerSecond, by }) => `${tokensPerSecond} ${by}`).join('; ');
     const figure = `${result.tokensPerSecond.toFixed(1).padStart(10)} tokens/s (${range})`;
-    lines.push(print(`${result.id.padEnd(40)}${figure}${beside === '' ? '' : `  public: ${beside}`}\n`));
+    const host = result.hostUs === null ? '' : `  main thread ${result.hostUs.toFixed(0)} us a step`;
+    lines.push(print(`${result.id.padEnd(40)}${figure}${host}${beside === '' ? '' : `  public: ${beside}`}\n`));
   });
   await Promise.all(lines);
   const about = await circumstances(results[0]?.device.kind === 'cuda' ? deviceOf(flags.device) : 'cpu');

@@ -40,6 +40,7 @@ export class LatentModel implements AsyncDisposable {
   readonly #built: Built;
   readonly #machine: Machine;
   readonly #attention: NonNullable<LatentModelOptions['attention']>;
+  readonly #captures: boolean;
   readonly #sequences = new Set<Sequence>();
   readonly #freeRows: number[];
   /** decode steps, by features and size of batch */
@@ -73,6 +74,7 @@ export class LatentModel implements AsyncDisposable {
     const limit = options.stepTimeout ?? (this.deviceInfo.kind === 'cuda' ? GPU_STEP_TIMEOUT_MS : 0);
     this.#watchdog = new Watchdog(limit, () => giveUp(device, limit));
     this.#attention = options.deterministic ? 'absorbed' : (options.attention ?? 'auto');
+    this.#captures = options.graphs ?? true;
     this.config = built.machine.config;
     this.eosIds = this.config.eos_token_id;
     this.generationDefaults = Object.fromEntries(
@@ -265,8 +267,21 @@ export class LatentModel implements AsyncDisposable {
       parkRow(machine, sequence.row);
       sequence.live = false;
     }
-    enqueueDecode(machine, step.decode, (bucket, features) => this.#graph(bucket, features).replay());
+    enqueueDecode(machine, step.decode, (bucket, features) => this.#decode(bucket, features));
     enqueuePrefill(machine, step.prefill, this.#attention);
+  }
+
+  #decode(bucket: number, features: SamplingFeatures): void {
+    if (this.#captures) {
+      this.#graph(bucket, features).replay();
+      return;
+    }
+    const views = new Views();
+    try {
+      decodePass(this.#machine, views, bucket, features);
+    } finally {
+      views.dispose();
+    }
   }
 
   /** The captured decode step of a bucket with these features; made when it is first needed. */

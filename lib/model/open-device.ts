@@ -3,8 +3,8 @@
 import { invalidArg, MlaError } from '../errors';
 import { type Device, native } from '../native';
 
-/** 'cuda:0', or 'cuda:0:portable' for the kernels that run on every GPU. */
-const CUDA_NAME = /^cuda:(\d{1,3})(:portable)?$/;
+/** 'cuda:0'; 'cuda:0:portable' for the kernels that run on every GPU; ':serial' behind it for one kernel at a time. */
+const CUDA_NAME = /^cuda:(\d{1,3})(:portable)?(:serial)?$/;
 
 /**
  * Opens what `device` names. 'auto' takes the CPU only where there is no NVIDIA device at all: a GPU that is present
@@ -14,7 +14,13 @@ export function openModelDevice(device: string, threads: number, deterministic =
   if (device === 'cpu') return native.openDevice('cpu', { threads });
   const cuda = CUDA_NAME.exec(device);
   if (cuda !== null) {
-    return native.openDevice('cuda', { index: Number(cuda[1]), portable: cuda[2] !== undefined, deterministic });
+    const [, index, portable, serial] = cuda;
+    return native.openDevice('cuda', {
+      index: Number(index),
+      portable: portable !== undefined,
+      deterministic,
+      serial: serial !== undefined,
+    });
   }
   if (device !== 'auto') throw invalidArg('device', "'auto', 'cpu', 'cuda:N' or 'cuda:N:portable'", device);
   if (!native.build().cuda) return native.openDevice('cpu', { threads });

@@ -38,6 +38,8 @@ export interface LatentModelOptions {
    * measurements.
    */
   attention?: 'auto' | 'absorbed' | 'expanded' | undefined;
+  /** Whether a decode step is captured once and replayed; false issues its operations anew, for tests. Default true. */
+  graphs?: boolean | undefined;
   /**
    * Whether what a sequence gets depends on nothing but its own tokens and settings, bit for bit: not on its neighbours
    * in a step, on the chunks that its prompt came in, or on what the cache had of it. docs/numerics.md says how, and

@@ -138,12 +138,15 @@ export function readOptions(
   index: unknown;
   portable: boolean;
   deterministic: boolean;
+  serial: boolean;
 } {
   return reading(what, () => {
     if (typeof value !== 'object' || value === null) throw invalidArg(what, 'an object', value);
-    const { threads = 0, index = 0, portable = false, deterministic = false } = value as Record<string, unknown>;
+    const given = value as Record<string, unknown>;
+    const { threads = 0, index = 0, portable = false, deterministic = false, serial = false } = given;
     if (typeof portable !== 'boolean') throw invalidArg(`${what}: portable`, 'true or false', portable);
     if (typeof deterministic !== 'boolean') throw invalidArg(`${what}: deterministic`, 'true or false', deterministic);
-    return { threads, index, portable, deterministic };
+    if (typeof serial !== 'boolean') throw invalidArg(`${what}: serial`, 'true or false', serial);
+    return { threads, index, portable, deterministic, serial };
   });
 }

@@ -32,10 +32,13 @@ function addon(): Loaded {
 export const native: NativeAddon = {
   openDevice(kind, options = {}) {
     if (kind !== 'cpu' && kind !== 'cuda') throw invalidArg('openDevice: kind', "'cpu' or 'cuda'", kind);
-    const { threads, index, portable, deterministic } = readOptions('openDevice: options', options);
+    const { threads, index, portable, deterministic, serial } = readOptions('openDevice: options', options);
     const number = readBytes(`openDevice: ${kind === 'cuda' ? 'index' : 'threads'}`, kind === 'cuda' ? index : threads);
     const { raw, vocabulary } = addon();
-    return new NativeDevice(check(raw.openDevice(kind === 'cuda', number, portable, deterministic)), vocabulary);
+    return new NativeDevice(
+      check(raw.openDevice(kind === 'cuda', number, portable, deterministic, serial)),
+      vocabulary,
+    );
   },
   build() {
     const { raw, file } = addon();
@@ -61,6 +64,9 @@ export const native: NativeAddon = {
   allocationCount() {
     return addon().raw.allocationCount();
   },
+  launchedKernels() {
+    return addon().raw.launchedKernels();
+  },
   failCommand(device, k, lost) {
     check(rawDevice('failCommand: device', device).failCommand(k, lost));
   },
@@ -68,8 +74,9 @@ export const native: NativeAddon = {
 
 /**
  * Opens a device: 'cpu' takes `threads` (0, the default: one per physical core), 'cuda' takes `index` (default 0),
- * `portable` (true: the kernels that run on every GPU, where there are special ones for this one) and `deterministic`
- * (true: only kernels that give a row the same bits whatever rows stand beside it, as those of the CPU all do).
+ * `portable` (true: the kernels that run on every GPU, where there are special ones for this one), `deterministic` (true:
+ * only kernels that give a row the same bits whatever rows stand beside it, as those of the CPU all do) and `serial`
+ * (true: each kernel starts when the one before has ended; slower, to compare with).
  * @throws ERR_NATIVE_LOAD, ERR_NO_DEVICE, ERR_DRIVER_TOO_OLD, ERR_DEVICE_UNUSABLE, ERR_DEVICE_LOST, ERR_UNSUPPORTED,
  *   ERR_INVALID_ARG
  */

@@ -67,7 +67,13 @@ export interface RawOperation {
 
 export interface RawAddon {
   /** `number` is the GPU's index for CUDA, the thread count for the CPU. */
-  openDevice(cuda: boolean, number: number, portable: boolean, deterministic: boolean): RawDevice | Failure;
+  openDevice(
+    cuda: boolean,
+    number: number,
+    portable: boolean,
+    deterministic: boolean,
+    serial: boolean,
+  ): RawDevice | Failure;
   build(): { cuda: boolean; version: string; archs: string };
   gpus(): { runtimeCuda: number; driverCuda: number; gpus: GpuFacts[]; failure: Failure | undefined };
   /** A GPU (major, minor, multiprocessors, sharedBytesPerBlock), then the arguments of RawDevice.workspaceBytes. */
@@ -79,6 +85,7 @@ export interface RawAddon {
   operations(): RawOperation[];
   failAllocation(k: number): undefined | Failure;
   allocationCount(): number;
+  launchedKernels(): string[];
 }
 
 /** The result of a native call; throws the MlaError that a failure stands for. */

@@ -293,6 +293,8 @@ export interface DeviceOptions {
   portable?: boolean;
   /** CUDA: only kernels that give a row the same bits whatever rows stand beside it; the CPU has no others */
   deterministic?: boolean;
+  /** CUDA: each kernel starts when the one before has ended, without programmatic dependent launch */
+  serial?: boolean;
 }
 
 /** A GPU as far as kernels and sizes depend on it. */
@@ -344,6 +346,8 @@ export interface NativeAddon {
   failAllocation(k: number): void;
   /** Test hook: allocations since the last call of failAllocation. */
   allocationCount(): number;
+  /** Test hook: the kernels that this process has launched on GPUs, by their mangled names. */
+  launchedKernels(): readonly string[];
   /**
    * Test hook: the k-th operation, write, readFile, replay, wait or compilation of a graph on this device from now on
    * (0 = the next) fails with ERR_BACKEND instead of running; -1 switches it off. With `lost` it fails with

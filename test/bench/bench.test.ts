@@ -62,10 +62,26 @@ test.each([
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   const { results } = JSON.parse(stdout);
   expect(results.map(({ id }: { id: string }) => id)).toEqual(ids.map((id) => `tiny ${id}`));
-  for (const { tokensPerSecond, repetitions } of results) {
+  for (const { tokensPerSecond, repetitions, hostUs } of results) {
     expect(repetitions).toHaveLength(2);
     expect(tokensPerSecond).toBeGreaterThan(0);
+    if (what === 'decode') expect(hostUs).toBeGreaterThan(0);
+    else expect(hostUs).toBeNull();
   }
+});
+
+test('bench step counts the launches of the whole step and of each kind of operation', async () => {
+  const flags = ['--shape', 'tiny', '--device', 'cpu', '--batch', '2', '--depth', '70', '--json'];
+  const { code, stdout, stderr } = await runCli(['bench', 'step', ...flags]);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  const { launches, layers, parts } = JSON.parse(stdout);
+  const sum = (what: 'calls' | 'launches') =>
+    parts.reduce((total: number, part: { calls: number; launches: number }) => total + part[what], 0);
+  expect(layers).toBeGreaterThan(1);
+  expect(launches).toBeGreaterThan(4 * layers);
+  expect(sum('launches')).toBe(launches);
+  // On the CPU a launch is an operation.
+  expect(sum('calls')).toBe(launches);
 });
 
 test.each([

@@ -24,9 +24,10 @@
 //
 // The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cuda:0:deterministic is the one of models with that option, whose
 // products must give rows the same bits in every batch; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
-// threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 leaves out comparisons of more
-// than 2 MB, for runs under tools that make everything a hundred times slower; it says which.
-import { type Device, type DType, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
+// threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 is for runs under tools that
+// make everything a hundred times slower: it leaves out comparisons of more than 2 MB and says which, and runs the others
+// on the portable kernels as well.
+import { type Device, type DType, native, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
 import { Inputs, Planned, PlannedSplit, poisonByte } from './inputs';
 
@@ -211,7 +212,14 @@ async function makeSplit(
   return plan.tensor;
 }
 
-let sides: { reference: Side; tested: Side } | undefined;
+interface Sides {
+  reference: Side;
+  tested: Side;
+  /** where the portable kernels run, in runs of small cases on a GPU that has others */
+  also: readonly Side[];
+}
+
+let sides: Sides | undefined;
 
 /** Which device is tested: NODE_MLA_TEST_DEVICE, or cuda:0. */
 export const TESTED_DEVICE = process.env.NODE_MLA_TEST_DEVICE ?? 'cuda:0';
@@ -231,23 +239,32 @@ export function openTested(): Device {
   throw new Error(`NODE_MLA_TEST_DEVICE must be cpu or cuda:N[:portable][:deterministic]; got "${TESTED_DEVICE}"`);
 }
 
-const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
+/** Whether only small cases are wanted: NODE_MLA_TEST_SMALL. */
+export const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
 const SMALL_BYTES = 2e6;
 
-function devices(): { reference: Side; tested: Side } {
-  sides ??= {
-    reference: new Side('cpu', openDevice('cpu', { threads: 0 })),
-    tested: new Side(TESTED_DEVICE, openTested()),
-  };
+function devices(): Sides {
+  if (sides === undefined) {
+    const tested = new Side(TESTED_DEVICE, openTested());
+    const portable = () => new Side('portable', openDevice('cuda', { portable: true }));
+    const also = SMALL && tested.device.info().path === 'sm_90a' ? [portable()] : [];
+    sides = { reference: new Side('cpu', openDevice('cpu', { threads: 0 })), tested, also };
+  }
   return sides;
 }
 
-/** Disposes the devices of this file's comparisons; give it to after(). */
+const printed = new Set<string>();
+
+/** Disposes the devices of this file's comparisons, and says which kernels have been launched; give it to after(). */
 export async function closeDevices(): Promise<void> {
   const open = sides;
   sides = undefined;
-  await open?.reference.device.dispose();
-  await open?.tested.device.dispose();
+  for (const name of native.launchedKernels()) {
+    if (!printed.has(name)) console.log(`kernel ${name}`);
+    printed.add(name);
+  }
+  if (open === undefined) return;
+  for (const { device } of [open.reference, open.tested, ...open.also]) await device.dispose();
 }
 
 /** Runs one operation on both devices and compares; see the top of this file. */
@@ -261,21 +278,29 @@ export async function compareVerb<V extends keyof Verbs>(
     console.log(`${verb} ${options.label ?? shapesOf(planned)}: left out, ${(bytesOf(planned) / 1e6).toFixed(1)} MB`);
     return;
   }
-  const { reference, tested } = devices();
+  const { reference, tested, also } = devices();
   try {
     const expected = await (await Placement.make(reference, verb, planned)).run(false);
-    const placement = await Placement.make(tested, verb, planned);
-    const actual = await placement.run(false);
-    compareOutputs(verb, planned, actual, expected, options);
-    options.judge?.(actual, expected);
-    const again = await placement.run(true);
-    for (const name of Object.keys(actual))
-      expectSameBytes(`${verb}.${name}, run again as a graph`, again, actual, name);
-    if (options.rows !== undefined) await compareRows(tested, verb, planned, options.rows, actual, options);
+    for (const side of [...also, tested]) await compareSide(side, verb, planned, expected, options);
   } finally {
-    reference.release();
-    tested.release();
+    for (const side of [reference, tested, ...also]) side.release();
   }
+}
+
+async function compareSide<V extends keyof Verbs>(
+  side: Side,
+  verb: V,
+  planned: PlannedArgs<V>,
+  expected: Record<string, Uint8Array>,
+  options: CompareOptions,
+): Promise<void> {
+  const placement = await Placement.make(side, verb, planned);
+  const actual = await placement.run(false);
+  compareOutputs(verb, planned, actual, expected, options);
+  options.judge?.(actual, expected);
+  const again = await placement.run(true);
+  for (const name of Object.keys(actual)) expectSameBytes(`${verb}.${name}, run again as a graph`, again, actual, name);
+  if (options.rows !== undefined) await compareRows(side, verb, planned, options.rows, actual, options);
 }
 
 /** Runs one operation on the tested device alone and returns what it wrote, for cases with a reference of their own. */
@@ -284,11 +309,12 @@ export async function runTested<V extends keyof Verbs>(
   makeArgs: (make: Inputs) => PlannedArgs<V>,
   seed = 1,
 ): Promise<Record<string, Uint8Array>> {
-  const { tested } = devices();
+  const { tested, also } = devices();
   try {
+    for (const side of also) await (await Placement.make(side, verb, makeArgs(new Inputs(seed)))).run(false);
     return await (await Placement.make(tested, verb, makeArgs(new Inputs(seed)))).run(false);
   } finally {
-    tested.release();
+    for (const side of [tested, ...also]) side.release();
   }
 }
 

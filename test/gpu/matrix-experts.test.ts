@@ -11,6 +11,7 @@ import {
   type PlannedArgs,
   poisonByte,
   runTested,
+  SMALL,
   TESTED_DEVICE,
 } from './harness';
 
@@ -171,7 +172,7 @@ async function compareBatch(batch: Batch, name: string, parts: readonly (readonl
   });
   await compareVerb('moeDown', (make) => batch.down(make, hidden, false), { label: `${label}, no residual` });
   // Cases that the harness left out for their size wrote nothing.
-  if (h === undefined && process.env.NODE_MLA_TEST_SMALL === '1') return;
+  if (h === undefined && SMALL) return;
   const bytes = layer.act === 'f32' ? 4 : 2;
   for (const [begin, end] of parts) {
     const what = `${label}: tokens ${begin} to ${end - 1} alone`;

@@ -14,6 +14,7 @@ import { LatentModel, type LatentModelOptions } from '../../lib/model';
 import { native } from '../../lib/native';
 import { continueAlone, continueTogether } from '../model/continue';
 import { compareGreedy, type Golden, goldens } from '../model/golden';
+import { BATCHES, randomTasks, sameTexts, textsOf, withSpoiltGraphs } from '../model/random-texts';
 import { closeDevices, openTested, TESTED_DEVICE } from './harness';
 
 const TOLERANCE = 1e-2;
@@ -180,6 +181,46 @@ for (const golden of goldens) {
     });
   });
 }
+
+// Graphs and dependent launch change when kernels start, not what they compute; a bucket changes neither, in numbers of
+// rows that one kernel takes.
+for (const golden of goldens) {
+  test(`${golden.name}: bf16 texts of 200 random prompts, with and without graphs and dependent launch`, async () => {
+    const texts = (more: LatentModelOptions, sizes: readonly number[] = BATCHES) =>
+      withModel(golden.dir, { context: 128, maxSequences: 16, prefixCache: false, ...more }, (model) =>
+        textsOf(model, randomTasks(model.vocab, 200, 1), sizes),
+      );
+    const serial = { device: (TESTED_DEVICE === 'cpu' ? 'cpu' : `${TESTED_DEVICE}:serial`) as 'cpu' };
+    const usual = await texts({});
+    const tokens = usual.reduce((sum, { ids }) => sum + ids.length, 0);
+    console.log(`${golden.name}: ${usual.length} prompts, ${tokens} tokens, batches of ${BATCHES}`);
+    for (const [way, more] of [
+      ['without graphs', { graphs: false }],
+      ['without dependent launch', serial],
+      ['without both', { ...serial, graphs: false }],
+    ] as const) {
+      const same = sameTexts(usual, await texts(more));
+      console.log(`${golden.name} ${way}: ${same.ids} the same, ${same.bits} to the bit`);
+      assert.deepEqual(same, { ids: 200, bits: 200 }, way);
+    }
+    const alone = sameTexts(usual, await texts({ ...serial, graphs: false }, [1]));
+    console.log(`${golden.name} without both, each alone: ${alone.ids} the same, ${alone.bits} to the bit`);
+    assert.equal(alone.ids, 200);
+  });
+}
+
+test('control: graphs that lack one operation give other texts', async () => {
+  const device = openTested();
+  const texts = (graphs: boolean) =>
+    withModel(small.dir, { context: 128, maxSequences: 16, prefixCache: false, graphs }, (model) =>
+      textsOf(model, randomTasks(model.vocab, 40, 1)),
+    );
+  const right = await texts(false);
+  const { ids } = sameTexts(right, await withSpoiltGraphs(device.stream(), () => texts(true)));
+  await device.dispose();
+  console.log(`graphs without their first attention: ${40 - ids} of 40 texts are others`);
+  assert.ok(ids < 20, `${ids} of 40 texts are the same`);
+});
 
 test('there are golden checkpoints of six variants', () => {
   assert.equal(goldens.length, 6);

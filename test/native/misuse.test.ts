@@ -183,6 +183,7 @@ const METHODS: Method[] = [
   { name: 'dispose', on: (s) => s.graph, args: () => [], ends: true },
   { name: 'openDevice', on: () => native, args: () => ['cpu', { threads: 1 }] },
   { name: 'failAllocation', on: () => native, args: () => [-1] },
+  { name: 'launchedKernels', on: () => native, args: () => [] },
   { name: 'failCommand', on: () => native, args: (s) => [s.device, -1, false] },
   // Last, because some of the wrong values are tensors, and these it ends.
   { name: 'dispose', on: (s) => s.tensor, args: () => [], ends: true },
@@ -315,10 +316,10 @@ test.each(['open', 'busy', 'disposed', 'lost'])('%s', async (state) => {
 test('the handles themselves refuse a foreign receiver and foreign arguments, whatever lib/native lets through', () => {
   // What lies underneath, without the checks in TypeScript.
   const addon = require('../../build/Release/node_mla.node') as {
-    openDevice(cuda: unknown, number: unknown, portable: unknown, deterministic: unknown): unknown;
+    openDevice(cuda: unknown, number: unknown, portable: unknown, deterministic: unknown, serial: unknown): unknown;
     operations(): unknown[];
   };
-  const raw = addon.openDevice(false, 1, false, false) as Record<string, (...args: unknown[]) => unknown>;
+  const raw = addon.openDevice(false, 1, false, false, false) as Record<string, (...args: unknown[]) => unknown>;
   const stream = (raw.stream as () => unknown).call(raw) as Record<string, (...args: unknown[]) => unknown>;
   const values = [
     undefined,

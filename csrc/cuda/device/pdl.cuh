@@ -19,6 +19,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "cuda/device/launches.h"
+
 namespace mla::cuda {
 
 __device__ __forceinline__ void pdl_wait() {
@@ -36,13 +38,14 @@ __device__ __forceinline__ void pdl_launch_dependents() {
 template <class... Parameters, class... Arguments>
 cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, int cluster, size_t shared_bytes,
                             cudaStream_t stream, Arguments&&... arguments) {
+  note_launch(reinterpret_cast<const void*>(kernel));
   // Older GPUs refuse the attributes.
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed = serial_launches ? 0 : 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};

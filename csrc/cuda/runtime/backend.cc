@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/device/launches.h"
 #include "cuda/launch.h"
 #include "cuda/runtime/completion.h"
 #include "cuda/runtime/file_reader.h"
@@ -122,6 +123,7 @@ class CudaPlanner final : public Planner {
 class CudaBackend final : public Backend {
  public:
   static Status create(int index, KernelChoice choice, std::unique_ptr<Backend>* out) {
+    serial_launches = choice.serial;
     MLA_RETURN_IF_ERROR(probe(index));
     MLA_RETURN_IF_ERROR(cuda_status(cudaSetDevice(index), "cudaSetDevice"));
     cudaDeviceProp properties;
@@ -293,6 +295,17 @@ class CudaBackend final : public Backend {
 
 Status create_cuda_backend(int index, KernelChoice choice, std::unique_ptr<Backend>* out) {
   return cuda::CudaBackend::create(index, choice, out);
+}
+
+std::vector<std::string> launched_cuda_kernels() {
+  std::vector<std::string> names;
+  for (const auto& place : cuda::launched_kernels) {
+    const void* const kernel = place.load();
+    const char* name = nullptr;
+    if (kernel != nullptr && cudaFuncGetName(&name, kernel) == cudaSuccess) names.emplace_back(name);
+  }
+  cudaGetLastError();
+  return names;
 }
 
 Status create_cuda_planner(const GpuFacts& gpu, std::unique_ptr<Planner>* out) {
