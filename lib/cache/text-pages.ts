@@ -117,8 +117,10 @@ export class TextPages {
    * @returns the copy to be made before anything is written, or null. @throws ERR_NO_PAGES, nothing taken then
    */
   grow(end: number): PageCopy | null {
+    const missing = this.missing(end);
+    if (missing === 0) return null; // nearly every step of every text
     const copies = end > this.#length && this.#mustCopy();
-    const taken = this.pool.take(this.missing(end));
+    const taken = this.pool.take(missing);
     let copy: PageCopy | null = null;
     if (copies) {
       const at = Math.floor(this.#length / PAGE_TOKENS);

@@ -151,14 +151,12 @@ export class LatentModel implements AsyncDisposable {
   step(entries: readonly StepEntry[]): Promise<StepResult[]> {
     this.#mustBeOpen();
     const step = checkStep(this.#machine, entries, (s): s is Sequence => this.#sequences.has(s as Sequence));
-    const sequences = entries.map(({ sequence }) => sequence as Sequence);
-    const sampled = entries.map(({ tokens, sample }) => tokens === undefined || sample !== false);
     try {
       this.#enqueue(step);
       this.#steps += 1;
-      return this.#results(sequences.map((sequence, i) => expectation(sequence, sampled[i] as boolean)));
+      return this.#results(entries.map(expectation));
     } catch (error) {
-      this.#fail(sequences);
+      this.#fail(entries.map(({ sequence }) => sequence as Sequence));
       throw error;
     }
   }
@@ -261,14 +259,20 @@ export class LatentModel implements AsyncDisposable {
 
   #enqueue(step: CheckedStep): void {
     const machine = this.#machine;
-    const stays = new Set(step.decode);
-    for (const sequence of this.#sequences) {
-      if (!sequence.live || stays.has(sequence)) continue;
-      parkRow(machine, sequence.row);
-      sequence.live = false;
-    }
+    let live = 0;
+    for (const sequence of this.#sequences) if (sequence.live) live += 1;
+    if (live > step.decode.length) this.#park(new Set(step.decode));
     enqueueDecode(machine, step.decode, (bucket, features) => this.#decode(bucket, features));
     enqueuePrefill(machine, step.prefill, this.#attention);
+  }
+
+  /** Makes rows padding that are being decoded and do not stay in the batch. */
+  #park(stays: ReadonlySet<Sequence>): void {
+    for (const sequence of this.#sequences) {
+      if (!sequence.live || stays.has(sequence)) continue;
+      parkRow(this.#machine, sequence.row);
+      sequence.live = false;
+    }
   }
 
   #decode(bucket: number, features: SamplingFeatures): void {
@@ -348,7 +352,7 @@ export class LatentModel implements AsyncDisposable {
         return {
           token,
           logprob: token < 0 ? Number.NaN : (logprobs[row] as number),
-          top: token < 0 || top === 0 ? [] : topOf(row, top, this.#machine.limits.maxTop, tops),
+          top: token < 0 || top === 0 ? NO_TOP : topOf(row, top, this.#machine.limits.maxTop, tops),
           finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
         };
       });
@@ -399,9 +403,13 @@ interface Expectation {
   top: number;
 }
 
-function expectation(sequence: Sequence, sampled: boolean): Expectation {
+function expectation({ sequence: handle, tokens, sample }: StepEntry): Expectation {
+  const sequence = handle as Sequence;
+  const sampled = tokens === undefined || sample !== false;
   return { sequence, sampled, length: sequence.length, top: sampled ? (sequence.sampling.top ?? 0) : 0 };
 }
+
+const NO_TOP: readonly TopToken[] = Object.freeze([]);
 
 /** The first `count` of a row's likeliest ids, out of tables [maxSequences, maxTop]. */
 function topOf(row: number, count: number, maxTop: number, tables: readonly ArrayBuffer[]): TopToken[] {

@@ -32,12 +32,14 @@ export interface RowMarks {
 
 /** What sampling these sequences needs, when each has as many tokens as it has rows now. */
 export function featuresOf(sequences: readonly Sequence[]): SamplingFeatures {
-  return {
-    penalties: sequences.some(hasPenalties),
-    bias: sequences.some(({ sampling }) => hasBias(sampling.logitBias)),
-    mask: sequences.some(mayNotStop),
-    top: sequences.some(({ sampling }) => (sampling.top ?? 0) > 0),
-  };
+  const features = { penalties: false, bias: false, mask: false, top: false };
+  for (const sequence of sequences) {
+    features.penalties ||= hasPenalties(sequence);
+    features.bias ||= hasBias(sequence.sampling.logitBias);
+    features.mask ||= mayNotStop(sequence);
+    features.top ||= (sequence.sampling.top ?? 0) > 0;
+  }
+  return features;
 }
 
 /** A number for each set of features. */
@@ -155,7 +157,7 @@ function hasPenalties({ sampling }: Sequence): boolean {
   return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }
 
-function hasBias(bias: Readonly<Record<number, number>> = {}): boolean {
+function hasBias(bias: Readonly<Record<number, number>> | undefined): boolean {
   for (const _ in bias) return true;
   return false;
 }
