@@ -1,4 +1,7 @@
-// bench/attention-cases.ts - attention over the latent cache (decode) and over expanded keys (prefill), bf16.
+// bench/attention-cases.ts - attention over the latent cache (decode) and over expanded keys (prefill), bf16; decode over
+// an fp8 cache too.
+import { cacheRowBytes } from '../cache';
+import { Fp8Pages } from './fp8-pages';
 import { type KernelCase, setsFor } from './kernel-case';
 import { Dice, dot, relativeError, type Workbench } from './workbench';
 
@@ -31,6 +34,15 @@ const DECODE: readonly (readonly [h: number, b: number, l: number, q: number])[]
     ] as const
   ).map(([b, l, q]) => [h, b, l, q] as const),
 );
+
+/** The same over an fp8 cache. */
+const DECODE_FP8: typeof DECODE = [
+  [16, 1, 4096, 1],
+  [16, 8, 8192, 1],
+  [16, 32, 4096, 1],
+  [16, 128, 4096, 1],
+  [128, 32, 4096, 1],
+];
 
 /** heads, length */
 const PREFILL: readonly (readonly [h: number, l: number])[] = [
@@ -69,18 +81,21 @@ function shuffle(values: Int32Array, dice: Dice): Int32Array {
   return values;
 }
 
-function decodeCase(h: number, b: number, l: number, q: number): KernelCase {
+function decodeCase(h: number, b: number, l: number, q: number, cacheDtype: 'bf16' | 'fp8' = 'bf16'): KernelCase {
   const T = b * q;
-  const bytes = 2 * (b * l * WIDTH + T * h * (WIDTH + LATENT)) + 4 * T * h;
+  const rowBytes = cacheRowBytes(cacheDtype, { c: LATENT, r: ROPE });
+  const bytes = b * l * rowBytes + 2 * T * h * (WIDTH + LATENT) + 4 * T * h;
   const scale = WIDTH ** -0.5;
   const pages = Math.ceil(l / PAGE);
   return {
-    id: `mlaDecode h=${h} b=${b} l=${l} q=${q}`,
+    id: `mlaDecode ${cacheDtype === 'fp8' ? 'fp8 ' : ''}h=${h} b=${b} l=${l} q=${q}`,
     cost: () => ({ bytes, flops: 2 * T * h * l * (WIDTH + LATENT) }),
     async prepare(bench, coldBytes) {
       const sets = setsFor(bytes, coldBytes);
       // One cache for all sets; the pages of a sequence lie anywhere in it.
-      const cache = await bench.random('bf16', [sets * b * pages, PAGE, WIDTH]);
+      const fp8 = cacheDtype === 'fp8' ? new Fp8Pages({ c: LATENT, r: ROPE }, new Dice(l)) : null;
+      const cache =
+        (await fp8?.fill(bench, sets * b * pages)) ?? (await bench.random('bf16', [sets * b * pages, PAGE, WIDTH]));
       const table = shuffle(
         Int32Array.from({ length: sets * b * pages }, (_, i) => i),
         new Dice(h + l),
@@ -109,7 +124,8 @@ function decodeCase(h: number, b: number, l: number, q: number): KernelCase {
         const rows = new Float32Array(pages * PAGE * WIDTH);
         for (let p = 0; p < pages; p++) {
           const page = table[(set * b + sequence) * pages + p] as number;
-          rows.set(await bench.read(cache, page * PAGE * WIDTH, PAGE * WIDTH), p * PAGE * WIDTH);
+          const read = fp8?.rows(page) ?? (await bench.read(cache, page * PAGE * WIDTH, PAGE * WIDTH));
+          rows.set(read, p * PAGE * WIDTH);
         }
         return rows;
       };
@@ -223,5 +239,6 @@ async function checkPrefill(
 /** All of them. */
 export const ATTENTION_CASES: readonly KernelCase[] = [
   ...DECODE.map((shape) => decodeCase(...shape)),
+  ...DECODE_FP8.map((shape) => decodeCase(...shape, 'fp8')),
   ...PREFILL.map((shape) => prefillCase(...shape)),
 ];

@@ -1,5 +1,5 @@
 // cache - pages, their owners, and the slab they lie in.
-export { type CacheDtype, type CacheRow, cacheRowBytes } from './cache-row';
+export { type CacheDtype, type CacheRow, cacheRowBytes, fp8RowParts } from './cache-row';
 export { LatentCache, type LatentCacheShape, latentCacheSpec } from './latent-cache';
 export { PAGE_TOKENS, PagePool, type PageStats, pagesFor } from './page-pool';
 export { PrefixIndex } from './prefix-index';

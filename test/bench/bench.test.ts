@@ -35,23 +35,26 @@ test('an error is relative to the norm, and NaN is never small', () => {
   expect(median([4, 1, 2, 3])).toBe(2.5);
 });
 
-test.each(['gemm n=576 k=2048 m=1', 'mlaDecode h=16 b=1 l=1024 q=1'])('%s is checked and timed', async (id) => {
-  const flags = ['--device', 'cpu', '--cold', '4', '--samples', '3', '--filter', id, '--json'];
-  const { code, stdout, stderr } = await runCli(['bench', 'kernels', ...flags]);
-  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-  const { command, date, device, ceilings, results } = JSON.parse(stdout);
-  expect(command).toBe(['mla', 'bench', 'kernels', ...flags].join(' '));
-  expect(Date.parse(date)).toBeGreaterThan(0);
-  expect(device.kind).toBe('cpu');
-  expect(ceilings.bytesPerSecond).toBeGreaterThan(1e8);
-  expect(results).toHaveLength(1);
-  const [result] = results;
-  expect(result).toMatchObject({ id, failure: null, public: { comparable: false } });
-  expect(result.samples).toHaveLength(3);
-  expect(result.error).toBeGreaterThan(0);
-  expect(result.error).toBeLessThan(result.bound);
-  expect(result.us).toBe(median(result.samples));
-});
+test.each(['gemm n=576 k=2048 m=1', 'mlaDecode h=16 b=1 l=1024 q=1', 'mlaDecode fp8 h=16 b=1 l=4096 q=1'])(
+  '%s is checked and timed',
+  async (id) => {
+    const flags = ['--device', 'cpu', '--cold', '4', '--samples', '3', '--filter', id, '--json'];
+    const { code, stdout, stderr } = await runCli(['bench', 'kernels', ...flags]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    const { command, date, device, ceilings, results } = JSON.parse(stdout);
+    expect(command).toBe(['mla', 'bench', 'kernels', ...flags].join(' '));
+    expect(Date.parse(date)).toBeGreaterThan(0);
+    expect(device.kind).toBe('cpu');
+    expect(ceilings.bytesPerSecond).toBeGreaterThan(1e8);
+    expect(results).toHaveLength(1);
+    const [result] = results;
+    expect(result).toMatchObject({ id, failure: null, public: { comparable: false } });
+    expect(result.samples).toHaveLength(3);
+    expect(result.error).toBeGreaterThan(0);
+    expect(result.error).toBeLessThan(result.bound);
+    expect(result.us).toBe(median(result.samples));
+  },
+);
 
 test.each([
   ['decode', ['--batch', '1,3', '--depth', '70', '--steps', '4'], ['decode b=1 depth=70', 'decode b=3 depth=70']],
