@@ -48,7 +48,8 @@ test.each(['gemm n=576 k=2048 m=1', 'mlaDecode h=16 b=1 l=1024 q=1', 'mlaDecode 
     expect(ceilings.bytesPerSecond).toBeGreaterThan(1e8);
     expect(results).toHaveLength(1);
     const [result] = results;
-    expect(result).toMatchObject({ id, failure: null, public: { comparable: false } });
+    // No public library has an fp8 latent cache to compare with.
+    expect(result).toMatchObject({ id, failure: null, public: id.includes('fp8') ? null : { comparable: false } });
     expect(result.samples).toHaveLength(3);
     expect(result.error).toBeGreaterThan(0);
     expect(result.error).toBeLessThan(result.bound);
