@@ -161,5 +161,5 @@ function main(config = 'Release') {
   }
 }
 
-module.exports = { seal };
+module.exports = { seal, withLock };
 if (require.main === module) process.exitCode = main(process.argv[2]);

@@ -19,8 +19,8 @@ const ROOT = path.resolve(__dirname, '..');
 const DEVICE = 'cuda:0';
 const FULL = [
   ['kernels', '--device', DEVICE],
-  ['decode', '--device', DEVICE, '--shape', 'v2-lite', '--batch', '1,8,32', '--depth', '128'],
-  ['prefill', '--device', DEVICE, '--shape', 'v2-lite', '--length', '512,4096'],
+  ['decode', '--device', DEVICE, '--shape', 'v2-lite', '--batch', '1,8,32,128', '--depth', '128,4096'],
+  ['prefill', '--device', DEVICE, '--shape', 'v2-lite', '--length', '512,4096,32768'],
 ];
 const QUICK = [
   [

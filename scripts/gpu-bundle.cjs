@@ -116,6 +116,8 @@ function main(args) {
     fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(app, 'package.json'));
     fs.writeFileSync(path.join(app, 'commit.txt'), `${commit()}\n`); // lib/bench/circumstances.ts puts it into records
     fs.cpSync(path.join(ROOT, 'bench'), path.join(app, 'bench'), { recursive: true });
+    fs.mkdirSync(path.join(app, 'scripts'));
+    fs.copyFileSync(path.join(__dirname, 'gpu-bench.cjs'), path.join(app, 'scripts', 'gpu-bench.cjs'));
     fs.rmSync(out, { recursive: true, force: true });
     fs.mkdirSync(out, { recursive: true });
     run('tar', ['-C', app, '--owner=0', '--group=0', '-cJf', path.join(out, 'app.tar.xz'), '.']);

@@ -10,6 +10,8 @@
 #             golden           whole models (test/gpu/model)
 #             ptx              the wrappers of Hopper's instructions (test/gpu/ptx.cu); needs a Hopper GPU
 #             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
+#             gpu-bench[:ARGS] scripts/gpu-bench.cjs, as `npm run bench:gpu` runs it: "gpu-bench:--record --runs 1"; the
+#                              figures are OUT/GPU.jsonl
 #             sanitize[:TOOL+...[:NAME,...]]  the operations, small cases only, under compute-sanitizer's tools (default
 #                              memcheck; racecheck, initcheck, synccheck), all tools at the same time; then which kernels
 #                              of the addon no case has launched
@@ -22,7 +24,7 @@ set -u
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 here=$PWD
-if [ $# -lt 3 ]; then sed -n '2,23p' "$0" >&2; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,22p' "$0" >&2; exit 2; fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 limit=$2
@@ -145,6 +147,11 @@ for set in "$@"; do
       argument=${argument:-kernels}
       run "$name" "$node" "$app/lib/cli/main.js" bench $argument
       cat "$out/$name.log"
+      ;;
+    gpu-bench)
+      run gpu-bench "$node" scripts/gpu-bench.cjs --cli lib/cli/main.js $argument
+      cp "$app"/.build/bench/*.jsonl "$out"/ 2>/dev/null
+      tail -150 "$out/gpu-bench.log"
       ;;
     mla)
       name=mla-$(echo "$argument" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)

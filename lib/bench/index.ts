@@ -17,7 +17,8 @@ export {
   type PrefillBenchOptions,
 } from './model-bench';
 export { benchPeers, type PeerResult } from './peers';
-export { type RecordSet, readRecords, type Series } from './records';
+export { type RecordSet, readRecords, type Series, type Sweep } from './records';
+export { type Chart, chartsOf, figureOf } from './report';
 export {
   benchServe,
   type Load,

@@ -3,6 +3,7 @@ import { findModelFolder } from '../hub';
 import { LatentModel, type LatentModelOptions, type SequenceHandle, type StepResult } from '../model';
 import type { DeviceInfo } from '../native';
 import { Anchors } from './anchors';
+import type { Sweep } from './records';
 import { median } from './timing';
 
 /** Where and how precisely a measured model runs. */
@@ -19,23 +20,25 @@ export interface ModelBenchOptions extends PlacementOptions {
 }
 
 export interface DecodeBenchOptions extends ModelBenchOptions {
-  /** sequences that decode together, one figure each */
+  /** sequences that decode together */
   batches: readonly number[];
-  /** tokens in the cache when decoding begins */
-  depth: number;
+  /** tokens in the cache of each when decoding begins; one figure for each pair of a depth and a batch */
+  depths: readonly number[];
   /** tokens per sequence that are measured */
   steps: number;
 }
 
 export interface PrefillBenchOptions extends ModelBenchOptions {
-  /** prompt lengths, one figure each */
+  /** prompt lengths */
   lengths: readonly number[];
-  batch: number;
+  /** prompts at once; one figure for each pair of a batch and a length */
+  batches: readonly number[];
 }
 
 /** One figure: the median and every repetition, tokens per second over all sequences. */
 export interface ModelResult {
   id: string;
+  sweep: Sweep;
   tokensPerSecond: number;
   repetitions: number[];
   /** microseconds a step that the main thread was busy, the addon's calls included; null for prompts. The median. */
@@ -50,6 +53,10 @@ const PROMPT_SEED = 12345;
 
 /** The name that results and bench/anchors.json share. */
 const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
+
+/** Every pair of two lists, the second one's values running fastest. */
+const pairs = (slow: readonly number[], fast: readonly number[]) =>
+  slow.flatMap((a) => fast.map((b) => [a, b] as const));
 
 /** Loads what a bench measures. */
 export async function loadBenchModel(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
@@ -99,17 +106,16 @@ function mustBeSound(results: readonly { token: number; logprob: number }[]): vo
  * Rejects with what loading or a step rejects with.
  */
 export async function benchDecode(options: DecodeBenchOptions, report: (result: ModelResult) => void): Promise<void> {
-  const { batches, depth, steps, repetitions = 3, signal } = options;
+  const { batches, depths, steps, repetitions = 3, signal } = options;
   const anchors = new Anchors();
-  const most = Math.max(...batches);
-  const context = depth + WARM_UP_STEPS + steps + 8;
+  const deepest = Math.max(...depths);
   const model = await loadBenchModel(options, {
-    maxSequences: most,
-    context,
-    prefillChunk: Math.min(4096, Math.max(depth, 1)),
+    maxSequences: Math.max(...batches),
+    context: deepest + WARM_UP_STEPS + steps + 8,
+    prefillChunk: Math.min(4096, deepest),
   });
   try {
-    for (const batch of batches) {
+    for (const [depth, batch] of pairs(depths, batches)) {
       const taken: number[] = [];
       const host: number[] = [];
       for (let repetition = 0; repetition < repetitions; repetition++) {
@@ -130,9 +136,11 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
           for (const sequence of sequences) sequence.dispose();
         }
       }
-      const id = `${nameOf(options)} decode b=${batch} depth=${depth}`;
+      const name = nameOf(options);
+      const id = `${name} decode b=${batch} depth=${depth}`;
       report({
         id,
+        sweep: { bench: 'decode', model: name, batch, tokens: depth },
         tokensPerSecond: median(taken),
         repetitions: taken,
         hostUs: median(host),
@@ -171,16 +179,17 @@ export async function decodeSteps(
 
 /** Prompt processing: from the call to the first sampled token. */
 export async function benchPrefill(options: PrefillBenchOptions, report: (result: ModelResult) => void): Promise<void> {
-  const { lengths, batch, repetitions = 5, signal } = options;
+  const { lengths, batches, repetitions = 5, signal } = options;
   const anchors = new Anchors();
   const longest = Math.max(...lengths);
+  const most = Math.max(...batches);
   const model = await loadBenchModel(options, {
-    maxSequences: batch,
+    maxSequences: most,
     context: longest + 1,
-    prefillChunk: Math.min(4096, longest * batch),
+    prefillChunk: Math.min(4096, longest * most),
   });
   try {
-    for (const length of lengths) {
+    for (const [batch, length] of pairs(batches, lengths)) {
       const taken: number[] = [];
       // The first one warms up.
       for (let repetition = 0; repetition <= repetitions; repetition++) {
@@ -198,9 +207,11 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
           for (const sequence of sequences) sequence.dispose();
         }
       }
-      const id = `${nameOf(options)} prefill${batch === 1 ? '' : ` b=${batch}`} length=${length}`;
+      const name = nameOf(options);
+      const id = `${name} prefill${batch === 1 ? '' : ` b=${batch}`} length=${length}`;
       report({
         id,
+        sweep: { bench: 'prefill', model: name, batch, tokens: length },
         tokensPerSecond: median(taken),
         repetitions: taken,
         hostUs: null,

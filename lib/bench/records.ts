@@ -2,9 +2,24 @@
 // are repetitions of it in processes of their own.
 import { MlaError } from '../errors';
 
+/** What was swept when a figure of a whole model was taken. */
+export interface Sweep {
+  bench: 'decode' | 'prefill';
+  /** shape, or folder */
+  model: string;
+  /** sequences together */
+  batch: number;
+  /** in the cache of each when decoding began, or of each prompt */
+  tokens: number;
+}
+
 /** Times of one case, whatever the record counted: microseconds of an operation, or of a token. */
 export interface Series {
   id: string;
+  /** of an operation: microseconds that nothing can beat */
+  floorUs?: number;
+  /** of a whole model */
+  sweep?: Sweep;
   /** what the record counted */
   unit: 'us' | 'tokens/s';
   /** microseconds; the samples of each run */
@@ -17,6 +32,8 @@ export interface RecordSet {
   device: string;
   drivers: string[];
   commits: string[];
+  /** when each record was made, as it says */
+  dates: string[];
   /** MHz, of each record that has it */
   clocks: number[];
   series: Map<string, Series>;
@@ -25,6 +42,7 @@ export interface RecordSet {
 }
 
 interface RawRecord {
+  date?: string;
   commit?: string | null;
   gpu?: { driver?: string; clockSm?: number } | null;
   device?: { name?: string };
@@ -36,6 +54,8 @@ interface RawResult {
   samples?: unknown;
   repetitions?: unknown;
   failure?: string | null;
+  floorUs?: unknown;
+  sweep?: Partial<Record<keyof Sweep, unknown>>;
   device?: { name?: string };
 }
 
@@ -45,7 +65,15 @@ interface RawResult {
  */
 export function readRecords(text: string, name: string): RecordSet {
   const wrong = (what: string) => new MlaError('ERR_INVALID_ARG', `${name}: ${what}.`);
-  const set: RecordSet = { device: '', drivers: [], commits: [], clocks: [], series: new Map(), failures: new Map() };
+  const set: RecordSet = {
+    device: '',
+    drivers: [],
+    commits: [],
+    dates: [],
+    clocks: [],
+    series: new Map(),
+    failures: new Map(),
+  };
   const devices = new Set<string>();
   const drivers = new Set<string>();
   const commits = new Set<string>();
@@ -54,6 +82,7 @@ export function readRecords(text: string, name: string): RecordSet {
     const record = parse(line);
     if (record === null || !Array.isArray(record.results))
       throw wrong(`line ${i + 1} is no record of mla bench with --json`);
+    if (record.date) set.dates.push(record.date);
     if (record.commit) commits.add(record.commit);
     if (record.gpu?.driver) drivers.add(record.gpu.driver);
     if (record.gpu?.clockSm) set.clocks.push(record.gpu.clockSm);
@@ -92,8 +121,16 @@ function add(set: RecordSet, result: RawResult, wrong: (what: string) => Error):
   const sound = Array.isArray(values) && values.length > 0 && values.every((v) => typeof v === 'number' && v > 0);
   if (!sound) throw wrong(`${id} has no list of positive samples or repetitions`);
   const times = unit === 'us' ? (values as number[]) : (values as number[]).map((rate) => 1e6 / rate);
-  const series = set.series.get(id) ?? { id, unit, runs: [] };
+  const series: Series = set.series.get(id) ?? { id, unit, runs: [] };
   if (series.unit !== unit) throw wrong(`${id} was measured in ${series.unit} before`);
   series.runs.push(times);
+  if (typeof result.floorUs === 'number' && result.floorUs > 0) series.floorUs = result.floorUs;
+  if (isSweep(result.sweep)) series.sweep = result.sweep;
   set.series.set(id, series);
+}
+
+function isSweep(value: RawResult['sweep']): value is Sweep {
+  const { bench, model, batch, tokens } = value ?? {};
+  const count = (n: unknown) => typeof n === 'number' && n >= 1;
+  return (bench === 'decode' || bench === 'prefill') && typeof model === 'string' && count(batch) && count(tokens);
 }

@@ -1,11 +1,12 @@
 // cli/bench-compare.ts - mla bench compare: fails when figures became worse by more than noise.
 import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
-import { type Comparison, type ComparisonReport, compare, readRecords } from '../bench';
+import { type Comparison, type ComparisonReport, compare, type RecordSet, readRecords } from '../bench';
 import { MlaError } from '../errors';
 import { FoundWanting } from './failure';
 import { addJsonFlag, type JsonFlag } from './flags';
 import { print } from './output';
+import { tableOf } from './table';
 
 /** Adds the subcommand to `mla bench`. */
 export function addBenchCompare(bench: Command): void {
@@ -18,12 +19,13 @@ export function addBenchCompare(bench: Command): void {
     .argument('<after>', 'file with the figures to judge');
   addJsonFlag(command).action(async (before: string, after: string, flags: JsonFlag) => {
     const report = compare(await recordsOf(before), await recordsOf(after));
-    await print(flags.json ? `${JSON.stringify(report)}\n` : tableOf(report));
+    await print(flags.json ? `${JSON.stringify(report)}\n` : textOf(report));
     judge(report);
   });
 }
 
-async function recordsOf(file: string) {
+/** Reads a file of records. Rejects with ERR_FILE, or ERR_INVALID_ARG for what is none. */
+export async function recordsOf(file: string): Promise<RecordSet> {
   let text: string;
   try {
     text = await readFile(file, 'utf8');
@@ -43,25 +45,17 @@ function judge({ cases, broken }: ComparisonReport): void {
   if (parts.length > 0) throw new FoundWanting(`${parts.join(', ')}.`);
 }
 
-const HEAD = ['case', 'before', 'after', 'unit', 'time', 'noise', ''];
+const HEAD = ['case', 'before', 'after', 'unit', 'time', 'noise', 'verdict'];
 
-/** A Markdown table that reads well in a terminal too; what is not the same stands first. */
-function tableOf({ device, cases, onlyBefore, onlyAfter, broken, overall, notes }: ComparisonReport): string {
+/** What is not the same stands first. */
+function textOf({ device, cases, onlyBefore, onlyAfter, broken, overall, notes }: ComparisonReport): string {
   const rank = { slower: 0, faster: 1, same: 2 };
   const sorted = [...cases].sort((a, b) => rank[a.verdict] - rank[b.verdict]);
-  const rows = [HEAD, ...sorted.map(rowOf), ...broken.map(({ id }) => [id, '', '', '', '', '', 'FAILS'])];
-  const widths = HEAD.map((_, i) => Math.max(3, ...rows.map((row) => (row[i] as string).length)));
-  const line = (cells: readonly string[]) =>
-    `| ${cells.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] as number) : cell.padStart(widths[i] as number))).join(' | ')} |`;
-  const rule = `| ${widths.map((width, i) => (i === 0 ? '-'.repeat(width) : `${'-'.repeat(width - 1)}:`)).join(' | ')} |`;
-  const [head = HEAD, ...body] = rows;
   const lines = [
     `${device}: ${cases.length} cases, the middle of all is ${percent(overall)}`,
     ...notes.map((text) => `note: ${text}`),
     '',
-    line(head),
-    rule,
-    ...body.map(line),
+    tableOf(HEAD, [...sorted.map(rowOf), ...broken.map(({ id }) => [id, '', '', '', '', '', 'FAILS'])]).trimEnd(),
     ...broken.map(({ id, failure }) => `${id} fails: ${failure}`),
     ...(onlyBefore.length > 0 ? ['', `only before: ${onlyBefore.join('; ')}`] : []),
     ...(onlyAfter.length > 0 ? ['', `only after: ${onlyAfter.join('; ')}`] : []),

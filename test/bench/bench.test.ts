@@ -58,20 +58,45 @@ test.each(['gemm n=576 k=2048 m=1', 'mlaDecode h=16 b=1 l=1024 q=1', 'mlaDecode 
 );
 
 test.each([
-  ['decode', ['--batch', '1,3', '--depth', '70', '--steps', '4'], ['decode b=1 depth=70', 'decode b=3 depth=70']],
-  ['prefill', ['--length', '5,130'], ['prefill length=5', 'prefill length=130']],
+  [
+    'decode',
+    ['--batch', '1,3', '--depth', '5,70', '--steps', '4'],
+    ['decode b=1 depth=5', 'decode b=3 depth=5', 'decode b=1 depth=70', 'decode b=3 depth=70'],
+  ],
+  [
+    'prefill',
+    ['--batch', '1,2', '--length', '5,130'],
+    ['prefill length=5', 'prefill length=130', 'prefill b=2 length=5', 'prefill b=2 length=130'],
+  ],
 ])('bench %s of a random model', async (what, flags, ids) => {
   const args = ['bench', what, '--shape', 'tiny', '--device', 'cpu', '--repetitions', '2', '--json', ...flags];
   const { code, stdout, stderr } = await runCli(args);
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   const { results } = JSON.parse(stdout);
   expect(results.map(({ id }: { id: string }) => id)).toEqual(ids.map((id) => `tiny ${id}`));
-  for (const { tokensPerSecond, repetitions, hostUs } of results) {
+  for (const { tokensPerSecond, repetitions, hostUs, sweep } of results) {
     expect(repetitions).toHaveLength(2);
     expect(tokensPerSecond).toBeGreaterThan(0);
     if (what === 'decode') expect(hostUs).toBeGreaterThan(0);
     else expect(hostUs).toBeNull();
+    expect(sweep).toMatchObject({ bench: what, model: 'tiny' });
   }
+  const { sweep } = results[3];
+  expect(ids[3]).toBe(`${what} b=${sweep.batch} ${what === 'decode' ? 'depth' : 'length'}=${sweep.tokens}`);
+});
+
+test('without --json the figures are a Markdown table, a row as soon as it is there', async () => {
+  const args = ['bench', 'decode', '--shape', 'tiny', '--device', 'cpu', '--batch', '1,2', '--steps', '4'];
+  let pieces = 0;
+  const { code, stdout } = await runCli(args, { onStdout: () => pieces++ });
+  expect(code).toBe(0);
+  expect(stdout.split('\n').slice(0, 3)).toEqual([
+    expect.stringMatching(/^\| case +\| +tokens\/s \| +lowest \| +highest \| host us \| public \|$/),
+    expect.stringMatching(/^\| -+ \| -+: \| -+: \| -+: \| -+: \| -+: \|$/),
+    expect.stringMatching(/^\| tiny decode b=1 depth=128 +\| +[\d.]+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| +- \|$/),
+  ]);
+  expect(stdout).toMatch(/\n\| tiny decode b=2 depth=128 [^\n]*\n$/);
+  expect(pieces).toBeGreaterThan(1);
 });
 
 test('bench step counts the launches of the whole step and of each kind of operation', async () => {
