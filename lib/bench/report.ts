@@ -25,6 +25,9 @@ export function figureOf({ unit, runs }: Series): { value: number; low: number; 
   return { value: shown(median(runs.map(median))), low: Math.min(...all), high: Math.max(...all) };
 }
 
+/** Public figures beside more lines of ours than this would hide them. */
+const MOST_LINES_WITH_OTHERS = 2;
+
 /** Draws what there is to draw: a quantity with one value only gives no chart. */
 export function chartsOf(set: RecordSet): Chart[] {
   const anchors = new Anchors();
@@ -63,6 +66,7 @@ function sweepChart(
   const nameOf = QUANTITY[fixed === 'batch' ? 'batch' : bench].of;
   const lines: ChartLine[] = [];
   const values = [...new Set(members.map(({ sweep }) => sweep[fixed]))].sort((a, b) => a - b);
+  const known = values.length <= MOST_LINES_WITH_OTHERS ? anchors : undefined;
   values.forEach((value, group) => {
     const points: ChartPoint[] = [];
     const others = new Map<string, ChartPoint[]>();
@@ -71,7 +75,7 @@ function sweepChart(
       const x = sweep[over];
       const { value: y, low, high } = figureOf(series);
       points.push({ x, y, low, high });
-      for (const { by, tokensPerSecond } of anchors?.model(series.id) ?? []) {
+      for (const { by, tokensPerSecond } of known?.model(series.id) ?? []) {
         const point = { x, y: tokensPerSecond, low: tokensPerSecond, high: tokensPerSecond };
         others.set(by, [...(others.get(by) ?? []), point]);
       }
