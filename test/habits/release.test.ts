@@ -24,7 +24,7 @@ describe('workflows', () => {
       if (script !== undefined) expect(Object.keys(scripts)).toContain(script);
       const [, file] = /^(?:sudo )?(?:bash|node) (\S+)/.exec(command) ?? [];
       if (file !== undefined) expect(existsSync(join(ROOT, file))).toBe(true);
-      expect(script ?? file ?? command).toMatch(/^[\w:]+$|^\.ci\/run$|^scripts\/|^npm (ci|publish)\b|^npx mla /);
+      expect(script ?? file ?? command).toMatch(/^[\w:]+$|^\.ci\/run$|^scripts\/|^npm (ci|pkg|publish)\b|^npx mla /);
     }
   });
 
