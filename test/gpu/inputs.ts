@@ -67,17 +67,30 @@ export interface PagedCache {
   slot(b: number, i: number): number;
 }
 
+/** What Inputs throws when arguments take more bytes than it may make. */
+export class TooLarge extends Error {}
+
 /** Makes arguments; one seed gives the same ones everywhere. */
 export class Inputs {
   readonly random: Random;
 
-  constructor(seed: number) {
+  /** @param left bytes that it may make, in all */
+  constructor(
+    seed: number,
+    private left = Number.POSITIVE_INFINITY,
+  ) {
     this.random = new Random(seed);
+  }
+
+  private spend(dtype: DType, shape: readonly number[]): void {
+    this.left -= count(shape) * DTYPE_BYTES[dtype];
+    if (this.left < 0) throw new TooLarge(`${dtype} [${shape}] is too large`);
   }
 
   /** Normal values. */
   normal(dtype: DType, shape: readonly number[], scale = 1, mean = 0, role: Role = 'in'): Planned {
     const n = count(shape);
+    this.spend(dtype, shape);
     if (n <= TABLE) return new Planned(role, dtype, shape, encode(dtype, this.random.values(dtype, n, scale, mean)));
     const width = DTYPE_BYTES[dtype];
     const table = encode(dtype, this.random.values(dtype, TABLE, scale, mean));
@@ -106,11 +119,13 @@ export class Inputs {
   /** These values. */
   values(dtype: DType, shape: readonly number[], values: ArrayLike<number>, role: Role = 'in'): Planned {
     if (values.length !== count(shape)) throw new Error(`${values.length} values for shape [${shape}]`);
+    this.spend(dtype, shape);
     return new Planned(role, dtype, shape, encode(dtype, values));
   }
 
   /** An output, filled with poison: NaN, or 0x7f7f... */
   output(dtype: DType, shape: readonly number[]): Planned {
+    this.spend(dtype, shape);
     return new Planned('out', dtype, shape, new Uint8Array(count(shape) * DTYPE_BYTES[dtype]).fill(poisonByte(dtype)));
   }
 

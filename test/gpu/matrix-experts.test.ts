@@ -263,7 +263,7 @@ const REAL: Readonly<Record<string, Omit<Layer, 'act' | 'weight'> & { tokens: re
 
 for (const [name, { tokens: counts, ...shape }] of Object.entries(REAL)) {
   for (const weight of ['bf16', 'f8e4m3'] as const) {
-    test(`experts of ${name}, ${weight} weights`, async () => {
+    test(`experts of ${name}, ${weight} weights`, { skip: SMALL }, async () => {
       const layer: Layer = { ...shape, act: 'bf16', weight };
       const weights = weightsOf(new Inputs(1), layer);
       for (const tokens of counts) {
@@ -283,7 +283,7 @@ const skewed =
   };
 
 for (const weight of ['bf16', 'f8e4m3'] as const) {
-  test(`experts, ${weight} weights: skewed routing, several waves of tiles`, async () => {
+  test(`experts, ${weight} weights: skewed routing, several waves of tiles`, { skip: SMALL }, async () => {
     for (const tokens of [90, 2600]) {
       const layer: Layer = { act: 'bf16', weight, d: 6800, width: 80, experts: 9, perToken: 1 };
       await compareBatch(new Batch(layer, tokens, skewed(9)), 'skewed', [[1, 2]]);
