@@ -3,6 +3,7 @@ export { type CacheDtype, type CacheRow, cacheRowBytes, fp8RowParts } from './ca
 export { LatentCache, type LatentCacheShape, latentCacheSpec } from './latent-cache';
 export { PAGE_TOKENS, PagePool, type PageStats, pagesFor } from './page-pool';
 export { PrefixIndex } from './prefix-index';
+export { replaceFile } from './replace-file';
 export {
   readSnapshot,
   type SnapshotLayout,

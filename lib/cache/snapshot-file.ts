@@ -4,11 +4,12 @@
 //   "NODEMLA\0"  version u32  bytes of header u32  header (JSON)  token ids i32[]  pages  sha256 of all before
 //
 // Numbers are little-endian. A page is [layers, 64] rows of the cache (cache-row.ts).
-import { createHash, type Hash, randomBytes } from 'node:crypto';
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { createHash, type Hash } from 'node:crypto';
+import { type FileHandle, open } from 'node:fs/promises';
 import { MlaError } from '../errors';
 import { type CacheDtype, type CacheRow, cacheRowBytes, validRows } from './cache-row';
 import { PAGE_TOKENS, pagesFor } from './page-pool';
+import { fileErrors, replaceFile } from './replace-file';
 
 const MAGIC = Buffer.from('NODEMLA\0', 'latin1');
 const VERSION = 1;
@@ -64,27 +65,16 @@ export async function writeSnapshot(
     ids.writeInt32LE(id, i * 4);
   });
 
-  const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`;
-  const file = await fileErrors(path, () => open(temporary, 'wx', 0o600));
-  try {
-    const hash = createHash('sha256');
-    const write = async (bytes: Uint8Array) => {
+  const hash = createHash('sha256');
+  await replaceFile(path, async (write) => {
+    const hashed = (bytes: Uint8Array) => {
       hash.update(bytes);
-      await fileErrors(path, () => writeAll(file, bytes));
+      return write(bytes);
     };
-    for (const part of [preamble, header, ids]) await write(part);
-    for await (const page of pages) await write(page);
-    await fileErrors(path, async () => {
-      await writeAll(file, hash.digest());
-      await file.sync();
-      await file.close();
-      await rename(temporary, path);
-    });
-  } catch (error) {
-    await file.close().catch(() => {});
-    await rm(temporary, { force: true }).catch(() => {});
-    throw error;
-  }
+    for (const part of [preamble, header, ids]) await hashed(part);
+    for await (const page of pages) await hashed(page);
+    await write(hash.digest());
+  });
 }
 
 /**
@@ -204,21 +194,6 @@ function parseHeader(
   return { tokens, rows };
 }
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  for (let done = 0; done < bytes.length; ) {
-    const { bytesWritten } = await file.write(bytes, done, bytes.length - done);
-    done += bytesWritten;
-  }
-}
-
 function broken(path: string, why: string): MlaError {
   return new MlaError('ERR_SNAPSHOT', `${path} is no saved sequence of this model: ${why}.`);
-}
-
-async function fileErrors<T>(path: string, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (cause) {
-    throw new MlaError('ERR_FILE', `${path}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
-  }
 }

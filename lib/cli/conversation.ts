@@ -1,5 +1,6 @@
 // cli/conversation.ts - the messages of a chat, and their file.
-import { readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
+import { replaceFile } from '../cache';
 import { MlaError } from '../errors';
 import type { ChatMessage } from '../text';
 
@@ -43,14 +44,8 @@ export class Conversation {
 
   /** Writes all messages as JSON; the file appears whole or not at all. Rejects with ERR_FILE. */
   async save(path: string): Promise<void> {
-    const next = `${path}.${process.pid}.next`;
-    try {
-      await writeFile(next, `${JSON.stringify({ messages: this.messages }, null, 2)}\n`, { flag: 'wx' });
-      await rename(next, path);
-    } catch (cause) {
-      await rm(next, { force: true }).catch(() => {});
-      throw fileError(path, 'cannot be written', cause);
-    }
+    const text = `${JSON.stringify({ messages: this.messages }, null, 2)}\n`;
+    await replaceFile(path, (write) => write(Buffer.from(text)));
   }
 
   /** Reads what {@link save} wrote, in place of what was said. Rejects with ERR_FILE, and changes nothing then. */
@@ -61,7 +56,7 @@ export class Conversation {
       if (bytes.length > MAX_FILE_BYTES) throw new Error(`more than ${MAX_FILE_BYTES} bytes`);
       text = bytes.toString('utf8');
     } catch (cause) {
-      throw fileError(path, 'cannot be read', cause);
+      throw unreadable(path, cause);
     }
     const messages = messagesIn(text, path);
     this.systemText = messages[0]?.role === 'system' ? messages[0].content : null;
@@ -88,7 +83,7 @@ function messagesIn(text: string, path: string): ChatMessage[] {
   return messages as ChatMessage[];
 }
 
-function fileError(path: string, what: string, cause: unknown): MlaError {
+function unreadable(path: string, cause: unknown): MlaError {
   const { code, message } = cause as NodeJS.ErrnoException;
-  return new MlaError('ERR_FILE', `${path}: ${what} (${code ?? message}).`, { cause });
+  return new MlaError('ERR_FILE', `${path}: cannot be read (${code ?? message}).`, { cause });
 }

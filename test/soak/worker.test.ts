@@ -1,7 +1,7 @@
 // Models in worker threads, many times: terminated at random moments, in processes that end, made and disposed.
 import { runScript } from '../engine/worker/child-script';
 
-const ROUNDS = 200;
+const ROUNDS = 60;
 const WARM_UP = 20;
 /** One leaked thread's heap, or one model's weights, would be more. */
 const GROWTH_MIB = 8;
