@@ -4,6 +4,7 @@
 // probabilities, whose last bits differ; the inputs are made from fixed seeds that come to no border that closely.
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
+import { type GenerateOptions, loadModel } from '../../lib/index';
 import {
   closeDevices,
   compareVerb,
@@ -99,6 +100,7 @@ const CASES: Readonly<Record<string, Sampling>> = {
   'nearly flat': { vocab: 129280, logits: normal(0.3) },
   'penalties and bias': { vocab: 4000, width: 4001, counts: true, bias: true, logits: normal(4) },
   'bias and mask': { vocab: 30000, bias: true, mask: true, logits: normal(2) },
+  'penalties, bias and mask together': { vocab: 102400, counts: true, bias: true, mask: true, logits: normal(3) },
   'peaked, with penalties and mask': { vocab: 50003, width: 50010, counts: true, mask: true, logits: normal(6) },
   'small, no log-probabilities': { vocab: 100, width: 128, logprobs: false, counts: true, logits: normal(2) },
   'one token': { vocab: 1, width: 3, logits: normal(1) },
@@ -273,4 +275,56 @@ test('advance: a row without a page for its next token ends at its limit', async
   assert.deepEqual(ints(written.positions), [-1, -1, -1, 64]);
   assert.deepEqual(ints(written.ids), [-1, -1, -1, 7]);
   assert.deepEqual(ints(written.lengths), [0, 0, 0, 65]);
+});
+
+/** Requests that ask for different things of the same steps: what a graph of each set of features does. */
+const REQUESTS: readonly GenerateOptions[] = [
+  {},
+  { repetitionPenalty: 1.3, topLogprobs: 3 },
+  { presencePenalty: 2, frequencyPenalty: 0.7 },
+  { logitBias: { 5: 4, 11: -1000 }, minTokens: 20 },
+  { temperature: 0.9, topK: 40, topP: 0.9, minP: 0.02, seed: 3, topLogprobs: 20 },
+  { temperature: 1.5, minP: 0.1, seed: 4, repetitionPenalty: 1.2, logitBias: { 7: 2 } },
+];
+
+test('whole model: what requests ask for together is done as on the CPU', async () => {
+  const run = async (device: string) => {
+    const types = { activationDtype: 'f32', cacheDtype: 'f32' } as const;
+    const model = await loadModel(undefined, { device: device as 'cpu', ...types, context: 256, maxSequences: 8 });
+    try {
+      const ask = (prompt: string, options: GenerateOptions) =>
+        model.generate(prompt, { temperature: 0, maxTokens: 32, ignoreEos: true, ...options }).result;
+      return await Promise.all(
+        REQUESTS.flatMap((options) => [ask('In the', options), ask('And God said, Let', options)]),
+      );
+    } finally {
+      await model.dispose();
+    }
+  };
+  const [cpu, gpu] = [await run('cpu'), await run(TESTED_DEVICE)];
+  let worst = 0;
+  let tokens = 0;
+  let close = 0;
+  for (const [i, ours] of gpu.entries()) {
+    const reference = cpu[i] as (typeof cpu)[number];
+    for (const [k, id] of ours.tokens.entries()) {
+      if (id !== reference.tokens[k]) {
+        // Behind another choice everything is another text; float32 on both sides should not let that happen often.
+        close++;
+        break;
+      }
+      tokens++;
+      worst = Math.max(worst, Math.abs((ours.logprobs[k] as number) - (reference.logprobs[k] as number)));
+      assert.deepEqual(ours.top[k]?.length ?? 0, reference.top[k]?.length ?? 0);
+      for (const [j, top] of (ours.top[k] ?? []).entries()) {
+        const expected = reference.top[k]?.[j]?.logprob as number;
+        worst = Math.max(worst, Math.abs(top.logprob - expected));
+      }
+    }
+  }
+  console.log(
+    `${tokens} of ${gpu.length * 32} tokens as on the CPU, log-probabilities within ${worst.toExponential(1)}; ${close} texts part at a close choice`,
+  );
+  assert.ok(close <= 1, `${close} texts differ`);
+  assert.ok(worst < 1e-3, `${worst}`);
 });
