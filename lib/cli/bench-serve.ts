@@ -108,8 +108,8 @@ function gainOf({ shared, own, first, second, ratio }: PrefixResult): string {
 
 /** Two lines of titles, 100 columns wide. */
 const TITLES = [
-  '              done      new   first token ms   per token ms      queue ms  waits loop late ms   busy\n',
-  'load         req/s    tok/s      p50     p99    p50     p99    p50    p99    max   p99    max us/step\n',
+  '              done      new   first token ms   per token ms      queue ms  waits loop late ms  busy\n',
+  'load         req/s    tok/s      p50     p99    p50     p99    p50    p99    max   p99   max us/step\n',
 ].join('');
 
 function rowOf({
@@ -136,7 +136,7 @@ function rowOf({
     String(waiting.max).padStart(7),
     mainThread === null
       ? ''
-      : pair(mainThread.late.p99, mainThread.late.max, [6, 7], 1) + mainThread.busyUs.toFixed(0).padStart(8),
+      : pair(mainThread.late.p99, mainThread.late.max, [6, 6], 1) + mainThread.busyUs.toFixed(0).padStart(8),
     '\n',
   ].join('');
 }
