@@ -1,4 +1,8 @@
 // Models in worker threads, many times: terminated at random moments, in processes that end, made and disposed.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { runScript } from '../engine/worker/child-script';
 
 const ROUNDS = 60;
@@ -13,6 +17,31 @@ describe('random ends', () => {
 });
 describe('ends of processes', () => {
   require('../engine/worker/exits.test');
+});
+
+test('control: an addon whose thread nobody joins ends the process', () => {
+  const dir = mkdtempSync(join(tmpdir(), 'mla-unjoined-'));
+  try {
+    const addon = join(dir, 'unjoined.node');
+    const include: string = require('node-api-headers').include_dir;
+    execFileSync('g++', ['-shared', '-fPIC', '-O1', '-I', include, '-o', addon, join(__dirname, 'unjoined.cc')]);
+    const script = `
+      const { Worker } = require('node:worker_threads');
+      const code = ${JSON.stringify(`require(${JSON.stringify(addon)}); setInterval(() => {}, 1000)`)};
+      (async () => {
+        for (let i = 0; i < 20; i++) {
+          const worker = new Worker(code, { eval: true });
+          await new Promise((resolve) => worker.once('online', resolve));
+          await new Promise((resolve) => setTimeout(resolve, Math.random() * 60));
+          await worker.terminate();
+        }
+      })();`;
+    const signals = Array.from({ length: 5 }, () => spawnSync(process.execPath, ['-e', script]).signal);
+    console.log(`5 processes with 20 terminations each, without protection: ${signals.join(', ')}`);
+    expect(signals.filter((signal) => signal === 'SIGSEGV' || signal === 'SIGABRT').length).toBeGreaterThan(0);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 });
 
 test(`${ROUNDS} models in workers, one after the other, leave no memory behind`, async () => {

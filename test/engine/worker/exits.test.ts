@@ -34,6 +34,10 @@ const ENDS: Record<string, { action: string; expected: Partial<Outcome> }> = {
     action: 'act(); setImmediate(() => { throw new Error("on purpose"); });',
     expected: { code: 1, signal: null },
   },
+  'an unhandled rejection': {
+    action: 'act(); setImmediate(() => { Promise.reject(new Error("on purpose")); });',
+    expected: { code: 1, signal: null },
+  },
   SIGINT: { action: 'act(); process.kill(process.pid, "SIGINT");', expected: { code: null, signal: 'SIGINT' } },
   SIGTERM: { action: 'act(); process.kill(process.pid, "SIGTERM");', expected: { code: null, signal: 'SIGTERM' } },
   'the end of the worker': {
