@@ -130,7 +130,9 @@ describe('npm run prebuildify', () => {
     const node = process.execPath; // wants libstdc++
     expect(() => inspect(node)).toThrow(/needs libstdc\+\+\.so\.6|needs libdl|needs libpthread/);
     if (!cuda)
-      expect(() => tryLoad(file, true)).toThrow(/has no code for 80-real, 90-real, 90a-real, 100-real, 120-real, 120-virtual/);
+      expect(() => tryLoad(file, true)).toThrow(
+        /has no code for 80-real, 90-real, 90a-real, 100-real, 120-real, 120-virtual/,
+      );
     expect(() => tryLoad(join(ROOT, 'package-lock.json.node'), false)).toThrow(/does not load/);
   });
 });
