@@ -42,8 +42,8 @@ const mutations: Mutation[] = [
   {
     name: 'latent cached without its norm',
     file: 'csrc/cpu/kernels/latent.cc',
-    find: 'norm_row(y + nq, p.latent_norm.as<const W>(), rms_factor(y + nq, c, p.latent_eps), c, row);',
-    replace: 'norm_row(y + nq, p.latent_norm.as<const W>(), 1.0f, c, row);',
+    find: 'norm_row(row, p.latent_norm.as<const W>(), rms_factor(row, c, p.latent_eps), c, row);',
+    replace: 'norm_row(row, p.latent_norm.as<const W>(), 1.0f, c, row);',
   },
   {
     name: 'routing weights with bias',
