@@ -9,7 +9,7 @@ import { promptOf } from '../../lib/bench/model-bench';
 import { type LoadOptions, modelOf } from '../../lib/engine';
 import { LatentModel } from '../../lib/model';
 import { companyLoad } from '../engine/company-load';
-import { TESTED_DEVICE } from './harness';
+import { SMALL, TESTED_DEVICE } from './harness';
 
 /** A dense layer and one with experts, of real width. */
 const SHAPE = 'v2-lite:2';
@@ -23,14 +23,16 @@ for (const device of DEVICES) {
   };
   const book = [...promptOf(1000, 102400, 4)];
 
-  test(`${device}, deterministic: requests in company have the bits that they have alone`, async () => {
+  test(`${device}, deterministic: requests in company have the bits that they have alone`, {
+    skip: SMALL,
+  }, async () => {
     const figures = await companyLoad(open, book, REQUESTS, true);
     console.log(`${device}: ${JSON.stringify(figures)}`);
     assert.deepEqual([figures.otherTokens, figures.otherBits], [0, 0]);
     if (TESTED_DEVICE !== 'cpu') assert.ok(figures.preemptions > 0 && figures.cachedTokens > 0);
   });
 
-  test(`${device}, control: without the option some have others`, async () => {
+  test(`${device}, control: without the option some have others`, { skip: SMALL }, async () => {
     const figures = await companyLoad(open, book, REQUESTS, false);
     console.log(`${device}: ${JSON.stringify(figures)}`);
     if (TESTED_DEVICE !== 'cpu') assert.ok(figures.otherBits > 0);

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { MlaError } from '../../lib/errors';
 import { native } from '../../lib/native';
-import { openTested, TESTED_DEVICE } from './harness';
+import { openTested, SMALL, TESTED_DEVICE } from './harness';
 import type { Told } from './lost-child';
 
 async function codeOf(work: () => unknown): Promise<string> {
@@ -57,7 +57,9 @@ function child(what: string): Promise<Ended> {
 
 const FAULTS = join(__dirname, '..', '..', 'build', 'Release', 'gpu-faults.node');
 const without =
-  TESTED_DEVICE === 'cpu' || !existsSync(FAULTS) ? 'needs a GPU, and what scripts/gpu-bundle.cjs builds' : false;
+  TESTED_DEVICE === 'cpu' || SMALL || !existsSync(FAULTS)
+    ? 'needs a GPU, and what scripts/gpu-bundle.cjs builds'
+    : false;
 
 for (const [what, limits] of [
   ['fault', { endMs: [0, 5000], leaveMs: 5000 }],

@@ -12,6 +12,7 @@ import {
   type Planned,
   type PlannedArgs,
   runTested,
+  SMALL,
   TESTED_DEVICE,
 } from './harness';
 
@@ -287,7 +288,7 @@ const REQUESTS: readonly GenerateOptions[] = [
   { temperature: 1.5, minP: 0.1, seed: 4, repetitionPenalty: 1.2, logitBias: { 7: 2 } },
 ];
 
-test('whole model: what requests ask for together is done as on the CPU', async () => {
+test('whole model: what requests ask for together is done as on the CPU', { skip: SMALL }, async () => {
   const run = async (device: string) => {
     const types = { activationDtype: 'f32', cacheDtype: 'f32' } as const;
     const model = await loadModel(undefined, { device: device as 'cpu', ...types, context: 256, maxSequences: 8 });
