@@ -50,6 +50,10 @@ int64_t scratch(const LogProbsParams& p, int threads) {
 
 int64_t scratch(const MlaDecodeParams& p, int threads) { return mla_decode_workspace(p, threads); }
 
+int64_t scratch(const MhaDecodeParams& p, int threads) {
+  return align_scratch(threads * pad_to(p.cache.dim(3) - p.q.dim(2), kPadFloats) * 4);
+}
+
 int64_t scratch(const MlaPrefillParams& p, int threads) { return mla_prefill_workspace(p, threads); }
 
 int64_t scratch(const MoeRouteParams& p, int threads) { return moe_route_workspace(p, threads); }

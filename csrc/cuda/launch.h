@@ -43,6 +43,7 @@ MLA_OPS(MLA_CUDA_LAUNCHER)
 /// Scratch bytes of the operations that need any; shapes only, data pointers may be null.
 int64_t workspace(const LatentCompressParams& p, const Traits& traits);
 int64_t workspace(const MlaDecodeParams& p, const Traits& traits);
+int64_t workspace(const MhaDecodeParams& p, const Traits& traits);
 int64_t workspace(const GemmParams& p, const Traits& traits);
 int64_t workspace(const SwigluParams& p, const Traits& traits);
 int64_t workspace(const MoeRouteParams& p, const Traits& traits);

@@ -106,6 +106,28 @@ Status check_arguments(const MlaDecodeParams& p) {
   return checker.finite("scale", p.scale).finish(p);
 }
 
+Status check_arguments(const MhaDecodeParams& p) {
+  Checker checker("mhaDecode");
+  Dim B = rows("B"), H{"H"}, head{"n + r"}, width{"n + r + v"}, pages{"pages"}, page = exactly(kPageTokens);
+  Dim max_pages = rows("max_pages");
+  Type act{kFloats};
+  checker.tensor("q", p.q, act, {&B, &H, &head})
+      .tensor("cache", p.cache, act, {&pages, &page, &H, &width})
+      .tensor("lengths", p.lengths, kI32, {&B})
+      .tensor("block_table", p.block_table, kI32, {&B, &max_pages});
+  if (checker.ok()) {
+    Dim values{.name = "v", .value = width.value - head.value, .reasons = width.reasons};
+    Dim out = product(H, values);
+    checker
+        .require(width.value > head.value, "cache is " + describe(p.cache) +
+                                               ", whose rows have no value behind a key of " +
+                                               std::to_string(head.value) + ".")
+        .tensor("out", p.out, act, {&B, &out})
+        .in_range("H", H.value, 1, kMaxHeads);
+  }
+  return checker.finite("scale", p.scale).finish(p);
+}
+
 Status check_arguments(const ValueExpandParams& p) {
   Checker checker("valueExpand");
   Dim T = rows("T"), H{"H"}, v{"v"}, c{"c"};

@@ -152,6 +152,20 @@ struct MlaDecodeParams {
              MLA_OUT(out), MLA_OUT(lse), MLA_VALUE(scale))
 };
 
+/// Plain multi-head attention of one new token per sequence over a paged cache of per-head keys and values: what
+/// attention would read if the cache were not latent. Row b is the last token of sequence b, whose length (it included)
+/// is lengths[b].
+///   s = scale * q . key; p = softmax(s); out = sum p * value. A sequence of length 0 gives zeros.
+struct MhaDecodeParams {
+  View q;            // [B, H, n + r] act, rotated
+  View cache;        // [pages, 64, H, n + r + v] act: per head the key, then the value
+  View block_table;  // [B, max_pages] i32; entries past the length may be anything
+  View lengths;      // [B] i32
+  View out;          // [B, H * v] act
+  float scale = 0;
+  MLA_FIELDS(MLA_IN(q), MLA_IN(cache), MLA_IN(block_table), MLA_IN(lengths), MLA_OUT(out), MLA_VALUE(scale))
+};
+
 /// Per head: out = u * w_uv^T.
 struct ValueExpandParams {
   View u;     // [T, H, c] act
@@ -420,6 +434,7 @@ struct ChecksumParams {
   X(QueryAbsorb, queryAbsorb)       \
   X(DecodePlan, decodePlan)         \
   X(MlaDecode, mlaDecode)           \
+  X(MhaDecode, mhaDecode)           \
   X(ValueExpand, valueExpand)       \
   X(LoadLatent, loadLatent)         \
   X(MlaPrefill, mlaPrefill)         \

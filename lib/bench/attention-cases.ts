@@ -3,7 +3,7 @@
 import { cacheRowBytes } from '../cache';
 import { Fp8Pages } from './fp8-pages';
 import { type KernelCase, setsFor } from './kernel-case';
-import { Dice, dot, relativeError, type Workbench } from './workbench';
+import { Dice, dot, relativeError, shuffle, type Workbench } from './workbench';
 
 const [NOPE, ROPE, VALUE, LATENT] = [128, 64, 128, 512];
 const WIDTH = LATENT + ROPE;
@@ -53,7 +53,7 @@ const PREFILL: readonly (readonly [h: number, l: number])[] = [
 ];
 
 /** softmax of `scale * score(j)` over n keys, times value(j), in float64. */
-function attend(
+export function attend(
   n: number,
   channels: number,
   scale: number,
@@ -70,15 +70,6 @@ function attend(
     for (let i = 0; i < channels; i++) out[i] = (out[i] as number) + weight * value(j, i);
   }
   return out;
-}
-
-/** Shuffles in place. */
-function shuffle(values: Int32Array, dice: Dice): Int32Array {
-  for (let i = values.length - 1; i > 0; i--) {
-    const j = dice.below(i + 1);
-    [values[i], values[j]] = [values[j] as number, values[i] as number];
-  }
-  return values;
 }
 
 function decodeCase(h: number, b: number, l: number, q: number, cacheDtype: 'bf16' | 'fp8' = 'bf16'): KernelCase {

@@ -1,4 +1,11 @@
 // bench - measures operations and models, and sets the figures beside public ones.
+export {
+  benchCache,
+  type CacheBenchOptions,
+  type CacheCapacity,
+  type CacheForm,
+  type CacheResult,
+} from './cache-bench';
 export { type Circumstances, circumstances, type GpuState, gpuState } from './circumstances';
 export { type Comparison, type ComparisonReport, compare } from './compare';
 export {

@@ -52,7 +52,7 @@ const WARM_UP_STEPS = 8;
 const PROMPT_SEED = 12345;
 
 /** The name that results and bench/anchors.json share. */
-const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
+export const nameOf = ({ model }: ModelBenchOptions) => ('shape' in model ? model.shape : model.dir);
 
 /** Every pair of two lists, the second one's values running fastest. */
 const pairs = (slow: readonly number[], fast: readonly number[]) =>

@@ -26,6 +26,15 @@ export class Dice {
   }
 }
 
+/** Shuffles in place. */
+export function shuffle(values: Int32Array, dice: Dice): Int32Array {
+  for (let i = values.length - 1; i > 0; i--) {
+    const j = dice.below(i + 1);
+    [values[i], values[j]] = [values[j] as number, values[i] as number];
+  }
+  return values;
+}
+
 /** Values of a bf16 or f32 tensor. */
 export function floatsOf(dtype: DType, bytes: ArrayBuffer): Float32Array {
   if (dtype === 'f32') return new Float32Array(bytes);
@@ -53,18 +62,18 @@ export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<num
   return Math.sqrt(difference / norm);
 }
 
-const DTYPE_BYTES: Partial<Record<DType, number>> = { bf16: 2, f32: 4, i32: 4, u8: 1 };
+const DTYPE_BYTES: Partial<Record<DType, number>> = { bf16: 2, f32: 4, i32: 4, u8: 1, f8e4m3: 1 };
 
 /** Makes and keeps what one case needs. */
 export class Workbench {
-  readonly stream: Stream;
   #owned: Tensor[] = [];
   #seed = 1;
   #firstSeed = 1;
 
-  constructor(readonly device: Device) {
-    this.stream = device.stream();
-  }
+  constructor(
+    readonly device: Device,
+    readonly stream: Stream = device.stream(),
+  ) {}
 
   /** Makes the next random tensors those that `other` has made since its last release. */
   restart(other: Workbench): void {
@@ -92,10 +101,10 @@ export class Workbench {
     return tensor;
   }
 
-  /** Part i of a tensor that holds several of this shape, one behind the other. */
-  part(whole: Tensor, i: number, shape: readonly number[]): Tensor {
-    const bytes = shape.reduce((product, n) => product * n, DTYPE_BYTES[whole.dtype] as number);
-    const view = whole.view(whole.dtype, shape, i * bytes);
+  /** Part i of a tensor that holds several of this shape, one behind the other; as another type if one is given. */
+  part(whole: Tensor, i: number, shape: readonly number[], dtype: DType = whole.dtype): Tensor {
+    const bytes = shape.reduce((product, n) => product * n, DTYPE_BYTES[dtype] as number);
+    const view = whole.view(dtype, shape, i * bytes);
     this.#owned.push(view);
     return view;
   }

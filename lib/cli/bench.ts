@@ -5,36 +5,20 @@ import {
   benchPrefill,
   benchStep,
   circumstances,
-  type ModelBenchOptions,
   type ModelResult,
   type StepPart,
   type StepResult,
 } from '../bench';
-import { SHAPE_NAMES } from '../model';
+import { addBenchCache } from './bench-cache';
 import { addBenchCompare } from './bench-compare';
+import { addModelBenchFlags, deviceOf, type ModelBenchFlags, modelBenchOptionsOf } from './bench-flags';
 import { addBenchKernels } from './bench-kernels';
 import { addBenchReport } from './bench-report';
 import { addBenchServe } from './bench-serve';
 import { addBenchStartup } from './bench-startup';
-import { UsageError } from './failure';
-import {
-  addDeterministicFlag,
-  addJsonFlag,
-  addPlacementFlags,
-  integer,
-  integers,
-  type JsonFlag,
-  type ModelFlags,
-} from './flags';
+import { integer, integers } from './flags';
 import { note, print } from './output';
 import { Table, tableOf } from './table';
-
-interface ModelBenchFlags
-  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic'>,
-    JsonFlag {
-  shape?: string;
-  repetitions: number;
-}
 
 interface DecodeFlags extends ModelBenchFlags {
   batch: number[];
@@ -65,7 +49,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
   addModelBenchFlags(decode).action((flags: DecodeFlags) =>
     runModel(flags, (report) =>
       benchDecode(
-        { ...optionsOf(flags, signal), batches: flags.batch, depths: flags.depth, steps: flags.steps },
+        { ...modelBenchOptionsOf(flags, signal), batches: flags.batch, depths: flags.depth, steps: flags.steps },
         report,
       ),
     ),
@@ -77,7 +61,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
     .option('--batch <list>', 'numbers of sequences', integers(1, 1024), [1])
     .option('--depth <n>', 'tokens in the cache', integer(1, 2 ** 24), 4096);
   addModelBenchFlags(step).action((flags: StepFlags) =>
-    benchStep({ ...optionsOf(flags, signal), batches: flags.batch, depth: flags.depth }, (result) =>
+    benchStep({ ...modelBenchOptionsOf(flags, signal), batches: flags.batch, depth: flags.depth }, (result) =>
       print(flags.json ? `${JSON.stringify(result)}\n` : stepText(result)),
     ),
   );
@@ -89,9 +73,10 @@ export function addBench(program: Command, signal: AbortSignal): void {
     .option('--batch <list>', 'prompts at once', integers(1, 1024), [1]);
   addModelBenchFlags(prefill).action((flags: PrefillFlags) =>
     runModel(flags, (report) =>
-      benchPrefill({ ...optionsOf(flags, signal), lengths: flags.length, batches: flags.batch }, report),
+      benchPrefill({ ...modelBenchOptionsOf(flags, signal), lengths: flags.length, batches: flags.batch }, report),
     ),
   );
+  addBenchCache(bench, signal);
   addBenchServe(bench, signal);
   addBenchStartup(bench, signal);
   addBenchCompare(bench);
@@ -119,21 +104,6 @@ function stepText({ id, us, launches, layers, parts, device }: StepResult): stri
   const each = (launches / layers).toFixed(1);
   const table = tableOf(['operation', 'calls', 'launches', 'step us', 'us/call', 'floor us'], [...parts, all].map(row));
   return `${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches (${layers} layers: ${each} each)\n\n${table}\n`;
-}
-
-function addModelBenchFlags(command: Command): Command {
-  command
-    .option('-m, --model <dir>', 'checkpoint folder, or org/name in the cache')
-    .option('--shape <name>', `random weights in a published shape: ${SHAPE_NAMES.join(', ')}, or NAME:LAYERS`)
-    .option('--repetitions <n>', 'how often each figure is taken', integer(1, 1000), 3);
-  return addJsonFlag(addDeterministicFlag(addPlacementFlags(command)));
-}
-
-function optionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptions {
-  const { model, shape, device, dtype, cacheDtype, threads, deterministic, repetitions } = flags;
-  if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
-  const what = shape === undefined ? { dir: model as string } : { shape };
-  return { model: what, device, dtype, cacheDtype, threads, deterministic, repetitions, signal };
 }
 
 async function runModel(
@@ -170,6 +140,3 @@ function modelCells({ id, tokensPerSecond, repetitions, hostUs, public: others }
   const host = hostUs === null ? '-' : hostUs.toFixed(0);
   return [id, ...figures.map((rate) => rate.toFixed(1)), host, beside === '' ? '-' : beside];
 }
-
-/** 'auto' takes the first GPU. */
-const deviceOf = (device: string) => (device === 'auto' ? 'cuda:0' : device);

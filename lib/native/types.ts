@@ -179,6 +179,7 @@ export interface Verbs {
     lse: Arg;
     scale: number;
   }): void;
+  mhaDecode(a: { q: Arg; cache: Arg; block_table: Arg; lengths: Arg; out: Arg; scale: number }): void;
   valueExpand(a: { u: Arg; w_uv: Arg; out: Arg }): void;
   loadLatent(a: { cache: Arg; block_table: Arg; k_start: Arg; k_pos: Arg; latent: Arg; rope: Arg }): void;
   mlaPrefill(a: {

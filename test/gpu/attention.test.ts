@@ -133,6 +133,33 @@ for (const count of [1, 8, 17, 33, 65, 129]) {
   decodeCase(`a long one and ${count - 1} short ones`, { heads: 4, lengths, queryScale: 4 });
 }
 
+/** Per-head keys and values: the cache's rows hold all heads. */
+function mhaArgs(make: Inputs, { act = 'bf16' as Float, heads = 16, head = 192, v = 128, lengths = LENGTHS }) {
+  const paged = make.pagedCache(act, lengths, heads * head, heads * v);
+  const [pages] = paged.cache.shape as [number];
+  return {
+    q: make.normal(act, [lengths.length, heads, head]),
+    cache: new Planned('in', act, [pages, 64, heads, head + v], paged.cache.bytes),
+    block_table: paged.blockTable,
+    lengths: paged.lengths,
+    out: make.output(act, [lengths.length, heads * v]),
+    scale: head ** -0.5,
+  };
+}
+
+const MHA: [string, Parameters<typeof mhaArgs>[1]][] = [
+  ['16 heads', {}],
+  ['3 heads, f32', { heads: 3, act: 'f32' }],
+  ['20 heads of 256', { heads: 20, head: 256, v: 256 }],
+  ['odd widths', { heads: 5, head: 72, v: 40 }],
+  ['odd widths, f32', { heads: 9, head: 200, v: 136, act: 'f32' }],
+  ['one long sequence', { lengths: [9001] }],
+  ['40 sequences', { heads: 4, lengths: Array.from({ length: 40 }, (_, i) => (i * 389) % 1500) }],
+];
+for (const [label, shape] of MHA)
+  test(`mhaDecode, ${label}`, () =>
+    compareVerb('mhaDecode', (make) => mhaArgs(make, shape), { label, tolerance: tolerance(shape.act ?? 'bf16') }));
+
 test('mlaDecode under starts, lengths and a table that make no sense writes nothing outside of its outputs', async () => {
   const wildValues = [-1, 2 ** 31 - 1, -(2 ** 31), 7, 2147480000];
   for (let seed = 1; seed <= 5; seed++) {

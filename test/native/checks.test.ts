@@ -37,6 +37,7 @@ const FREE: Partial<Record<keyof Verbs, string[]>> = {
   queryAbsorb: ['cos_sin[0]'],
   decodePlan: ['plan[0]'],
   mlaDecode: ['cache[0]', 'block_table[1]', 'plan[0]', 'out[2]'],
+  mhaDecode: ['cache[0]', 'block_table[1]'],
   loadLatent: ['cache[0]', 'block_table[1]'],
   advance: ['block_table[1]', 'stop_ids[1]'],
   copyPages: ['pairs[0]', 'cache[0]', 'cache[1]', 'cache[3]'],
@@ -76,7 +77,7 @@ const TYPES: Partial<Record<keyof Verbs, Record<string, DType[]>>> = {
 };
 
 test('the table has every operation', () => {
-  expect(VERBS).toHaveLength(27);
+  expect(VERBS).toHaveLength(28);
 });
 
 test.each(VERBS)('%s: the call of the table is accepted', (verb) => {
@@ -185,6 +186,7 @@ test.each<[keyof Verbs, Record<string, Argument>, RegExp]>([
   ['logProbs', { top_ids: ['i32', 3, 50], top_logprobs: ['f32', 3, 50] }, /from 1 to 40; got 50/],
   ['decodePlan', { heads: 0 }, /heads must be from 1/],
   ['mlaDecode', { out: ['f32', 3, 2, 21] }, /wider than a cache row/],
+  ['mhaDecode', { cache: ['f32', 2, 64, 2, 20] }, /no value behind a key of 20/],
   ['rope', { cos_sin: ['f32', 64, 7, 2] }, /more channels than a head of q/],
   [
     'mergeAttention',

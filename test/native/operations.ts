@@ -46,6 +46,14 @@ export const CALLS: Record<keyof Verbs, Call> = {
     lse: ['f32', 3, 2],
     scale: 0.25,
   },
+  mhaDecode: {
+    q: ['f32', 3, 2, 20],
+    cache: ['f32', 2, 64, 2, 36],
+    block_table: ['i32', 3, 2],
+    lengths: ['i32', 3],
+    out: ['f32', 3, 32],
+    scale: 0.25,
+  },
   valueExpand: { u: ['f32', 3, 2, 16], w_uv: ['f32', 2, 8, 16], out: ['f32', 3, 16] },
   loadLatent: {
     cache: ['f32', 2, 64, 20],

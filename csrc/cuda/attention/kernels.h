@@ -42,6 +42,7 @@ Status load_decode_merge_kernels();
 Status load_prefill_sm90_kernels(const Traits& traits);
 Status load_prefill_portable_kernels(const Traits& traits);
 Status load_prefill_fma_kernels(const Traits& traits);
+Status load_mha_decode_kernels();
 Status load_load_latent_kernels();
 Status load_merge_attention_kernels();
 

@@ -15,6 +15,7 @@ Status load_attention_kernels(const Traits& traits) {
   MLA_RETURN_IF_ERROR(load_prefill_sm90_kernels(traits));
   MLA_RETURN_IF_ERROR(load_prefill_portable_kernels(traits));
   MLA_RETURN_IF_ERROR(load_prefill_fma_kernels(traits));
+  MLA_RETURN_IF_ERROR(load_mha_decode_kernels());
   MLA_RETURN_IF_ERROR(load_load_latent_kernels());
   return load_merge_attention_kernels();
 }
