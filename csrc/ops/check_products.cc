@@ -105,7 +105,10 @@ Status check_arguments(const MoeGateUpParams& p) {
     checker.tensor("offsets", p.offsets, kI32, {&starts})
         .require(T.value == 0 ? P.value == 0 : P.value % T.value == 0,
                  "order must have a multiple of " + std::to_string(T.value) + " entries, one per row of x; got " +
-                     describe(p.order) + ".");
+                     describe(p.order) + ".")
+        .require(p.shared >= 0 && p.shared <= E.value, "shared must be from 0 to the number of experts, " +
+                                                           std::to_string(E.value) + "; got " +
+                                                           std::to_string(p.shared) + ".");
   }
   return checker.finish(p);
 }

@@ -284,7 +284,10 @@ struct MoeGateUpParams {
   View offsets;  // [E' + 1] i32
   View order;    // [P] i32
   View h;        // [P, I] act
-  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_OUT(h))
+  // Always-on experts, the last ones of w: a backend may fetch their weights before it knows the others. 0 is allowed.
+  int64_t shared = 0;
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_OUT(h),
+             MLA_VALUE_OPT(shared))
 };
 
 /// out[t] = residual[t] + sum over j, ascending, of weights[t, j] * (h[slots[t, j]] * w_e^T); slots < 0 add nothing.

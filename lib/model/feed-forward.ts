@@ -97,6 +97,7 @@ export function feedForwardBlock(
     offsets: moe.offsets,
     order: moe.order,
     h: moe.hidden,
+    shared: dims.S,
   });
   stream.moeDown({
     h: moe.hidden,

@@ -222,7 +222,16 @@ export interface Verbs {
     group_top2: boolean;
     norm_topk: boolean;
   }): void;
-  moeGateUp(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; offsets: Arg; order: Arg; h: Arg }): void;
+  moeGateUp(a: {
+    x: Arg;
+    w: Arg;
+    w_scale?: Arg | undefined;
+    offsets: Arg;
+    order: Arg;
+    h: Arg;
+    /** always-on experts among those of w, the last ones; a hint */
+    shared?: number | undefined;
+  }): void;
   moeDown(a: {
     h: Arg;
     w: Arg;

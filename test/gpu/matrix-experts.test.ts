@@ -30,6 +30,8 @@ interface Layer {
   width: number;
   experts: number;
   perToken: number;
+  /** always-on experts, the last ones; what moeGateUp is told of them */
+  always?: number;
 }
 
 const blocks = (n: number) => Math.ceil(n / 128);
@@ -105,6 +107,7 @@ class Batch {
       offsets: make.values('i32', [offsets.length], offsets),
       order: make.values('i32', [pairs], order),
       h: make.output(this.layer.act, [pairs, this.layer.width]),
+      shared: this.layer.always ?? 0,
     };
   }
 
@@ -233,6 +236,8 @@ for (const [act, weight] of PAIRS) {
       [{ act, weight, d: 144, width: 80, experts: 6, perToken: 3 }, [0, 1, 6, 20, 60]],
       [{ act, weight, d: 10, width: 8, experts: 3, perToken: 2 }, [7]],
       [{ act, weight, d: 272, width: 136, experts: 5, perToken: 4 }, [50, 130, 400]],
+      // Told of always-on experts that not every token has.
+      [{ act, weight, d: 272, width: 136, experts: 5, perToken: 4, always: 3 }, [1, 5, 16]],
     ];
     for (const [layer, counts] of layers) {
       for (const tokens of counts) {
@@ -256,9 +261,9 @@ for (const [act, weight] of PAIRS) {
 
 /** Widths of real layers with fewer experts, the last two of them always on; and how many tokens. */
 const REAL: Readonly<Record<string, Omit<Layer, 'act' | 'weight'> & { tokens: readonly number[] }>> = {
-  'V2-Lite and Moonlight': { d: 2048, width: 1408, experts: 8, perToken: 5, tokens: [1, 9, 33, 70, 300] },
-  'GLM-4.7-Flash': { d: 2048, width: 1536, experts: 4, perToken: 5, tokens: [8, 130] },
-  V3: { d: 7168, width: 2048, experts: 3, perToken: 5, tokens: [1, 20] },
+  'V2-Lite and Moonlight': { d: 2048, width: 1408, experts: 8, perToken: 5, always: 2, tokens: [1, 8, 9, 33, 70, 300] },
+  'GLM-4.7-Flash': { d: 2048, width: 1536, experts: 4, perToken: 5, always: 2, tokens: [8, 130] },
+  V3: { d: 7168, width: 2048, experts: 3, perToken: 5, always: 2, tokens: [1, 20] },
 };
 
 for (const [name, { tokens: counts, ...shape }] of Object.entries(REAL)) {
@@ -303,7 +308,7 @@ test('experts: many pairs, so that moeDown takes its columns in several parts', 
 test('experts: senseless offsets, order and slots do no harm', async () => {
   for (const act of ['bf16', 'f32'] as const) {
     for (const tokens of [1, 12, 150]) {
-      const layer: Layer = { act, weight: 'bf16', d: 64, width: 32, experts: 5, perToken: 3 };
+      const layer: Layer = { act, weight: 'bf16', d: 64, width: 32, experts: 5, perToken: 3, always: 2 };
       const batch = new Batch(layer, tokens, spread(5));
       const make = new Inputs(tokens);
       const pairs = tokens * 3;

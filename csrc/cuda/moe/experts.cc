@@ -50,6 +50,7 @@ Product gate_up(const MoeGateUpParams& p) {
   product.order = p.order.as<const int32_t>();
   product.x_rows = p.x.dim(0);
   product.per_row = product.rows / std::max<int64_t>(product.x_rows, 1);
+  product.always = p.shared;
   return product;
 }
 
