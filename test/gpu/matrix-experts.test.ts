@@ -256,6 +256,9 @@ for (const [act, weight] of PAIRS) {
       );
       await compareBatch(new Batch(layer, tokens, () => -1), 'none', []);
     }
+    // All columns of a token to one expert that moeGateUp takes for always-on: more rows than a tile of its kernel.
+    const always: Layer = { act, weight, d: 272, width: 136, experts: 5, perToken: 4, always: 3 };
+    for (const tokens of [5, 2]) await compareBatch(new Batch(always, tokens, () => 4), 'always-on expert', []);
   });
 }
 

@@ -59,7 +59,7 @@ struct Product {
   const int32_t* order = nullptr;    // [rows]; may be null
   int64_t per_row = 1;
   int64_t x_rows = 0;  // how many rows x has, with order
-  int64_t always = 0;  // the last groups, if every row of x that has any group is in them
+  int64_t always = 0;  // the last groups: a kernel may fetch their weights before it knows who has rows; a hint
 
   // Plain kernel only: w lies the other way round, w[j, k] at k * n + j; rows with positions outside of
   // [0, position_end) give zeros.

@@ -345,7 +345,7 @@ __device__ void make_lists(const Ring<W, kTiles, kCombine>& s, const Combine& co
         if (e0 + 32 * i >= p.groups) break;
         if (e >= first_always) {
           if (e < p.groups) list[e - first_always] = {e << 8 | min(S::kHeight, end[i] - begin[i]), begin[i]};
-          begin[i] = end[i];
+          begin[i] = min(end[i], begin[i] + S::kHeight);  // rows beyond, if any, are tiles like all others
         }
         const int count = (end[i] - begin[i] + S::kHeight - 1) / S::kHeight;
         const int until = before + inclusive_scan(count, lane);
