@@ -439,7 +439,7 @@ __device__ __forceinline__ void release_stage(const WgmmaShared<S>& shared, uint
   if constexpr (S::kCluster == 1) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(shared.empty(stage));
   } else {
-    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_read(shared.empty(stage), threadIdx.x % 32);
+    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_cluster_relaxed(shared.empty(stage), threadIdx.x % 32);
   }
 }
 

@@ -34,18 +34,10 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier, uint32
       : "memory");
 }
 
-/// The same where nothing that was written needs to be seen: it does not wait until earlier writes have got through.
+/// The same without showing that block what this thread wrote, and so without waiting until it has got through: for "I
+/// have read", or where the other block looks at nothing. Relaxed at the scope of the cluster would be the same machine
+/// code.
 __device__ __forceinline__ void mbarrier_arrive_cluster_relaxed(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{ .reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
-/// The same without showing that block what this thread wrote: for "I have read what the copy engine brought".
-__device__ __forceinline__ void mbarrier_arrive_read(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{ .reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
