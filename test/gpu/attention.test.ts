@@ -82,7 +82,7 @@ for (const heads of [3, 20]) decodeCase(`rank 256, ${heads} heads`, { heads, c: 
 
 // Sequences without query rows, with more query rows than tokens, rows of no sequence before and behind.
 const RAGGED = { queries: [0, 1, 3, 9, 2, 1, 4, 6], lengths: [70, 0, 2, 130, 65, 1000, 64, 7], before: 2, behind: 3 };
-for (const heads of [3, 16, 20]) decodeCase(`${heads} heads, ragged queries`, { heads, ...RAGGED });
+for (const heads of [3, 16, 20, 40, 64, 128]) decodeCase(`${heads} heads, ragged queries`, { heads, ...RAGGED });
 decodeCase('rank 256, 5 heads, ragged queries', { heads: 5, c: 256, ...RAGGED });
 
 for (const heads of [16, 40]) {
@@ -162,12 +162,12 @@ for (const [label, shape] of MHA)
 
 test('mlaDecode under starts, lengths and a table that make no sense writes nothing outside of its outputs', async () => {
   const wildValues = [-1, 2 ** 31 - 1, -(2 ** 31), 7, 2147480000];
-  for (let seed = 1; seed <= 5; seed++) {
-    const heads = 3 + 8 * seed;
+  for (let seed = 1; seed <= 9; seed++) {
+    const [heads, c] = seed <= 5 ? [3 + 8 * seed, 256] : [seed % 2 === 0 ? 64 : 128, 512];
     const run = runTested(
       'mlaDecode',
       (make) => {
-        const args = decodeArgs(make, { heads, c: 256, lengths: [130, 70, 300], queries: [1, 2, 1] });
+        const args = decodeArgs(make, { heads, c, lengths: [130, 70, 300], queries: [1, 2, 1] });
         const wild = (planned: Planned) => {
           const values = Array.from(valuesOf('i32', planned.bytes));
           const spoilt = values.map((x) =>

@@ -1,6 +1,7 @@
 // decode_item.cuh - how a block of the decode kernels finds its work item in the plan.
 #pragma once
 #include "cuda/attention/decode_plan.h"
+#include "cuda/attention/kernels.h"
 #include "cuda/attention/softmax.cuh"
 
 namespace mla::cuda {
@@ -29,22 +30,22 @@ struct DecodeArgs {
   float scale_log2;  // scale * log2(e)
 };
 
-inline DecodeArgs make_decode_args(const MlaDecodeParams& p, float* partial_out, float* max_sum, int slots) {
+inline DecodeArgs make_decode_args(const MlaDecodeParams& p, const DecodePartials& partials) {
   DecodeArgs a;
   a.q = p.q.data;
   a.q_start = p.q_start.as<int32_t>();
   a.cache = p.cache.data;
   a.block_table = p.block_table.as<int32_t>();
   a.lengths = p.lengths.as<int32_t>();
-  a.plan = p.plan.as<int32_t>();
+  a.plan = p.plan.as<int32_t>() + partials.plan_at;
   a.out = p.out.data;
   a.lse = p.lse.as<float>();
-  a.partial_out = partial_out;
-  a.max_sum = reinterpret_cast<float2*>(max_sum);
-  a.slots = slots;
+  a.partial_out = partials.out;
+  a.max_sum = reinterpret_cast<float2*>(partials.max_sum);
+  a.slots = partials.slots;
   a.tokens = static_cast<int>(p.q.dim(0));
   a.heads = static_cast<int>(p.q.dim(1));
-  a.row_tile = decode_row_tile(p.q.dim(1));
+  a.row_tile = partials.row_tile;
   a.c = static_cast<int>(p.out.dim(2));
   a.r = static_cast<int>(p.q.dim(2) - p.out.dim(2));
   a.sequences = static_cast<int>(p.lengths.dim(0));
@@ -55,8 +56,9 @@ inline DecodeArgs make_decode_args(const MlaDecodeParams& p, float* partial_out,
 }
 
 /// The most work items that a plan for these shapes has.
-inline int64_t decode_max_items(const MlaDecodeParams& p, int slots) {
-  return slots + decode_max_row_tiles(p.q.dim(0) * p.q.dim(1), p.lengths.dim(0), p.q.dim(1));
+inline int64_t decode_max_items(const MlaDecodeParams& p, const DecodePartials& partials) {
+  return partials.slots +
+         decode_max_row_tiles(p.q.dim(0) * p.q.dim(1), p.lengths.dim(0), p.q.dim(1), partials.row_tile);
 }
 
 /// One split of a sequence's keys against one row tile.

@@ -32,18 +32,24 @@ constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
 
 constexpr int64_t decode_plan_size(int64_t sequences) { return kPlanHeader + 3 * (sequences + 1); }
 
+/// The plan for tiles of 64 rows, which the Hopper kernel for many rows follows (wide_plan_offset): it takes a page at
+/// a time. A partial result of it is large: the plan asks for no more than twice as many as items run at once.
+constexpr int kWideRows = 64;
+constexpr int kWideSlots = 2;
+
 /// The most row tiles that `rows` = T * H query rows of `sequences` sequences can have.
-inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int64_t heads) {
-  const int64_t row_tile = decode_row_tile(heads);
+inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int64_t heads, int64_t row_tile) {
   // A sequence's rows are a multiple of the heads: that bounds what its last tile lacks.
   return (rows + sequences * (row_tile - std::gcd(heads, row_tile))) / row_tile;
 }
+
+constexpr int kManySlots = 4;
 
 /// Partial results that the plan may ask for with so many row tiles. Few tiles are cut into no more items than run at
 /// once: each one is a block that the GPU has to start, with or without work. Many need finer cuts to even out their
 /// lengths. Never falls with the number of tiles, so that the most that the shapes allow is enough for every plan.
 constexpr int64_t decode_max_slots(int64_t multiprocessors, int64_t row_tiles) {
-  return (row_tiles * 4 <= multiprocessors ? 1 : 4) * multiprocessors;
+  return (row_tiles * 4 <= multiprocessors ? 1 : kManySlots) * multiprocessors;
 }
 
 }  // namespace mla::cuda

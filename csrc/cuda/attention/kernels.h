@@ -9,7 +9,8 @@ struct DecodePartials {
   float* out = nullptr;      // [slots, row_tile, c], not divided by the sums
   float* max_sum = nullptr;  // [slots, row_tile, 2]: the largest score in powers of two, and the sum relative to it
   int slots = 0;
-  int row_tile = 0;  // query rows that a kernel takes at once
+  int row_tile = 0;     // query rows that a kernel takes at once
+  int64_t plan_at = 0;  // where the part of the plan begins that it follows
 };
 
 /// Ok if the plan is long enough for so many sequences.
@@ -20,6 +21,8 @@ Status check_plan_size(const char* verb, const View& plan, int64_t sequences, co
 bool decode_portable_fits(const MlaDecodeParams& p, const Traits& traits);
 Status launch_decode_portable(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits);
+bool decode_wide_fits(const MlaDecodeParams& p, const Traits& traits);
+Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 int decode_few_rows(const MlaDecodeParams& p);  // the row tile of the instance that runs
 Status launch_decode_few_512(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_few_256(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
@@ -37,6 +40,7 @@ Status load_decode_plan_kernels();
 Status load_decode_portable_kernels(const Traits& traits);
 Status load_decode_few_512_kernels();
 Status load_decode_few_256_kernels();
+Status load_decode_wide_kernels();
 Status load_decode_fma_kernels(const Traits& traits);
 Status load_decode_merge_kernels();
 Status load_prefill_sm90_kernels(const Traits& traits);

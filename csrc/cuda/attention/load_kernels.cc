@@ -9,6 +9,7 @@ Status load_attention_kernels(const Traits& traits) {
   if (traits.hopper) {
     MLA_RETURN_IF_ERROR(load_decode_few_512_kernels());
     MLA_RETURN_IF_ERROR(load_decode_few_256_kernels());
+    MLA_RETURN_IF_ERROR(load_decode_wide_kernels());
   }
   MLA_RETURN_IF_ERROR(load_decode_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_merge_kernels());

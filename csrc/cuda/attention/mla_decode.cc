@@ -1,10 +1,11 @@
 // mla_decode.cc - absorbed attention over the paged cache: which kernels run, and their workspace.
 //
-// On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items of the
-// plan (decode_plan.h) by the tensor core kernel, then the merge kernel, which also writes the rows that no item
-// covers. Where types, dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain
-// arithmetic. Deterministic: never the first way, and every sequence is one split, so that a row's keys are summed up
-// one after the other, the same whatever else is in the step. Test: test/gpu/attention.test.ts.
+// On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items, on
+// Hopper by the kernel for tiles of 64 rows, elsewhere of the plan (decode_plan.h) by the tensor core kernel, then the
+// merge kernel, which also writes the rows that no item covers. Where types, dimensions, or beginnings that are no
+// multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the kernels of all GPUs, and every sequence
+// is one split, so that a row's keys are summed up one after the other, the same whatever else is in the step.
+// Test: test/gpu/attention.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -26,7 +27,7 @@ struct Shape {
     const int64_t rows = p.q.dim(0) * p.q.dim(1), sequences = p.lengths.dim(0);
     row_tile = decode_row_tile(p.q.dim(1));
     c = p.out.dim(2);
-    const int64_t row_tiles = decode_max_row_tiles(rows, sequences, p.q.dim(1));
+    const int64_t row_tiles = decode_max_row_tiles(rows, sequences, p.q.dim(1), row_tile);
     // No more partial results than row tiles have splits, and no more splits than tiles of keys.
     const int64_t most = row_tiles * p.block_table.dim(1) * (kPageTokens / kPlanKeys);
     slots = traits.deterministic ? 0 : decode_max_slots(traits.multiprocessors, row_tiles);
@@ -36,6 +37,11 @@ struct Shape {
 
   /// Of the Hopper kernel, whose parts have sums for every 64 channels.
   static Shape few(const MlaDecodeParams& p) { return {kClusterSlots, decode_few_rows(p), p.out.dim(2)}; }
+
+  /// Of the Hopper kernel for more rows.
+  static Shape wide(const MlaDecodeParams& p, const Traits& traits) {
+    return {kWideSlots * traits.multiprocessors, kWideRows, p.out.dim(2)};
+  }
 
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
   int64_t max_sum_bytes() const { return round_up(slots * row_tile * kMaxOutTiles * 2 * 4, kAlign); }
@@ -50,7 +56,16 @@ bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
          (c == 512 || c == 256) && p.q.dim(2) - c == 64;
 }
 
+bool wide_types_fit(const MlaDecodeParams& p, const Traits& traits) {
+  return few_types_fit(p, traits) && p.out.dim(2) == 512;
+}
+
 }  // namespace
+
+bool decode_wide_fits(const MlaDecodeParams& p, const Traits& traits) {
+  return wide_types_fit(p, traits) && p.cache.dim(0) > 0 && p.scale > 0 && aligned(p.q) && aligned(p.cache) &&
+         aligned(p.out);
+}
 
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits) {
   return few_types_fit(p, traits) && cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows &&
@@ -70,6 +85,7 @@ int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   // Whatever the number of rows: fewer of them may run on the Hopper kernel where more do not, and a workspace planned
   // for the most rows must serve all.
   if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape(kClusterSlots, kFewRows, p.out.dim(2)).bytes());
+  if (wide_types_fit(p, traits)) bytes = std::max(bytes, Shape::wide(p, traits).bytes());
   return bytes + kAlign;  // the tensor may begin anywhere
 }
 
@@ -77,7 +93,8 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   if (p.q.dim(0) == 0) return Status::Ok();
   MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0), *launch.traits));
   const bool few = p.lengths.dim(0) > 0 && decode_few_fits(p, *launch.traits);
-  const Shape shape = few ? Shape::few(p) : Shape(p, *launch.traits);
+  const bool wide = p.lengths.dim(0) > 0 && !few && decode_wide_fits(p, *launch.traits);
+  const Shape shape = few ? Shape::few(p) : wide ? Shape::wide(p, *launch.traits) : Shape(p, *launch.traits);
   DecodePartials partials;
   const auto base = round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(launch.workspace.data)), kAlign);
   partials.out = reinterpret_cast<float*>(base);
@@ -87,7 +104,10 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   if (few) {
     return shape.c == 512 ? launch_decode_few_512(p, partials, launch) : launch_decode_few_256(p, partials, launch);
   }
-  if (p.lengths.dim(0) > 0) {
+  if (wide) {
+    partials.plan_at = wide_plan_offset(p.lengths.dim(0));
+    MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));
+  } else if (p.lengths.dim(0) > 0) {
     if (decode_portable_fits(p, *launch.traits)) {
       MLA_RETURN_IF_ERROR(launch_decode_portable(p, partials, launch));
     } else {

@@ -104,8 +104,8 @@ int64_t shared_bytes(const MlaDecodeParams& p) { return FmaMemory::bytes(p.q.dim
 
 template <class Act, class Cache>
 Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
-  const DecodeArgs args = make_decode_args(p, partials.out, partials.max_sum, partials.slots);
-  const auto items = static_cast<unsigned>(decode_max_items(p, partials.slots));
+  const DecodeArgs args = make_decode_args(p, partials);
+  const auto items = static_cast<unsigned>(decode_max_items(p, partials));
   return cuda_status(launch_pdl(mla_decode_fma_kernel<Act, Cache>, dim3(items), dim3(kFmaThreads),
                                 static_cast<size_t>(shared_bytes(p)), launch.stream, args),
                      "mla_decode_fma_kernel");

@@ -174,11 +174,11 @@ __global__ __launch_bounds__(kMaxThreads, 2) void mla_decode_merge_kernel(Decode
 
 template <class Act>
 Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
-  const DecodeArgs args = make_decode_args(p, partials.out, partials.max_sum, partials.slots);
+  const DecodeArgs args = make_decode_args(p, partials);
   const int chunks = (args.c + kWarpColumns - 1) / kWarpColumns;
   const int64_t rows = p.q.dim(0) * p.q.dim(1), multiprocessors = launch.traits->multiprocessors;
   // With fewer row tiles than a fraction of the GPU there can be many splits, which then are worth more warps.
-  const int64_t row_tiles = decode_max_row_tiles(rows, args.sequences, args.heads);
+  const int64_t row_tiles = decode_max_row_tiles(rows, args.sequences, args.heads, args.row_tile);
   const int groups = row_tiles * 8 <= multiprocessors ? kMaxGroups : 1;
   const int64_t blocks = rows < multiprocessors * 8 ? rows : multiprocessors * 8;
   return cuda_status(

@@ -379,8 +379,8 @@ template <int kC, int kRowTiles, class Cache>
 Status launch_one(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   using S = Sizes<kC, kRowTiles>;
   const int stages = S::stages(launch.traits->shared_bytes_per_block);
-  const DecodeArgs args = make_decode_args(p, partials.out, partials.max_sum, partials.slots);
-  const auto items = static_cast<unsigned>(decode_max_items(p, partials.slots));
+  const DecodeArgs args = make_decode_args(p, partials);
+  const auto items = static_cast<unsigned>(decode_max_items(p, partials));
   return cuda_status(launch_pdl(mla_decode_portable_kernel<kC, kRowTiles, Cache>, dim3(items), dim3(kThreads),
                                 S::shared_bytes(stages), launch.stream, args, stages),
                      "mla_decode_portable_kernel");
