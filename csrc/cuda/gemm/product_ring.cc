@@ -19,9 +19,10 @@ constexpr int64_t kL1Bytes = 8 * 1024;
 constexpr int64_t kNormSums = 16;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
-constexpr int64_t kRingMeanRows =
-    4;  // with 6, gate and up of V2-Lite take 199 us here, 178 in product_wgmma.cuh (H200)
-constexpr int64_t kRingCombineRows = 8;  // and down with its sum 92 us here, 97 there
+/// Rows of an expert, on average, likewise. H200, 2026-11, V2-Lite, 6 rows: gate and up 199 us here, 178 in
+/// product_wgmma.cuh; down with its sum 92 here, 97 there.
+constexpr int64_t kRingMeanRows = 4;
+constexpr int64_t kRingCombineRows = 8;
 
 /// Rows that a group can have, in eights: 1 or 2.
 int row_tiles_of(const Product& p) {
