@@ -2,8 +2,8 @@
 //
 // One cluster of 8 blocks, 16 warps each. Every block norms all rows into its shared memory (norm/hold_normed.cuh) and
 // computes the logits of an eighth of the experts, whose gate rows it copied before pdl_wait() where they are settled;
-// the logits go into the first block's shared memory, which then chooses (router_select.cuh, a warp per row) and groups
-// (router_group.cuh). Block b also writes the normed rows b and b + 8.
+// the logits are sent to the first block's shared memory, which then chooses (router_select.cuh, a warp per row) and
+// groups (router_group.cuh), with ids and marks in shared memory. Block b also writes the normed rows b and b + 8.
 // Sums and choices have the order, and so the bits, of router_portable.cu: a warp for one logit, lane l taking elements
 // 8l .. 8l + 8 of each 256.
 // Shared memory: gate rows of the block, rows of x, logits; at most 112 KB, so that a block fits beside one of the
@@ -18,6 +18,7 @@
 #include "cuda/moe/router_group.cuh"
 #include "cuda/moe/router_select.cuh"
 #include "cuda/norm/hold_normed.cuh"
+#include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/warpgroup.cuh"
 
 namespace mla::cuda {
@@ -35,7 +36,7 @@ struct FewArgs {
   HeldNorm norm;
   int rows, d, experts, per_block;
   bool gate_settled;
-  int held, pitch, sums, logits, words;  // in shared memory; gate rows come first
+  int held, pitch, sums, logits, words, ids, marks, starts;  // in shared memory; gate rows come first
   int bytes;
 };
 
@@ -43,7 +44,8 @@ template <int kPer, class Gate>
 __global__ void __launch_bounds__(kThreads)
     route_few_kernel(const __grid_constant__ FewArgs a, SelectArgs select, GroupArgs grouping) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ int s_scratch[32];
+  __shared__ __align__(8) uint64_t s_logits;  // the barrier of the logits
+  __shared__ int s_pairs;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cluster_rank());
   const int first = rank * a.per_block, mine = max(0, min(a.per_block, a.experts - first));
@@ -54,7 +56,17 @@ __global__ void __launch_bounds__(kThreads)
     cp_async_commit();
   };
   if (a.gate_settled) load_gate();
-  cluster_sync();  // the first block runs: its shared memory may be written
+  const uint32_t barrier = shared_address(&s_logits);
+  uint32_t* const marks = reinterpret_cast<uint32_t*>(shared + a.marks);
+  if (rank == 0) {
+    for (int i = threadIdx.x; i < grouping.groups; i += kThreads) marks[i] = 0;
+    if (threadIdx.x == 0) {
+      mbarrier_init(barrier, 1);
+      mbarrier_fence_init();
+      mbarrier_arrive_expect(barrier, a.rows * a.experts * static_cast<int>(sizeof(float)));
+    }
+  }
+  cluster_sync();  // the first block runs and has its barrier: logits may be sent
   pdl_wait();
   pdl_launch_dependents();
   if (!a.gate_settled) load_gate();
@@ -79,21 +91,47 @@ __global__ void __launch_bounds__(kThreads)
     sum = warp_sum(sum);
     if (lane == 0) {
       const int at = (row * a.experts + first + e) * static_cast<int>(sizeof(float));
-      cluster_store(cluster_address(shared_address(shared + a.logits + at), 0), sum);
+      cluster_send(cluster_address(shared_address(shared + a.logits + at), 0), cluster_address(barrier, 0), sum);
     }
   }
   for (int row = rank; row < a.rows; row += kBlocks) {
     for (int i = threadIdx.x; i < a.d / kChunk; i += kThreads)
       store16(a.normed + static_cast<int64_t>(row) * a.d + i * kChunk, load16(held + row * a.pitch + i * 16));
   }
-  __syncwarp();
-  cluster_sync();
   if (rank != 0) return;
-  uint32_t* const words = reinterpret_cast<uint32_t*>(shared + a.words);
-  select.logits = reinterpret_cast<const float*>(shared + a.logits);
-  if (warp < a.rows) select_row<kPer>(select, warp, words + warp * a.experts);
-  __syncthreads();  // ids are in memory, and words may be used again
-  place_chunk(grouping, 0, 1, words, s_scratch);
+
+  const int columns = grouping.columns, pairs = a.rows * columns;
+  int32_t* const ids = reinterpret_cast<int32_t*>(shared + a.ids);
+  int* const starts = reinterpret_cast<int*>(shared + a.starts);
+  if (warp < a.rows) {
+    mbarrier_wait_cluster(barrier, 0);
+    int32_t* const out = select.ids;
+    select.logits = reinterpret_cast<const float*>(shared + a.logits);
+    select.ids = ids;
+    select_row<kPer>(select, warp, reinterpret_cast<uint32_t*>(shared + a.words) + warp * a.experts);
+    __syncwarp();
+    for (int i = warp * columns + lane; i < (warp + 1) * columns; i += 32) {
+      const int group = group_of(grouping, ids[i]);
+      if (group >= 0) atomicOr(&marks[group], 1u << warp);
+      out[i] = ids[i];
+    }
+  }
+  __syncthreads();
+  if (warp == 0) {
+    const int total = start_groups(grouping, marks, starts);
+    if (lane == 0) s_pairs = total;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kThreads) {
+    const int group = group_of(grouping, ids[i]);
+    int slot = -1;
+    if (group >= 0) {
+      slot = starts[group] + __popc(marks[group] & ((1u << (i / columns)) - 1));
+      grouping.order[slot] = i;
+    }
+    grouping.slots[i] = slot;
+    if (i >= s_pairs) grouping.order[i] = -1;
+  }
 }
 
 template <class Gate>
@@ -127,7 +165,10 @@ FewArgs args_of(const MoeRouteParams& p) {
   a.held = take(int64_t{a.rows} * a.pitch);
   a.sums = take(int64_t{a.rows} * kHeldNormWarps * 4);
   a.logits = take(int64_t{a.rows} * a.experts * 4);
-  a.words = take(std::max(p.n_group > 1 ? int64_t{a.rows} * a.experts * 4 : 0, group_shared_bytes(groups)));
+  a.words = take(p.n_group > 1 ? int64_t{a.rows} * a.experts * 4 : 0);
+  a.ids = take(a.rows * (p.top_k + p.shared) * 4);
+  a.marks = take(groups * 4);
+  a.starts = take(groups * 4);
   a.bytes = static_cast<int>(std::min<int64_t>(end, kMostBytes + 1));
   return a;
 }

@@ -71,6 +71,30 @@ __device__ __forceinline__ int count_marks_before(const uint32_t* mask, int row)
   return count;
 }
 
+/// One chunk's groups by one warp: where each group of `marks`, a word of rows each, begins, to `starts` and to
+/// a.offsets. Returns the pairs in all.
+__device__ __forceinline__ int start_groups(const GroupArgs& a, const uint32_t* marks, int* starts) {
+  const int lane = threadIdx.x % 32, each = (a.groups + 31) / 32;
+  const int first = min(lane * each, a.groups), end = min(first + each, a.groups);
+  int mine = 0;
+  for (int group = first; group < end; ++group) mine += __popc(marks[group]);
+  int through = mine;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kFullWarp, through, step);
+    if (lane >= step) through += before;
+  }
+  int start = through - mine;
+  for (int group = first; group < end; ++group) {
+    starts[group] = start;
+    a.offsets[group] = start;
+    start += __popc(marks[group]);
+  }
+  const int total = __shfl_sync(kFullWarp, through, 31);
+  if (lane == 0) a.offsets[a.groups] = total;
+  return total;
+}
+
 /// Writes order and slots of one chunk; the first chunk also writes the offsets, and all share what lies past the last
 /// pair. `shared` has group_shared_bytes, `scratch` 32 integers. All threads of the block.
 __device__ __forceinline__ void place_chunk(const GroupArgs& a, int64_t chunk, int64_t chunks, uint32_t* shared,

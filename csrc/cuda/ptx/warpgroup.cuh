@@ -89,4 +89,11 @@ __device__ __forceinline__ float4 cluster_load4(uint32_t address) {
   return v;
 }
 
+/// Writes a value into another block's shared memory and reports its 4 bytes to a barrier there
+/// (mbarrier_arrive_expect).
+__device__ __forceinline__ void cluster_send(uint32_t address, uint32_t barrier, float v) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %2, [%1];" ::"r"(address),
+               "r"(barrier), "f"(v)
+               : "memory");
+}
 }  // namespace mla::cuda
