@@ -65,7 +65,10 @@ function packAddon(target, archs, build) {
   seal(target);
 }
 
-/** Programs of the GPU tests that stand alone, and an addon; only the build folder of these archs has them. */
+/**
+ * Programs of the GPU tests that stand alone, and an addon; only the build folder of these archs has them. They lie
+ * beside build/Release: in it, the loader would take the addon for the one it looks for.
+ */
 const PROGRAMS = ['test-ptx', 'seeded-bugs', 'gpu-faults.node'];
 
 function packPrograms(target, build) {
@@ -111,7 +114,7 @@ function main(args) {
   try {
     compile(app);
     packAddon(path.join(app, 'build', 'Release', 'node_mla.node'), archs, build);
-    packPrograms(path.join(app, 'build', 'Release'), build);
+    packPrograms(path.join(app, 'build', 'programs'), build);
     packPackages(path.join(app, 'node_modules'));
     fs.copyFileSync(path.join(ROOT, 'package.json'), path.join(app, 'package.json'));
     fs.writeFileSync(path.join(app, 'commit.txt'), `${commit()}\n`); // lib/bench/circumstances.ts puts it into records

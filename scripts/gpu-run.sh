@@ -119,7 +119,7 @@ sanitize() {
   local tool=$1 name=sanitize-$1 code=0
   shift
   # First a bug that it must find.
-  (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/Release/seeded-bugs "$tool") \
+  (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/programs/seeded-bugs "$tool") \
     > "$out/seeded-$tool.log" 2>&1
   if [ $? != 99 ]; then
     echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; code=1
@@ -140,7 +140,7 @@ for set in "$@"; do
   [ "$what" = "$set" ] || argument=${set#*:}
   case $what in
     tests) node_tests tests $(test_files "$argument"); coverage tests "$out/tests.log" ;;
-    ptx) run ptx "$app/build/Release/test-ptx" || tail -20 "$out/ptx.log" ;;
+    ptx) run ptx "$app/build/programs/test-ptx" || tail -20 "$out/ptx.log" ;;
     golden) node_tests golden "$app/test/gpu/model.test.js" ;;
     bench)
       name=bench-$(echo "${argument:-kernels}" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)

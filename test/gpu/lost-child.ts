@@ -46,7 +46,7 @@ async function main(what: string): Promise<void> {
   const { tokens } = await model.generate('In the beginning', greedy).result;
   const told: Told = { ends: [], endMs: 0, later: '', laterMs: 0, disposeMs: 0, tokens };
   if (what !== 'serve') {
-    const faults = require(join(__dirname, '..', '..', 'build', 'Release', 'gpu-faults.node')) as Faults;
+    const faults = require(join(__dirname, '..', '..', 'build', 'programs', 'gpu-faults.node')) as Faults;
     const open = Array.from({ length: 12 }, (_, i) =>
       endOf(model.generate('And God said', { ...greedy, maxTokens: 400, seed: i }).result),
     );

@@ -55,7 +55,7 @@ function child(what: string): Promise<Ended> {
   });
 }
 
-const FAULTS = join(__dirname, '..', '..', 'build', 'Release', 'gpu-faults.node');
+const FAULTS = join(__dirname, '..', '..', 'build', 'programs', 'gpu-faults.node');
 const without =
   TESTED_DEVICE === 'cpu' || SMALL || !existsSync(FAULTS)
     ? 'needs a GPU, and what scripts/gpu-bundle.cjs builds'
