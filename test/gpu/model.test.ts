@@ -203,9 +203,11 @@ for (const golden of goldens) {
       console.log(`${golden.name} ${way}: ${same.ids} the same, ${same.bits} to the bit`);
       assert.deepEqual(same, { ids: 200, bits: 200 }, way);
     }
-    const alone = sameTexts(usual, await texts({ ...serial, graphs: false }, [1]));
-    console.log(`${golden.name} without both, each alone: ${alone.ids} the same, ${alone.bits} to the bit`);
-    assert.equal(alone.ids, 200);
+    // The number of rows may choose a kernel that sums up in another order; not where the model is deterministic.
+    const [together, alone] = [await texts({ deterministic: true }), await texts({ deterministic: true }, [1])];
+    const same = sameTexts(together, alone);
+    console.log(`${golden.name} deterministic, each alone: ${same.ids} the same, ${same.bits} to the bit`);
+    assert.deepEqual(same, { ids: 200, bits: 200 });
   });
 }
 

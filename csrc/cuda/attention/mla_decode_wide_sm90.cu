@@ -532,7 +532,13 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
       compute_right(x);
     }
   }
-  if constexpr (kBlocks > 1) cluster_sync();  // the others may still write to this block's barriers
+  // The others may still write to this block's barriers. Alone, it keeps the warps that load until all have passed the
+  // barriers of those that compute: synccheck takes a warp that has ended for one that does not come.
+  if constexpr (kBlocks > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
 }
 
 }  // namespace
