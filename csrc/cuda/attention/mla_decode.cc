@@ -3,8 +3,8 @@
 // On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items, on
 // Hopper by the kernel for tiles of 64 rows, elsewhere of the plan (decode_plan.h) by the tensor core kernel, then the
 // merge kernel, which also writes the rows that no item covers. Where types, dimensions, or beginnings that are no
-// multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the kernels of all GPUs, and every sequence
-// is one split, so that a row's keys are summed up one after the other, the same whatever else is in the step.
+// multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the kernels of all GPUs, and every
+// sequence is one split, so that a row's keys are summed up one after the other, the same whatever else is in the step.
 // Test: test/gpu/attention.test.ts.
 #include <algorithm>
 
