@@ -2,8 +2,8 @@
 import { twoAtATime } from '../../native/child';
 import { type Outcome, runScript } from './child-script';
 
-/** The soak run sets more. */
-const ROUNDS = Number(process.env.NODE_MLA_TEST_EXITS ?? 1);
+/** The soak run sets how often each end is tried at each stage; without it every other one of them is, once. */
+const ROUNDS = Number(process.env.NODE_MLA_TEST_EXITS ?? 0.5);
 const LIMIT_MS = 5000;
 
 /** What the model is doing. `done` is a promise of the end of it, which only 'natural end' waits for. */
@@ -55,8 +55,11 @@ function lost(error) {
 
 const cases = Object.keys(STAGES).flatMap((stage) => Object.keys(ENDS).map((end) => [stage, end] as const));
 
+const rounds = (some: typeof cases): typeof cases =>
+  ROUNDS < 1 ? some.filter((_, i) => i % 2 === 0) : Array.from({ length: ROUNDS }, () => some).flat();
+
 test('a model in a worker: every end at every stage', async () => {
-  const all = Array.from({ length: ROUNDS }, () => cases).flat();
+  const all = rounds(cases);
   let slowest = 0;
   await twoAtATime(all.length, async (i) => {
     const [stage, end] = all[i] as (typeof cases)[number];
@@ -74,7 +77,7 @@ test('a model in a worker: every end at every stage', async () => {
 }, 1_200_000);
 
 test('the same with the model in the main thread', async () => {
-  const all = Array.from({ length: ROUNDS }, () => cases.filter(([, end]) => end !== 'the end of the worker')).flat();
+  const all = rounds(cases.filter(([, end]) => end !== 'the end of the worker'));
   let slowest = 0;
   await twoAtATime(all.length, async (i) => {
     const [stage, end] = all[i] as (typeof cases)[number];
