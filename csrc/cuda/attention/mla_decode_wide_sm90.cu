@@ -30,7 +30,6 @@
 #include "cuda/device/mma.cuh"
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
-#include "cuda/device/pdl_cluster.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/mbarrier.cuh"
@@ -554,7 +553,7 @@ Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partia
   const dim3 grid(static_cast<unsigned>(round_up(decode_max_items(p, partials), 2)));
   const auto start = [&](auto kernel, int blocks) {
     return cuda_status(
-        launch_pdl_cluster(kernel, blocks, grid, dim3(kThreads), kSharedBytes, launch.stream, args, q_map, cache),
+        launch_clusters(kernel, grid, dim3(kThreads), blocks, kSharedBytes, launch.stream, args, q_map, cache),
         "mla_decode_wide_sm90_kernel");
   };
   // An even number of row tiles in every sequence.

@@ -21,7 +21,6 @@
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
 #pragma once
 #include "cuda/device/pdl.cuh"
-#include "cuda/device/pdl_cluster.cuh"
 #include "cuda/gemm/load_kernel.cuh"
 #include "cuda/gemm/product_ring_device.cuh"
 
@@ -248,7 +247,7 @@ cudaError_t launch_ring_kernel(const Product& p, const Combine& c, const RingLau
   const size_t bytes = static_cast<size_t>(launch.plan.bytes);
   const auto kernel = product_ring_kernel<W, kTiles, kCombine>;
   if constexpr (kCombine) {
-    return launch_pdl_cluster(kernel, 2, grid, block, bytes, launch.stream, p, c, launch.plan);
+    return launch_clusters(kernel, grid, block, 2, bytes, launch.stream, p, c, launch.plan);
   } else {
     return launch_pdl(kernel, grid, block, bytes, launch.stream, p, c, launch.plan);
   }

@@ -13,7 +13,6 @@
 #include "common/checked.h"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
-#include "cuda/device/pdl_cluster.cuh"
 #include "cuda/moe/router.h"
 #include "cuda/moe/router_group.cuh"
 #include "cuda/moe/router_select.cuh"
@@ -186,8 +185,8 @@ Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const
   FewArgs args = args_of(p);
   args.gate_settled = launch.settled(p.gate);
   const auto kernel = p.gate.dtype == DType::kBF16 ? kernel_of<Bf16>(args.experts) : kernel_of<float>(args.experts);
-  return cuda_status(launch_pdl_cluster(kernel, kBlocks, dim3(kBlocks), dim3(kThreads), static_cast<size_t>(args.bytes),
-                                        launch.stream, args, select, grouping),
+  return cuda_status(launch_clusters(kernel, dim3(kBlocks), dim3(kThreads), kBlocks, static_cast<size_t>(args.bytes),
+                                     launch.stream, args, select, grouping),
                      "route_few_kernel");
 }
 
