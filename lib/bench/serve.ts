@@ -107,20 +107,20 @@ interface Seen {
   cached: number;
 }
 
-/** Pairs of requests of a {@link PrefixResult}, and the tokens that each of them has alone. */
+/** Pairs of requests of a {@link PrefixResult}, and the tokens that each of them has alone: a short and a long question. */
 const PAIRS = 5;
-const OWN_TOKENS = 64;
+const OWN_TOKENS = [16, 64] as const;
 
 /**
- * Runs all loads, one after the other, each on an idle engine and with prompts of its own; then the pairs.
+ * Runs all loads, one after the other, each on an idle engine and with prompts of its own; then the pairs, if any.
  * Rejects with what loading or a request rejects with.
  */
 export async function benchServe(
   options: ServeBenchOptions,
   report: (result: ServeResult) => void,
-): Promise<PrefixResult | null> {
+): Promise<PrefixResult[]> {
   const { parallel, prompt, output, chunk, system } = options;
-  const context = Math.max(prompt + output, system > 0 ? system + OWN_TOKENS + 1 : 0);
+  const context = Math.max(prompt + output, system > 0 ? system + Math.max(...OWN_TOKENS) + 1 : 0);
   const latent = await loadBenchModel(options, { maxSequences: parallel, context, prefillChunk: chunk });
   const model = modelOf(latent, null, 'shape' in options.model ? options.model.shape : options.model.dir, chunk);
   try {
@@ -143,7 +143,9 @@ export async function benchServe(
       if (one === 'static') fixed = result.tokensPerSecond;
       report({ ...result, ofStatic: fixed === null ? null : result.tokensPerSecond / fixed });
     }
-    return system > 0 ? await servePairs(model, options) : null;
+    const pairs: PrefixResult[] = [];
+    for (const own of system > 0 ? OWN_TOKENS : []) pairs.push(await servePairs(model, options, own));
+    return pairs;
   } finally {
     await model.dispose();
   }
@@ -166,11 +168,12 @@ function start(model: Model, options: ServeBenchOptions, index: number, maxToken
 }
 
 /** Milliseconds to the first token of requests that come one by one and share a beginning by twos. */
-async function servePairs(model: Model, { system, signal }: ServeBenchOptions): Promise<PrefixResult> {
+async function servePairs(model: Model, { system, signal }: ServeBenchOptions, own: number): Promise<PrefixResult> {
   const vocab = model.info.vocabSize;
   const once = async (pair: number, which: number) => {
-    const own = promptOf(OWN_TOKENS, vocab, 3_000_017 + 2 * pair + which);
-    const ids = [...promptOf(system, vocab, 2_000_003 + pair), ...own];
+    // Other lengths have other pairs, so that each pair's first request finds nothing of its prompt.
+    const seed = own * (PAIRS + 1) + pair;
+    const ids = [...promptOf(system, vocab, 2_000_003 + seed), ...promptOf(own, vocab, 3_000_017 + 2 * seed + which)];
     const seen = await watch(model.generate(ids, { maxTokens: 1, temperature: 0, ignoreEos: true, signal }));
     return seen.firstToken;
   };
@@ -182,7 +185,7 @@ async function servePairs(model: Model, { system, signal }: ServeBenchOptions): 
     first.push(seen[0]);
     second.push(seen[1]);
   }
-  return { shared: system, own: OWN_TOKENS, first, second, ratio: median(first) / median(second) };
+  return { shared: system, own, first, second, ratio: median(first) / median(second) };
 }
 
 /** The same requests without the engine, in batches that begin and end together. */

@@ -85,8 +85,7 @@ async function run(flags: ServeFlags, signal: AbortSignal): Promise<void> {
     results.push(result);
     if (!json) lines.push(print(rowOf(result)));
   });
-  if (!json)
-    lines.push(print([...results.flatMap(shareOfStatic), ...(pairs === null ? [] : [gainOf(pairs)])].join('')));
+  if (!json) lines.push(print([...results.flatMap(shareOfStatic), ...pairs.map(gainOf)].join('')));
   await Promise.all(lines);
   const about = await circumstances(flags.device === 'auto' ? 'cuda:0' : flags.device);
   if (json) await print(`${JSON.stringify({ ...about, results, pairs })}\n`);
