@@ -114,9 +114,22 @@ coverage() {
   if command -v cu++filt >/dev/null 2>&1; then cu++filt < "$missing"; else cat "$missing"; fi | sed 's/^/  not launched: /'
 }
 
+# Kernels that racecheck is not asked about: they are built on orders that it does not follow, and it blames right programs
+# for them as well (docs/gpu-tests.md).
+racecheck_blind="product_ring product_wgmma mla_decode_few mla_decode_wide mla_prefill_sm90"
+racecheck_blames_right_programs() {
+  local which blamed=""
+  for which in relay refill; do
+    (cd "$app" && compute-sanitizer --tool racecheck --error-exitcode 99 build/programs/seeded-bugs "racecheck-$which") \
+      > "$out/seeded-racecheck-$which.log" 2>&1 || blamed="$blamed $which"
+  done
+  echo "racecheck blames these right programs:${blamed:- none, so leave no kernel out of it any more}" | tee -a "$summary"
+}
+
 # sanitize TOOL FILE...: one process for all files, because a tool takes seconds to begin.
 sanitize() {
-  local tool=$1 name=sanitize-$1 code=0
+  local tool=$1 name=sanitize-$1 code=0 kernel
+  local options=()
   shift
   # First a bug that it must find.
   (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/programs/seeded-bugs "$tool") \
@@ -127,7 +140,11 @@ sanitize() {
     echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
       "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
   fi
-  NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
+  if [ "$tool" = racecheck ]; then
+    racecheck_blames_right_programs
+    for kernel in $racecheck_blind; do options+=(--kernel-name-exclude "kns=$kernel"); done
+  fi
+  NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 "${options[@]}" \
     "$node" --expose-gc -e 'for (const file of process.argv.slice(1)) require(file)' "$@" || { code=1; tail -40 "$out/$name.log"; }
   grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | sed "s/^/$tool: /" | tee -a "$summary"
   grep -E '^# (tests|pass|fail|cancelled)' "$out/$name.log" | tr '\n' ' ' | sed "s/^/$tool: /; s|\$|\n|" | tee -a "$summary"

@@ -1,10 +1,17 @@
 // seeded_bugs.cu - one bug for each tool of compute-sanitizer, to prove that the tool, as scripts/gpu-run.sh calls it,
-// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail.
+// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail. And two right programs that
+// racecheck blames nevertheless: they show which ways of synchronising it does not follow, so why scripts/gpu-run.sh
+// leaves the kernels that are built on them out of it (docs/gpu-tests.md).
 // Built as the target seeded-bugs.
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
+
+#include "cuda/device/mma.cuh"
+#include "cuda/ptx/bulk.cuh"
+#include "cuda/ptx/mbarrier.cuh"
 
 namespace {
 
@@ -29,6 +36,55 @@ __global__ void wait_in_a_branch(int* out) {
   out[threadIdx.x] = 1;
 }
 
+/// right: a warp's writes are shown to another warp by one arrival of its first lane, behind a __syncwarp(), which
+/// orders the others' writes before it. As product_ring and the tile products hand over their sums and tiles.
+__global__ void one_lane_arrives_for_its_warp(int* out) {
+  __shared__ int s_values[32];
+  __shared__ uint64_t s_written;
+  const uint32_t written = mla::cuda::shared_address(&s_written);
+  if (threadIdx.x == 0) {
+    mla::cuda::mbarrier_init(written, 1);
+    mla::cuda::mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    s_values[threadIdx.x] = static_cast<int>(threadIdx.x);
+    __syncwarp();
+    if (threadIdx.x == 0) mla::cuda::mbarrier_arrive(written);
+  } else {
+    mla::cuda::mbarrier_wait(written, 0);
+    out[threadIdx.x - 32] = s_values[(threadIdx.x + 1) % 32];
+  }
+}
+
+/// right: the copy engine writes over what a warp has read, after the warp's first lane has said so behind a
+/// __syncwarp(). As every ring of stages.
+__global__ void refill_after_one_lane_has_arrived(const int* in, int* out) {
+  __shared__ __align__(128) int s_values[32];
+  __shared__ uint64_t s_barriers[2];
+  const uint32_t full = mla::cuda::shared_address(s_barriers), empty = full + 8;
+  if (threadIdx.x == 0) {
+    mla::cuda::mbarrier_init(full, 1);
+    mla::cuda::mbarrier_init(empty, 1);
+    mla::cuda::mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    for (uint32_t turn = 0; turn < 2; ++turn) {
+      mla::cuda::mbarrier_wait(full, turn);
+      out[turn * 32 + threadIdx.x] = s_values[(threadIdx.x + 1) % 32];
+      __syncwarp();
+      if (threadIdx.x == 0) mla::cuda::mbarrier_arrive(empty);
+    }
+  } else if (threadIdx.x == 32) {
+    for (uint32_t turn = 0; turn < 2; ++turn) {
+      mla::cuda::mbarrier_wait(empty, turn ^ 1);
+      mla::cuda::mbarrier_arrive_expect(full, sizeof(s_values));
+      mla::cuda::bulk_load(mla::cuda::shared_address(s_values), in, sizeof(s_values), full, mla::cuda::kEvictFirst);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -43,8 +99,14 @@ int main(int argc, char** argv) {
     read_what_nobody_wrote<<<1, 128>>>(in, out);
   } else if (std::strcmp(tool, "synccheck") == 0) {
     wait_in_a_branch<<<1, 128>>>(out);
+  } else if (std::strcmp(tool, "racecheck-relay") == 0) {
+    one_lane_arrives_for_its_warp<<<1, 64>>>(out);
+  } else if (std::strcmp(tool, "racecheck-refill") == 0) {
+    refill_after_one_lane_has_arrived<<<1, 64>>>(in, out);
   } else {
-    std::fprintf(stderr, "usage: seeded-bugs memcheck | racecheck | initcheck | synccheck\n");
+    std::fprintf(stderr,
+                 "usage: seeded-bugs memcheck | racecheck | initcheck | synccheck | racecheck-relay | "
+                 "racecheck-refill\n");
     return 2;
   }
   cudaDeviceSynchronize();  // whether it complains is the tool's business
