@@ -1,22 +1,27 @@
 // bench/moe-cases.ts - the grouped products of the experts, bf16, with uniformly random routing: V2-Lite (64 experts, 6
-// per token) and one of eight ranks of V3 (32 local experts, one row per token on average).
+// per token; alone and with the two that are always on, as its layers have them) and one of eight ranks of V3 (32 local
+// experts, one row per token on average).
 import type { Tensor } from '../native';
 import type { KernelCase, PreparedCase } from './kernel-case';
 import { Dice, dot, relativeError, type Workbench } from './workbench';
 
 interface Experts {
   name: string;
+  /** experts and choices per token, the `shared` always-on ones included: they are the last */
   E: number;
   K: number;
+  shared: number;
   d: number;
   I: number;
 }
 
 const SHAPES: readonly Experts[] = [
-  { name: 'lite', E: 64, K: 6, d: 2048, I: 1408 },
-  { name: 'v3/8', E: 32, K: 1, d: 7168, I: 2048 },
+  { name: 'lite', E: 64, K: 6, shared: 0, d: 2048, I: 1408 },
+  { name: 'v3/8', E: 32, K: 1, shared: 0, d: 7168, I: 2048 },
 ];
 const TOKENS = [1, 8, 64, 128, 512, 4096, 16384];
+const LAYER: Experts = { name: 'lite layer', E: 66, K: 8, shared: 2, d: 2048, I: 1408 };
+const LAYER_TOKENS = [1, 8, 32, 64, 128];
 /** Routings that calls take turns with, so that a few tokens do not find their experts in a cache. */
 const ROUTINGS = 16;
 const SAMPLED_COLUMNS = 16;
@@ -32,11 +37,13 @@ interface Routing {
   hit: number;
 }
 
-function route({ E, K }: Experts, T: number, dice: Dice): Routing {
+function route({ E, K, shared }: Experts, T: number, dice: Dice): Routing {
   const pairs: number[][] = Array.from({ length: E }, () => []);
   const expert = new Int32Array(T * K);
   for (let t = 0; t < T; t++) {
-    for (const [j, e] of dice.some(K, E).entries()) {
+    const chosen = dice.some(K - shared, E - shared);
+    for (let e = E - shared; e < E; e++) chosen.push(e);
+    for (const [j, e] of chosen.entries()) {
       pairs[e]?.push(t * K + j);
       expert[t * K + j] = e;
     }
@@ -80,7 +87,7 @@ function meanHit(shape: Experts, T: number): number {
 const silu = (x: number) => x / (1 + Math.exp(-x));
 
 function gateUpCase(shape: Experts, T: number): KernelCase {
-  const { name, E, K, d, I } = shape;
+  const { name, E, K, shared, d, I } = shape;
   const P = T * K;
   return {
     id: `moeGateUp ${name} tokens=${T}`,
@@ -99,6 +106,7 @@ function gateUpCase(shape: Experts, T: number): KernelCase {
         w: bench.part(w, i % copies, [E, 2 * I, d]),
         offsets,
         order,
+        shared,
         h: bench.part(h, i, [P, I]),
       }));
       await bench.workspaceFor('moeGateUp', args[0] as (typeof args)[number]);
@@ -186,6 +194,7 @@ function downCase(shape: Experts, T: number): KernelCase {
 }
 
 /** All of them. */
-export const MOE_CASES: readonly KernelCase[] = SHAPES.flatMap((shape) =>
-  TOKENS.flatMap((T) => [gateUpCase(shape, T), downCase(shape, T)]),
-);
+export const MOE_CASES: readonly KernelCase[] = [
+  ...SHAPES.flatMap((shape) => TOKENS.flatMap((T) => [gateUpCase(shape, T), downCase(shape, T)])),
+  ...LAYER_TOKENS.flatMap((T) => [gateUpCase(LAYER, T), downCase(LAYER, T)]),
+];
