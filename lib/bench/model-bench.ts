@@ -3,6 +3,7 @@ import { findModelFolder } from '../hub';
 import { LatentModel, type LatentModelOptions, type SequenceHandle, type StepResult } from '../model';
 import type { DeviceInfo } from '../native';
 import { Anchors } from './anchors';
+import { expertsHit } from './experts-hit';
 import type { Sweep } from './records';
 import { median } from './timing';
 
@@ -43,6 +44,8 @@ export interface ModelResult {
   repetitions: number[];
   /** microseconds a step that the main thread was busy, the addon's calls included; null for prompts. The median. */
   hostUs: number | null;
+  /** routed experts that a decode step's tokens go to, in the mean over the layers; null for prompts */
+  expertsHit: number | null;
   public: { tokensPerSecond: number; by: string }[];
   device: DeviceInfo;
 }
@@ -76,16 +79,16 @@ export function promptOf(length: number, vocab: number, seed: number): Int32Arra
   });
 }
 
-/** Sequences that sample greedily. */
+/** Sequences that sample at temperature 1, each with a seed of its own. */
 export function openSequences(model: LatentModel, count: number): SequenceHandle[] {
-  return Array.from({ length: count }, () => {
+  return Array.from({ length: count }, (_, seed) => {
     const sequence = model.openSequence();
     sequence.setSampling({
-      temperature: 0,
+      temperature: 1,
       topK: 0,
       topP: 1,
       minP: 0,
-      seed: 0,
+      seed,
       stopIds: [],
       maxLength: model.context,
     });
@@ -118,6 +121,7 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
     for (const [depth, batch] of pairs(depths, batches)) {
       const taken: number[] = [];
       const host: number[] = [];
+      let hit: number | null = null;
       for (let repetition = 0; repetition < repetitions; repetition++) {
         const sequences = openSequences(model, batch);
         try {
@@ -132,6 +136,7 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
           await decodeSteps(model, entries, steps, signal);
           taken.push((batch * steps * 1000) / (performance.now() - began));
           host.push((performance.eventLoopUtilization(loop).active * 1000) / steps);
+          if (repetition === repetitions - 1) hit = await expertsHit(model, batch);
         } finally {
           for (const sequence of sequences) sequence.dispose();
         }
@@ -144,6 +149,7 @@ export async function benchDecode(options: DecodeBenchOptions, report: (result: 
         tokensPerSecond: median(taken),
         repetitions: taken,
         hostUs: median(host),
+        expertsHit: hit,
         public: anchors.model(id),
         device: model.deviceInfo,
       });
@@ -215,6 +221,7 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
         tokensPerSecond: median(taken),
         repetitions: taken,
         hostUs: null,
+        expertsHit: null,
         public: anchors.model(id),
         device: model.deviceInfo,
       });

@@ -130,13 +130,15 @@ const MODEL_TABLE = new Table([
   ['lowest', 10],
   ['highest', 10],
   ['host us', 7],
+  ['experts', 7],
   ['public', 0],
 ]);
 
-/** host us: what a step takes of JavaScript's main thread. */
-function modelCells({ id, tokensPerSecond, repetitions, hostUs, public: others }: ModelResult): string[] {
+/** host us: what a step takes of JavaScript's main thread; experts: that a step hits in a layer. */
+function modelCells({ id, tokensPerSecond, repetitions, hostUs, expertsHit, public: others }: ModelResult): string[] {
   const figures = [tokensPerSecond, Math.min(...repetitions), Math.max(...repetitions)];
   const beside = others.map(({ tokensPerSecond: rate, by }) => `${rate} ${by}`).join('; ');
   const host = hostUs === null ? '-' : hostUs.toFixed(0);
-  return [id, ...figures.map((rate) => rate.toFixed(1)), host, beside === '' ? '-' : beside];
+  const hit = expertsHit === null ? '-' : expertsHit.toFixed(1);
+  return [id, ...figures.map((rate) => rate.toFixed(1)), host, hit, beside === '' ? '-' : beside];
 }

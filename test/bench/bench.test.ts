@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { KERNEL_CASES } from '../../lib/bench';
 import { median } from '../../lib/bench/timing';
 import { relativeError } from '../../lib/bench/workbench';
+import { namedShape } from '../../lib/model/named-shapes';
 import { runCli } from '../cli/run-cli';
 
 const anchors = JSON.parse(readFileSync(join(__dirname, '..', '..', 'bench', 'anchors.json'), 'utf8')) as {
@@ -76,11 +77,19 @@ test.each([
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   const { results } = JSON.parse(stdout);
   expect(results.map(({ id }: { id: string }) => id)).toEqual(ids.map((id) => `tiny ${id}`));
-  for (const { tokensPerSecond, repetitions, hostUs, sweep } of results) {
+  for (const { tokensPerSecond, repetitions, hostUs, expertsHit, sweep } of results) {
     expect(repetitions).toHaveLength(2);
     expect(tokensPerSecond).toBeGreaterThan(0);
-    if (what === 'decode') expect(hostUs).toBeGreaterThan(0);
-    else expect(hostUs).toBeNull();
+    if (what === 'decode') {
+      expect(hostUs).toBeGreaterThan(0);
+      // One token hits as many experts as it has choices, three hit some of them together.
+      const { n_routed_experts: all, num_experts_per_tok: choices } = namedShape('tiny').config;
+      if (sweep.batch === 1) expect(expertsHit).toBe(choices);
+      else expect(expertsHit).toBeGreaterThan(choices);
+      expect(expertsHit).toBeLessThanOrEqual(Math.min(all, sweep.batch * choices));
+    } else {
+      expect({ hostUs, expertsHit }).toEqual({ hostUs: null, expertsHit: null });
+    }
     expect(sweep).toMatchObject({ bench: what, model: 'tiny' });
   }
   const { sweep } = results[3];
@@ -93,9 +102,11 @@ test('without --json the figures are a Markdown table, a row as soon as it is th
   const { code, stdout } = await runCli(args, { onStdout: () => pieces++ });
   expect(code).toBe(0);
   expect(stdout.split('\n').slice(0, 3)).toEqual([
-    expect.stringMatching(/^\| case +\| +tokens\/s \| +lowest \| +highest \| host us \| public \|$/),
-    expect.stringMatching(/^\| -+ \| -+: \| -+: \| -+: \| -+: \| -+: \|$/),
-    expect.stringMatching(/^\| tiny decode b=1 depth=128 +\| +[\d.]+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| +- \|$/),
+    expect.stringMatching(/^\| case +\| +tokens\/s \| +lowest \| +highest \| host us \| experts \| public \|$/),
+    expect.stringMatching(/^\| -+ \| -+: \| -+: \| -+: \| -+: \| -+: \| -+: \|$/),
+    expect.stringMatching(
+      /^\| tiny decode b=1 depth=128 +\| +[\d.]+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| +[\d.]+ \| +- \|$/,
+    ),
   ]);
   expect(stdout).toMatch(/\n\| tiny decode b=2 depth=128 [^\n]*\n$/);
   expect(pieces).toBeGreaterThan(1);
