@@ -116,7 +116,7 @@ coverage() {
 
 # Kernels that racecheck is not asked about: they are built on orders that it does not follow, and it blames right programs
 # for them as well (docs/gpu-tests.md).
-racecheck_blind="product_ring product_wgmma mla_decode_few mla_decode_wide mla_prefill_sm90"
+racecheck_blind="product_ring product_split product_wgmma mla_decode_few mla_decode_wide mla_prefill_sm90"
 racecheck_blames_right_programs() {
   local which blamed=""
   for which in relay refill; do

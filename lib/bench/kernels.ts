@@ -9,11 +9,18 @@ import { GEMM_CASES } from './gemm-cases';
 import type { KernelCase, PreparedCase } from './kernel-case';
 import { MHA_CASES } from './mha-cases';
 import { MOE_CASES } from './moe-cases';
+import { ROUTER_CASES } from './router-cases';
 import { median, timeGraph } from './timing';
 import { floatsOf, relativeError, Workbench } from './workbench';
 
 /** Every case, in the order in which they run. */
-export const KERNEL_CASES: readonly KernelCase[] = [...ATTENTION_CASES, ...MHA_CASES, ...MOE_CASES, ...GEMM_CASES];
+export const KERNEL_CASES: readonly KernelCase[] = [
+  ...ATTENTION_CASES,
+  ...MHA_CASES,
+  ...ROUTER_CASES,
+  ...MOE_CASES,
+  ...GEMM_CASES,
+];
 
 /** Operations of one graph, unless its sets are more, or so many take longer than LONG_GRAPH_MS at the floor. */
 const MIN_OPERATIONS = 50;

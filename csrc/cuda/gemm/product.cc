@@ -4,6 +4,7 @@
 
 #include "common/checked.h"
 #include "cuda/gemm/product_ring.h"
+#include "cuda/gemm/product_split.h"
 #include "cuda/gemm/product_wgmma.h"
 
 namespace mla::cuda {
@@ -62,6 +63,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
   if (p.norm.weight != nullptr) return cudaErrorInvalidValue;
   if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
+  if (splits(p, *launch.traits)) return launch_product_split(p, launch);
   if (multiplies_with_wgmma(p, *launch.traits)) return launch_product_wgmma(p, launch);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   if (streams(p, multiprocessors)) {
@@ -98,6 +100,7 @@ cudaError_t load_product_kernels(const Traits& traits) {
   if (traits.hopper) {
     if (error == cudaSuccess) error = load_ring_bf16(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_ring_f8(traits.shared_bytes_per_block);
+    if (error == cudaSuccess) error = load_split_kernel(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_product_wgmma(traits.shared_bytes_per_block);
   }
   return error == cudaSuccess ? load_product_fma() : error;

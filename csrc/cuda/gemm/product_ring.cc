@@ -19,10 +19,12 @@ constexpr int64_t kL1Bytes = 8 * 1024;
 constexpr int64_t kNormSums = 16;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
-/// Rows of an expert, on average, likewise. H200, 2026-11, V2-Lite, 6 rows: gate and up 199 us here, 178 in
-/// product_wgmma.cuh; down with its sum 92 here, 97 there.
+/// Rows of an expert, on average, likewise. With bf16 weights the tiles (product_wgmma.cuh) are faster from 3 on, where
+/// the order of sums is free: H200, 2026-11, V2-Lite with its always-on experts, gate and up of 16, 20 and 32 tokens
+/// 143, 170 and 194 us here, 144, 152 and 175 there; down 76, 82 and 93 here, 78, 81 and 91 there.
 constexpr int64_t kRingMeanRows = 4;
 constexpr int64_t kRingCombineRows = 8;
+constexpr int64_t kRingMeanRowsBf16 = 2;
 
 /// Rows that a group can have, in eights: 1 or 2.
 int row_tiles_of(const Product& p) {
@@ -113,11 +115,14 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
 bool rings(const Product& p, const Combine* c, const Traits& traits) {
   if (!traits.hopper || !fits_tensor_cores(p)) return false;
   if (p.offsets == nullptr) return p.rows <= kRingRows;
+  const bool tiles = p.w_dtype == DType::kBF16 && !traits.deterministic;
   if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) ||
-      ceil_div(p.rows, p.groups) > (c == nullptr ? kRingMeanRows : kRingCombineRows))
+      ceil_div(p.rows, p.groups) > (tiles          ? kRingMeanRowsBf16
+                                    : c == nullptr ? kRingMeanRows
+                                                   : kRingCombineRows))
     return false;
-  // One block a multiprocessor instead of two takes twice as long: V2-Lite's down with the always-on experts, 64 tokens,
-  // 188 us on an H200, 2026-11.
+  // One block a multiprocessor instead of two takes twice as long: V2-Lite's down with the always-on experts, 64
+  // tokens, 188 us on an H200, 2026-11.
   return plan_of(p, c, row_tiles_of(p)).bytes <= std::min<int64_t>(kBlockBytes, traits.shared_bytes_per_block - 1024);
 }
 

@@ -7,11 +7,16 @@ namespace mla::cuda {
 struct SelectArgs;
 struct GroupArgs;
 
-/// Few rows on Hopper: everything in one launch. select.logits is not used.
+/// Up to 16 rows on Hopper: everything in one launch. select.logits is not used.
 bool routes_few(const MoeRouteParams& p, const Traits& traits);
 Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,
                         const Launch& launch);
 Status load_route_few_kernels();
+
+/// Up to 128 rows on Hopper: norm, logits and choice in one launch. select.logits is not used.
+bool routes_rows(const MoeRouteParams& p, const Traits& traits);
+Status launch_route_rows(const MoeRouteParams& p, const SelectArgs& select, const Launch& launch);
+Status load_route_rows_kernels();
 
 /// Loads the router's kernels; part of load_moe_kernels().
 Status load_router_kernels(const Traits& traits);

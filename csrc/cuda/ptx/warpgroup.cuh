@@ -66,6 +66,12 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// The same in two halves, and without showing anybody what was written: for "I have read".
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
 /// The address of this block's shared memory as block `rank` of the cluster has it, for cluster_load4 and
 /// cluster_store.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {

@@ -1,0 +1,65 @@
+// product_split.cc - when the products of 17 to 128 rows on Hopper share a tile's k among blocks, and how.
+#include "cuda/gemm/product_split.h"
+
+#include <algorithm>
+
+#include "common/checked.h"
+
+namespace mla::cuda {
+
+namespace {
+
+constexpr int64_t kMostRows = 128;
+/// Beyond so many rows the sums of a short k are not worth adding up: 128 x 512 in 16 groups by 96 and 128 rows 4.3 and
+/// 5.1 us here, 4.2 and 4.3 by product_wgmma.cuh (H200, 2026-11).
+constexpr int64_t kMostRowsOfShortK = 64;
+constexpr int64_t kShortK = 1024;
+constexpr int64_t kLeastK = 256;
+/// Of a block, where two are to fit a multiprocessor (228 KB, of which 1 KB a block is not ours), and where one is.
+constexpr int kHalfBytes = 112 * 1024;
+constexpr int kWholeBytes = 224 * 1024;
+
+int64_t tiles_of(const Product& p) { return p.groups * ceil_div(p.n, kSplitWeights); }
+
+/// The N of the kernel that holds so many rows.
+int64_t tokens_of(int64_t rows) {
+  return rows <= 24 ? 24 : rows <= 64 ? round_up(rows, 8) : rows <= 96 ? round_up(rows, 16) : 128;
+}
+
+SplitPlan plan_of(const Product& p, const Launch& launch) {
+  const int64_t multiprocessors = launch.traits->multiprocessors, tiles = tiles_of(p);
+  const auto steps = static_cast<int>(ceil_div(p.k, 64));
+  SplitPlan plan;
+  plan.tokens = static_cast<int>(tokens_of(p.rows));
+  plan.tiles = static_cast<int>(ceil_div(p.n, kSplitWeights));
+  // A quarter of k is best for 2048 x 2048 to 7168 x 16384 by 32 to 128 rows, an eighth for 576 x 2048 (H200, 2026-11).
+  plan.split = 8 * tiles <= multiprocessors / 2 && steps >= 8 ? 8 : 4 * tiles <= 2 * multiprocessors ? 4 : 2;
+  const int stage = (kSplitWeights + plan.tokens) * 128;
+  // Few blocks: with all of their k on its way 2048 x 2048 takes 5.5 us instead of 6.8.
+  const int most = tiles * plan.split <= multiprocessors ? kWholeBytes : kHalfBytes;
+  plan.stages = std::min({kSplitStages, most / stage, static_cast<int>(ceil_div(steps, plan.split))});
+  const int sums = plan.tokens * (kSplitWeights + 4) * static_cast<int>(sizeof(float));
+  plan.bytes = std::max(plan.stages * stage, sums);
+  View weights;
+  weights.data = const_cast<void*>(p.w);
+  weights.dtype = p.w_dtype;
+  weights.rank = 1;
+  weights.shape[0] = (p.groups - 1) * p.w_group + p.n * p.k;
+  plan.settled = launch.settled(weights);
+  return plan;
+}
+
+}  // namespace
+
+bool splits(const Product& p, const Traits& traits) {
+  constexpr int64_t kMostK = int64_t{1} << 30;  // steps are counted with 32 bits
+  return traits.hopper && !traits.deterministic && p.offsets == nullptr && p.w_dtype == DType::kBF16 &&
+         p.rows <= (p.k < kShortK ? kMostRowsOfShortK : kMostRows) && p.k >= kLeastK && p.k <= kMostK && p.n < kMostK &&
+         tiles_of(p) < traits.multiprocessors;
+}
+
+cudaError_t launch_product_split(const Product& p, const Launch& launch) {
+  return launch_split_kernel(p, plan_of(p, launch), launch.stream);
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,30 @@
+// product_split.h - what the host decides for the products of 17 to 128 rows on Hopper (product_split_sm90.cu).
+#pragma once
+#include "cuda/gemm/product.h"
+
+namespace mla::cuda {
+
+/// How a product is cut into blocks, and what one keeps in shared memory.
+struct SplitPlan {
+  int split = 0;         // blocks, a cluster, that share the k of a tile: 2, 4 or 8
+  int tokens = 0;        // rows of x, up to an N that the kernel has
+  int tiles = 0;         // of each group
+  int stages = 0;        // of 64 k
+  int bytes = 0;         // of shared memory
+  bool settled = false;  // w may be read before pdl_wait()
+};
+
+/// Is it a product for this kernel?
+bool splits(const Product& p, const Traits& traits);
+
+cudaError_t launch_product_split(const Product& p, const Launch& launch);
+
+// ---- the kernel, in its own file ----------------------------------------------------------------------------------
+
+constexpr int kSplitWeights = 128;  // rows of w of a tile
+constexpr int kSplitStages = 16;    // at most
+
+cudaError_t launch_split_kernel(const Product& p, const SplitPlan& plan, cudaStream_t stream);
+cudaError_t load_split_kernel(int shared_bytes_per_block);
+
+}  // namespace mla::cuda
