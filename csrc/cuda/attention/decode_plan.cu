@@ -9,7 +9,7 @@
 // longest sequence; one split is always allowed. In a simulation of 21 batches (equal and random lengths, 132 blocks)
 // the choice was within 6 % of the best candidate; handing out full splits first gained nothing.
 //
-// Grid 1 (on Hopper 3: the second block writes the second part, cluster_plan.cuh, the third one for tiles of 64 rows),
+// Grid 1 (on Hopper 3: the second block writes the second part, cluster_plan.cuh, the third one the third, wide_plan.cuh),
 // block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start alone, never on the
 // order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but reads and writes
 // nothing outside of its tensors. Test: test/gpu/attention.test.ts.
@@ -21,6 +21,7 @@
 #include "cuda/attention/cluster_plan.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/plan_scan.cuh"
+#include "cuda/attention/wide_plan.cuh"
 #include "cuda/device/pdl.cuh"
 
 namespace mla::cuda {
@@ -36,23 +37,17 @@ __device__ int candidate_splits(int i) {
   return i < 16 ? i + 1 : static_cast<int>(16.0f * exp2f(static_cast<float>(i - 15) / 12.0f) + 0.5f);
 }
 
-/// A part of the plan's tensor with this layout.
-struct PlanPart {
-  int32_t* plan;
-  int row_tile;
-  int tile_keys;   // that an iteration takes: splits are cut between them
-  int many_slots;  // partial results for each block that runs at once, where row tiles are many
-};
-
 struct PlanArgs {
   const int32_t* q_start;  // [B + 1]
   const int32_t* lengths;  // [B]
-  PlanPart parts[2];       // for the kernels of all GPUs; for tiles of 64 rows
+  int32_t* plan;
+  int row_tile;
   int sequences;
   int heads;
   int blocks;      // that run at once: one on each multiprocessor
   int candidates;  // that are tried; with one, every sequence is one split
   ClusterPlanArgs clusters;
+  WidePlanArgs wide;
 };
 
 __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
@@ -75,12 +70,15 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
     make_cluster_plan(a.clusters);
     return;
   }
-  const PlanPart part = blockIdx.x == 0 ? a.parts[0] : a.parts[1];
-  const auto key_tiles = [&](const PlanSequence& s) { return (s.keys + part.tile_keys - 1) / part.tile_keys; };
+  if (blockIdx.x == 2) {
+    make_wide_plan(a.wide);
+    return;
+  }
+  const auto key_tiles = [](const PlanSequence& s) { return (s.keys + kPlanKeys - 1) / kPlanKeys; };
 
   for (int b = tid; b < a.sequences; b += kPlanThreads) {
     const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-    const int64_t row_tiles = (s.rows + part.row_tile - 1) / part.row_tile;
+    const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
     atomicAdd(&s_row_tiles, static_cast<unsigned long long>(row_tiles));
     atomicAdd(&s_work, static_cast<unsigned long long>(row_tiles * key_tiles(s)));
     atomicMax(&s_longest, static_cast<unsigned long long>(key_tiles(s)));
@@ -89,7 +87,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   const float work = static_cast<float>(s_work);
   const int64_t blocks = a.blocks, tiles = static_cast<int64_t>(s_row_tiles);
   // As decode_max_slots() on the host, which knows no more than a bound on the row tiles.
-  const int64_t max_slots = (tiles * 4 <= blocks ? 1 : part.many_slots) * blocks;
+  const int64_t max_slots = (tiles * 4 <= blocks ? 1 : kManySlots) * blocks;
   const int longest = static_cast<int>(s_longest);  // at most 2^31 / 32
 
   for (int candidate = warp; candidate < a.candidates; candidate += kPlanWarps) {
@@ -100,7 +98,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
       const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
       const int n = (static_cast<int>(key_tiles(s)) + split_tiles - 1) / split_tiles;
       const int rest = static_cast<int>(key_tiles(s)) - (n - 1) * split_tiles;
-      const int64_t row_tiles = (s.rows + part.row_tile - 1) / part.row_tile;
+      const int64_t row_tiles = (s.rows + a.row_tile - 1) / a.row_tile;
       items += row_tiles * n;
       if (n > 1) slots += row_tiles * n;
       if (n > 0 && rest < split_tiles) {
@@ -148,7 +146,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   __syncthreads();
   const int split_tiles = s_split_tiles;
 
-  int32_t* item_start = part.plan + kPlanHeader;
+  int32_t* item_start = a.plan + kPlanHeader;
   int32_t* slot_start = item_start + a.sequences + 1;
   int32_t* merge_start = slot_start + a.sequences + 1;
   Counts base{0, 0, 0};
@@ -158,7 +156,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
     if (b < a.sequences) {
       const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
       const int n = (static_cast<int>(key_tiles(s)) + split_tiles - 1) / split_tiles;
-      mine.items = (s.rows + part.row_tile - 1) / part.row_tile * n;
+      mine.items = (s.rows + a.row_tile - 1) / a.row_tile * n;
       if (n > 1) mine.slots = mine.items;
       if (n != 1) mine.merge_rows = s.rows;
     }
@@ -175,11 +173,11 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
     item_start[a.sequences] = clamp_int(base.items);
     slot_start[a.sequences] = clamp_int(base.slots);
     merge_start[a.sequences] = clamp_int(base.merge_rows);
-    part.plan[kPlanRowTile] = part.row_tile;
-    part.plan[kPlanSplitKeys] = split_tiles * part.tile_keys;
-    part.plan[kPlanItems] = clamp_int(base.items);
-    part.plan[kPlanMergeRows] = clamp_int(base.merge_rows);
-    for (int i = kPlanMergeRows + 1; i < kPlanHeader; ++i) part.plan[i] = 0;
+    a.plan[kPlanRowTile] = a.row_tile;
+    a.plan[kPlanSplitKeys] = split_tiles * kPlanKeys;
+    a.plan[kPlanItems] = clamp_int(base.items);
+    a.plan[kPlanMergeRows] = clamp_int(base.merge_rows);
+    for (int i = kPlanMergeRows + 1; i < kPlanHeader; ++i) a.plan[i] = 0;
   }
 }
 
@@ -188,7 +186,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
 int64_t decode_plan_ints(int64_t max_sequences, int64_t heads, const Traits& traits) {
   (void)heads;
   return decode_plan_size(max_sequences) +
-         (traits.hopper ? cluster_plan_size(max_sequences) + decode_plan_size(max_sequences) : 0);
+         (traits.hopper ? cluster_plan_size(max_sequences) + wide_plan_size(max_sequences, traits) : 0);
 }
 
 Status check_plan_size(const char* verb, const View& plan, int64_t sequences, const Traits& traits) {
@@ -206,8 +204,8 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.q_start = p.q_start.as<int32_t>();
   args.lengths = p.lengths.as<int32_t>();
   int32_t* const plan = p.plan.as<int32_t>();
-  args.parts[0] = {plan, decode_row_tile(p.heads), kPlanKeys, kManySlots};
-  args.parts[1] = {plan + wide_plan_offset(sequences), kWideRows, kPageTokens, kWideSlots};
+  args.plan = plan;
+  args.row_tile = decode_row_tile(p.heads);
   args.sequences = static_cast<int>(sequences);
   args.heads = static_cast<int>(p.heads);
   args.blocks = launch.traits->multiprocessors;
@@ -219,6 +217,14 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.clusters.heads = args.heads;
   args.clusters.cluster = cluster_size(sequences);
   args.clusters.clusters = clusters_at_once(*launch.traits, args.clusters.cluster);
+  args.wide = {args.q_start,
+               args.lengths,
+               plan + wide_plan_offset(sequences),
+               args.sequences,
+               args.heads,
+               wide_tiles(p.heads),
+               wide_workers(*launch.traits, p.heads),
+               wide_records(*launch.traits)};
   return cuda_status(
       launch_pdl(decode_plan_kernel, dim3(launch.traits->hopper ? 3 : 1), dim3(kPlanThreads), 0, launch.stream, args),
       "decode_plan_kernel");

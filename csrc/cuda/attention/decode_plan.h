@@ -32,11 +32,6 @@ constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
 
 constexpr int64_t decode_plan_size(int64_t sequences) { return kPlanHeader + 3 * (sequences + 1); }
 
-/// The plan for tiles of 64 rows, which the Hopper kernel for many rows follows (wide_plan_offset): it takes a page at
-/// a time. A partial result of it is large: the plan asks for no more than twice as many as items run at once.
-constexpr int kWideRows = 64;
-constexpr int kWideSlots = 2;
-
 /// The most row tiles that `rows` = T * H query rows of `sequences` sequences can have.
 inline int64_t decode_max_row_tiles(int64_t rows, int64_t sequences, int64_t heads, int64_t row_tile) {
   // A sequence's rows are a multiple of the heads: that bounds what its last tile lacks.

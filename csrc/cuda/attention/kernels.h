@@ -23,6 +23,7 @@ Status launch_decode_portable(const MlaDecodeParams& p, const DecodePartials& pa
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits);
 bool decode_wide_fits(const MlaDecodeParams& p, const Traits& traits);
 Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
+Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 int decode_few_rows(const MlaDecodeParams& p);  // the row tile of the instance that runs
 Status launch_decode_few_512(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_few_256(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
@@ -41,6 +42,7 @@ Status load_decode_portable_kernels(const Traits& traits);
 Status load_decode_few_512_kernels();
 Status load_decode_few_256_kernels();
 Status load_decode_wide_kernels();
+Status load_decode_wide_merge_kernels();
 Status load_decode_fma_kernels(const Traits& traits);
 Status load_decode_merge_kernels();
 Status load_prefill_sm90_kernels(const Traits& traits);

@@ -10,6 +10,7 @@ Status load_attention_kernels(const Traits& traits) {
     MLA_RETURN_IF_ERROR(load_decode_few_512_kernels());
     MLA_RETURN_IF_ERROR(load_decode_few_256_kernels());
     MLA_RETURN_IF_ERROR(load_decode_wide_kernels());
+    MLA_RETURN_IF_ERROR(load_decode_wide_merge_kernels());
   }
   MLA_RETURN_IF_ERROR(load_decode_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_merge_kernels());

@@ -12,6 +12,7 @@
 #include "cuda/attention/cluster_plan.h"
 #include "cuda/attention/decode_plan.h"
 #include "cuda/attention/kernels.h"
+#include "cuda/attention/wide_plan.h"
 
 namespace mla::cuda {
 namespace {
@@ -40,7 +41,7 @@ struct Shape {
 
   /// Of the Hopper kernel for more rows.
   static Shape wide(const MlaDecodeParams& p, const Traits& traits) {
-    return {kWideSlots * traits.multiprocessors, kWideRows, p.out.dim(2)};
+    return {wide_slots(traits, p.q.dim(1)), kWideRows, p.out.dim(2)};
   }
 
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
@@ -107,6 +108,7 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   if (wide) {
     partials.plan_at = wide_plan_offset(p.lengths.dim(0));
     MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));
+    return launch_decode_wide_merge(p, partials, launch);
   } else if (p.lengths.dim(0) > 0) {
     if (decode_portable_fits(p, *launch.traits)) {
       MLA_RETURN_IF_ERROR(launch_decode_portable(p, partials, launch));

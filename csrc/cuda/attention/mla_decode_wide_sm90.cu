@@ -3,19 +3,21 @@
 //
 //   s = scale * q . row;  p = softmax(s);  u = sum p * latent;  lse = log sum exp(s)
 //
-// Grid: a block per work item of the plan (decode_plan.h): 64 query rows, a split of a sequence's keys. Block: two
-// warpgroups. The output of 64 rows x 512 channels fills half of the registers, so there is one, cut by channels, and
-// two pages of keys at a time: warpgroup 0 takes the scores of the first page and the left half of the output,
-// warpgroup 1 the scores of the second page and the right half. Each needs the other's probabilities and passes its own
-// through shared memory, so that the softmax of one runs beside the products of the other:
+// Grid: the workers of the plan (wide_plan.h), which deal all pages out evenly; a worker is a block, or a cluster of two
+// where the heads make an even number of row tiles of 64: they take the same keys, and each loads half of the sub-tiles
+// into both. A worker goes through its parts of sequences one after the other, and loads the next one's first pages
+// while it writes a result. Block: two warpgroups that compute. The output of 64 rows x 512 channels fills half of the
+// registers, so there is one, cut by channels, and two pages of keys at a time: warpgroup 0 takes the scores of the
+// first page and the left half of the output, warpgroup 1 the scores of the second page and the right half. Each needs
+// the other's probabilities and passes its own through shared memory, so that the softmax of one runs beside the
+// products of the other:
 //
 //   0: softmax of page 0 | P0 V0 left  | publish P0 | P1 V1 left              | scores of the next page 0
 //   1: scores of page 1  | softmax     | publish P1, P1 V1 right, P0 V0 right | scores of the next page 1
 //
 // A page arrives as sub-tiles of 64 keys x 64 channels, each with its own barrier; a product begins when its sub-tile
 // is there, and half a page is loaded anew as soon as its last reader is done, by the threads of a third warpgroup.
-// What scores are relative to is shared by the warpgroups. Where the heads make two row tiles of everything, two blocks
-// that take the same keys form a cluster: each loads half of the sub-tiles, into both.
+// What scores are relative to is shared by the warpgroups.
 //
 // Shared memory: queries, two pages, one page of probabilities (those of page 1 lie where the queries' last sub-tile
 // was, which lives in registers): 226 KB. Precision: products of bf16 accumulate in float32, softmax in float32, p
@@ -27,6 +29,7 @@
 #include "common/checked.h"
 #include "cuda/attention/decode_item.cuh"
 #include "cuda/attention/kernels.h"
+#include "cuda/attention/wide_plan.h"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
@@ -42,7 +45,7 @@ namespace {
 
 constexpr int kWarpgroup = 128;
 constexpr int kMathThreads = 2 * kWarpgroup, kThreads = kMathThreads + kWarpgroup;
-constexpr int kMathRegisters = 240, kLoadRegisters = 24;
+constexpr int kMathRegisters = 232, kLoadRegisters = 40;
 constexpr int kRows = kWideRows;
 constexpr int kC = 512, kRope = 64;
 constexpr int kHalf = kC / 2;   // channels of a warpgroup
@@ -62,29 +65,33 @@ constexpr int kOtherProbabilitiesAt = kOutTiles * kTileBytes;  // the queries' l
 constexpr int kFiguresAt = kProbabilitiesAt + kTileBytes;
 constexpr int kBarriersAt = kFiguresAt + 6 * kRows * 4;
 constexpr int kParts = 4;  // that a page pair is loaded in: left and right half of each page
-constexpr int kItemAt = kBarriersAt + (1 + 2 * kTiles + kParts) * 8;
-constexpr int kSharedBytes = kItemAt + 6 * 4;
+constexpr int kBarriers = 2 + 2 * kTiles + kParts;
+constexpr int kSharedBytes = kBarriersAt + kBarriers * 8;
 
 // Named barriers. Each is waited for by one warpgroup and arrived at by the other.
-constexpr int kFirstMaximum = 1;   // warpgroup 0 has seen its scores
-constexpr int kSecondMaximum = 2;  // warpgroup 1 too
-constexpr int kFirstReady = 3;     // probabilities of page 0 are in shared memory
-constexpr int kSecondReady = 4;    // those of page 1
-constexpr int kZeroed = 5;         // and 6: within a warpgroup
-constexpr int kBoth = 7;           // both warpgroups that compute
+constexpr int kFirstReady = 1;   // probabilities of page 0 are in shared memory, and what they are relative to
+constexpr int kSecondReady = 2;  // those of page 1
+constexpr int kZeroed = 3;       // and 4: within a warpgroup
+constexpr int kBoth = 5;         // both warpgroups that compute
+constexpr int kSums = 6;         // the same, at the end of a segment
 
-/// The item, what a row's scores are relative to, and by how much that changed; sums at the end. Read where it is
-/// needed: registers are short.
-struct Figures {
+/// A part of a sequence: some of its pages against one row tile.
+struct Segment {
   DecodeItem item;
-  int first_page;  // of the item, in the sequence
-  int pages;       // of the item
+  int first_page;  // in the sequence
+  int pages;       // none: the worker has no more
+};
+
+/// The segment at hand and the next one, what a row's scores are relative to, and by how much that changed; sums at the
+/// end. Read where it is needed: registers are short.
+struct Figures {
+  Segment segments[2];
   float largest[kRows];
   float factor[2][kRows];  // by page 0, by page 1
   float sum[2][kRows];
 };
 
-__device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 8 + (buffer * kTiles + tile) * 8; }
+__device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 16 + (buffer * kTiles + tile) * 8; }
 
 /// A block, one of kBlocks that form a cluster and take neighbouring row tiles of the same keys.
 template <int kBlocks>
@@ -94,49 +101,140 @@ struct Context {
   Figures* s_figures;
 
   __device__ uint32_t page(int buffer) const { return s_base + kPagesAt + buffer * kPageBytes; }
+  /// The segment's queries are there, and what it is.
+  __device__ uint32_t begun() const { return s_base + kBarriersAt; }
+  /// Both warpgroups are done with them.
+  __device__ uint32_t ended() const { return s_base + kBarriersAt + 8; }
   /// Sub-tile `tile` of a page is there.
   __device__ uint32_t filled(int buffer, int tile) const { return s_base + filled_at(buffer, tile); }
   /// Half `half` of a page has been read by all blocks; the rope sub-tile belongs to the right one.
   __device__ uint32_t read(int buffer, int half) const {
-    return s_base + kBarriersAt + (1 + 2 * kTiles + buffer * 2 + half) * 8;
+    return s_base + kBarriersAt + (2 + 2 * kTiles + buffer * 2 + half) * 8;
   }
 };
 
-/// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
-/// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros.
+/// Goes through the segments of a worker. Every value is made safe: rows lie within T * H, keys within the row of the
+/// block table.
 template <int kBlocks>
-__device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUtensorMap* cache, int buffer, int half) {
+class Worker {
+ public:
+  __device__ Worker(const DecodeArgs& args, int worker, int rank) : a(args), rank(rank) {
+    teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
+    team = worker % teams;
+    const int32_t *record = a.plan + kWideHeader + 4 * worker, *end = record + 4 * teams;
+    sequence = max(record[0], 0);
+    group = max(record[1], 0);
+    page = max(record[2], 0);
+    slot = max(record[3], 0);
+    last_sequence = end[0];
+    last_group = end[1];
+    last_page = end[2];
+  }
+
+  __device__ bool next(Segment* segment) {
+    while (sequence < a.sequences && (sequence < last_sequence || (sequence == last_sequence && group <= last_group))) {
+      const int q_begin = max(a.q_start[sequence], 0), q_end = min(a.q_start[sequence + 1], a.tokens);
+      const int length = min(max(a.lengths[sequence], 0), a.max_pages * kPageTokens);
+      const int rows = max(q_end - q_begin, 0) * a.heads, all_pages = div_up(length, kPageTokens);
+      if (length == 0 || group >= div_up(rows, kBlocks * kRows)) {
+        ++sequence;
+        group = team;
+        page = 0;
+        continue;
+      }
+      const bool last = sequence == last_sequence && group == last_group;
+      const int begin = page, end = last ? min(last_page, all_pages) : all_pages;
+      const int tile = group * kBlocks + rank;
+      group += teams;
+      page = 0;
+      if (begin >= end) continue;
+      const int part = begin > 0 || end < all_pages ? (slot++ * teams + team) * kBlocks + rank : -1;
+      DecodeItem& item = segment->item;
+      item.sequence = sequence;
+      item.first = tile * kRows;
+      item.row = q_begin * a.heads + item.first;
+      item.rows = part < a.slots ? min(max(rows - item.first, 0), kRows) : 0;
+      item.visible_offset = length - (q_end - q_begin) + 1;
+      item.key_begin = begin * kPageTokens;
+      item.key_end = min(end * kPageTokens, length);
+      item.slot = part;
+      segment->first_page = begin;
+      segment->pages = end - begin;
+      return true;
+    }
+    segment->pages = 0;
+    return false;
+  }
+
+ private:
+  const DecodeArgs& a;
+  const int rank;
+  int teams, team;
+  int sequence, group, page, slot;  // that come next
+  int last_sequence, last_group, last_page;
+};
+
+/// Shows a segment, and loads its queries, as soon as the one before has no more use for its own.
+template <int kBlocks>
+__device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const CUtensorMap* q, const Segment& segment,
+                                              uint32_t index) {
+  mbarrier_wait(x.ended(), index % 2 ^ 1);
+  x.s_figures->segments[index % 2] = segment;
+  if (segment.pages == 0) {
+    mbarrier_arrive(x.begun());
+    return;
+  }
+  mbarrier_arrive_expect(x.begun(), kPageBytes);
+#pragma unroll 1
+  for (int i = 0; i < kTiles; ++i) tile_load(x.s_base + i * kTileBytes, q, x.begun(), i * 64, segment.item.row);
+}
+
+/// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
+/// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first of
+/// the four threads begins the segments, too.
+template <int kBlocks>
+__device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUtensorMap* q, const CUtensorMap* cache,
+                                          int buffer, int half) {
   const int begin = half == 0 ? 0 : kHalfTiles, end = half == 0 ? kHalfTiles : kTiles;
   const int rank = kBlocks == 1 ? 0 : static_cast<int>(cluster_rank());
-  const int32_t* table =
-      x.a.block_table + int64_t{x.s_figures->item.sequence} * x.a.max_pages + x.s_figures->first_page;
-  uint32_t parity = 1;
-  for (int i = buffer; i < x.s_figures->pages; i += 2, parity ^= 1) {
-    const int page = table[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
-    mbarrier_wait(x.read(buffer, half), parity);
+  const bool begins = buffer == 0 && half == 0;
+  Worker<kBlocks> worker(x.a, blockIdx.x / kBlocks, rank);
+  Segment segment;
+  uint32_t parity = 1, index = 0;
+  for (; worker.next(&segment); ++index) {
+    if (begins && index == 0) begin_segment(x, q, segment, index);
+    const int32_t* table = x.a.block_table + int64_t{segment.item.sequence} * x.a.max_pages + segment.first_page;
+    for (int i = buffer; i < segment.pages; i += 2, parity ^= 1) {
+      const int page = table[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
+      mbarrier_wait(x.read(buffer, half), parity);
 #pragma unroll 1
-    for (int tile = begin; tile < end; ++tile) mbarrier_arrive_expect(x.filled(buffer, tile), kTileBytes);
+      for (int tile = begin; tile < end; ++tile) mbarrier_arrive_expect(x.filled(buffer, tile), kTileBytes);
 #pragma unroll 1
-    for (int tile = begin; tile < end; ++tile) {
-      const uint32_t to = x.page(buffer) + tile * kTileBytes;
-      if constexpr (kBlocks == 1) {
-        tile_load(to, cache, x.filled(buffer, tile), tile * 64, row);
-      } else if (tile % kBlocks == rank) {
-        tile_load_multicast(to, cache, x.filled(buffer, tile), tile * 64, row, (1 << kBlocks) - 1);
+      for (int tile = begin; tile < end; ++tile) {
+        const uint32_t to = x.page(buffer) + tile * kTileBytes;
+        if constexpr (kBlocks == 1) {
+          tile_load(to, cache, x.filled(buffer, tile), tile * 64, row);
+        } else if (tile % kBlocks == rank) {
+          tile_load_multicast(to, cache, x.filled(buffer, tile), tile * 64, row, (1 << kBlocks) - 1);
+        }
       }
+      if (begins && i == 0 && index > 0) begin_segment(x, q, segment, index);
     }
   }
+  if (begins) begin_segment(x, q, segment, index);
 }
 
 /// One warpgroup of the two: its scores, its half of the output.
 template <int kBlocks>
 struct Half {
   const Context<kBlocks>& x;
-  const int group;   // 0 or 1, also the page whose scores it takes
-  const int my_row;  // and 8 after it
-  uint32_t base;     // of shared memory
+  const int group;         // 0 or 1, also the page whose scores it takes
+  const int my_row;        // and 8 after it
+  uint32_t base;           // of shared memory
+  uint32_t index = 0;      // of the segment
+  uint32_t filled = 1;     // the phase of this group's page
   float score[kPageTokens / 2], out[kHalf / 2];
-  float sum[2] = {0, 0};     // of this thread's columns
+  float sum[2];              // of this thread's columns
   uint32_t p[kSteps][4];     // probabilities as operand
   uint32_t rope[kSteps][4];  // the queries' last sub-tile as operand
 
@@ -144,9 +242,18 @@ struct Half {
       : x(context),
         group(group),
         my_row(threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4),
-        base(context.s_base) {
+        base(context.s_base) {}
+
+  __device__ __forceinline__ const Segment& segment() const { return x.s_figures->segments[index % 2]; }
+  /// Waits for the next segment; false if there is none.
+  __device__ bool next() {
+    mbarrier_wait(x.begun(), index % 2);
+    return segment().pages > 0;
+  }
+  __device__ void clear() {
 #pragma unroll
     for (int i = 0; i < kHalf / 2; ++i) out[i] = 0;
+    sum[0] = sum[1] = 0;
   }
 
   /// The address of this lane's row of the 16 x 16 matrix at k = 16 * step of a swizzled tile, for ld- and stmatrix.
@@ -162,9 +269,10 @@ struct Half {
     for (int k = 0; k < kSteps; ++k) ldmatrix_x4(rope[k], matrix(x.s_base + kOutTiles * kTileBytes, k));
   }
 
-  /// Scores of sub-tiles [kBegin, kEnd), as they arrive; kStart: the first ones of the page.
+  /// Scores of sub-tiles [kBegin, kEnd), as they arrive; kStart: the first ones of this group's page.
   template <int kBegin, int kEnd, bool kStart>
-  __device__ __forceinline__ void issue_scores(uint32_t filled) {
+  __device__ __forceinline__ void issue_scores() {
+    if constexpr (kStart) filled ^= 1;
     const uint64_t query = wgmma_tile(base, 16, 1024), key = wgmma_tile(base + kPagesAt + group * kPageBytes, 16, 1024);
 #pragma unroll
     for (int tile = kBegin; tile < kEnd; ++tile) {
@@ -181,7 +289,6 @@ struct Half {
         }
       }
     }
-    wgmma_commit();
   }
   __device__ __forceinline__ uint64_t values(int buffer) const {
     return wgmma_tile(base + kPagesAt + buffer * kPageBytes + group * kHalfTiles * kTileBytes, kTileBytes, 1024);
@@ -215,13 +322,18 @@ struct Half {
     }
   }
 
+  /// It needs the segment's queries, and what lies over them, no more.
+  __device__ __forceinline__ void release_queries() {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(x.ended());
+  }
+
   /// Hides keys that a row does not see, and finds the largest score of each of the two rows.
   __device__ __forceinline__ void largest_scores(int page, float (&most)[2]) {
-    const int start = (x.s_figures->first_page + page) * kPageTokens;
-    if (start + kPageTokens > visible_keys(x.s_figures->item, 0, x.a.heads)) {
+    const int start = (segment().first_page + page) * kPageTokens;
+    if (start + kPageTokens > visible_keys(segment().item, 0, x.a.heads)) {
       const int first = start + threadIdx.x % 4 * 2;
-      const int visible[2] = {visible_keys(x.s_figures->item, my_row, x.a.heads) - first,
-                              visible_keys(x.s_figures->item, my_row + 8, x.a.heads) - first};
+      const int visible[2] = {visible_keys(segment().item, my_row, x.a.heads) - first,
+                              visible_keys(segment().item, my_row + 8, x.a.heads) - first};
 #pragma unroll
       for (int i = 0; i < kPageTokens / 2; ++i) {
         if (i / 4 * 8 + i % 2 >= visible[i % 4 / 2]) score[i] = -INFINITY;
@@ -239,11 +351,11 @@ struct Half {
     }
   }
   /// Raises what scores are relative to, where they pass it by far, and tells the other warpgroup.
-  __device__ __forceinline__ void settle(const float (&most)[2], float (&largest)[2], float (&factor)[2]) {
+  __device__ __forceinline__ void settle(bool first, const float (&most)[2], float (&largest)[2], float (&factor)[2]) {
     const float scale = x.a.scale_log2;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float before = x.s_figures->largest[my_row + 8 * h];
+      const float before = first ? -INFINITY : x.s_figures->largest[my_row + 8 * h];
       largest[h] = most[h] * scale > fmaf(before, scale, kSlack) ? most[h] : before;
       // Exactly 1 as a rule, so that nothing has to be multiplied.
       factor[h] = largest[h] == before ? 1.0f : exp2_approx((before - largest[h]) * scale);
@@ -278,6 +390,22 @@ struct Half {
       for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
     }
   }
+  /// Shows the probabilities to the other warpgroup.
+  __device__ __forceinline__ void publish(uint32_t to) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) stmatrix_x4(matrix(x.s_base + to, k), p[k]);
+    fence_proxy_async();
+  }
+  /// Follows the other warpgroup to what scores are relative to now.
+  __device__ __forceinline__ void take_factor() {
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      factor[h] = x.s_figures->factor[1 - group][my_row + 8 * h];
+      sum[h] *= factor[h];
+    }
+    rescale(factor);
+  }
   __device__ __forceinline__ void rescale(const float (&factor)[2]) {
     if (!__any_sync(kFullWarp, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
@@ -285,7 +413,7 @@ struct Half {
   }
   /// Zeros instead of rows behind the last key, in this warpgroup's half of a page: 0 * NaN is NaN.
   __device__ __forceinline__ void zero_tail(int page, int buffer) {
-    const int live = x.s_figures->item.key_end - (x.s_figures->first_page + page) * kPageTokens;
+    const int live = segment().item.key_end - (segment().first_page + page) * kPageTokens;
     if (live >= kPageTokens) return;
     const uint32_t to = x.page(buffer) + group * kHalfTiles * kTileBytes + threadIdx.x % 8 * 16;
     for (int row = live + threadIdx.x % kWarpgroup / 8; row < kPageTokens; row += kWarpgroup / 8) {
@@ -301,7 +429,7 @@ struct Half {
   /// Writes this warpgroup's half of the result.
   __device__ __forceinline__ void finish() {
     const DecodeArgs& a = x.a;
-    const DecodeItem& item = x.s_figures->item;
+    const DecodeItem& item = segment().item;
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -310,7 +438,7 @@ struct Half {
       total += __shfl_xor_sync(kFullWarp, total, 2);
       if (lane % 4 == 0) x.s_figures->sum[group][my_row + 8 * h] = total;
     }
-    named_barrier_sync(kBoth, kMathThreads);
+    named_barrier_sync(kSums, kMathThreads);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = my_row + 8 * h;
@@ -340,151 +468,100 @@ struct Half {
 
 /// Warpgroup 0: page 0 of each pair, and the left half.
 template <int kBlocks>
-__device__ __forceinline__ void compute_left(const Context<kBlocks>& x) {
-  Half<kBlocks> me(x, 0);
-  me.take_rope();
-  named_barrier_sync(kBoth, kMathThreads);  // both have; probabilities may lie there now
-  if (x.s_figures->pages > 0) {
+__device__ __forceinline__ void take_left(Half<kBlocks>& me) {
+  for (int page = 0; page < me.segment().pages; page += 2) {
+    me.begin(page);
     wgmma_fence();
-    me.template issue_scores<0, kTiles, true>(0);
+    me.template issue_scores<0, kTiles, true>();
+    wgmma_commit();
     wgmma_wait<0>();
     keep(me.score);
-  }
-  for (int page = 0; page < x.s_figures->pages; page += 2) {
-    const uint32_t next_filled = page / 2 % 2 ^ 1;
-    me.begin(page);
-    const bool has_second = page + 1 < x.s_figures->pages, has_next = page + 2 < x.s_figures->pages;
     float most[2], largest[2], factor[2];
     me.largest_scores(page, most);
-    me.settle(most, largest, factor);
-    named_barrier_arrive(kFirstMaximum, kMathThreads);
+    me.settle(page == 0, most, largest, factor);
     me.take_powers(largest, factor);
+    me.publish(kProbabilitiesAt);
+    named_barrier_arrive(kFirstReady, kMathThreads);
     me.rescale(factor);
     me.zero_tail(page, 0);
     wgmma_fence();
     me.issue_own();
-
-    factor[0] = factor[1] = 1;
-    if (has_second) {
-      named_barrier_sync(kSecondMaximum, kMathThreads);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        factor[h] = x.s_figures->factor[1][me.my_row + 8 * h];
-        me.sum[h] *= factor[h];
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      uint32_t scaled[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        scaled[i] = pack_bf16(me.score[8 * k + 2 * i] * factor[i % 2], me.score[8 * k + 2 * i + 1] * factor[i % 2]);
-      stmatrix_x4(me.matrix(x.s_base + kProbabilitiesAt, k), scaled);
-    }
-    fence_proxy_async();
-    named_barrier_arrive(kFirstReady, kMathThreads);
     wgmma_wait<0>();
     keep(me.out);
     me.release(0);
-    if (!has_second) break;
+    if (page + 1 >= me.segment().pages) break;
 
     named_barrier_sync(kSecondReady, kMathThreads);
-    me.rescale(factor);
+    me.take_factor();
     me.zero_tail(page + 1, 1);
-    if (has_next) {
-      wgmma_fence();
-      me.issue_other();
-      me.template issue_scores<0, kHalfTiles, true>(next_filled);
-      wgmma_wait<1>();
-      me.release(1);
-      me.template issue_scores<kHalfTiles, kTiles, false>(next_filled);
-      wgmma_wait<0>();
-      keep(me.score);
-      keep(me.out);
-    } else {
-      wgmma_fence();
-      me.issue_other();
-      wgmma_wait<0>();
-      keep(me.out);
-    }
+    wgmma_fence();
+    me.issue_other();
+    wgmma_wait<0>();
+    keep(me.out);
+    me.release(1);
   }
-  me.finish();
 }
 
 /// Warpgroup 1: page 1 of each pair, and the right half.
 template <int kBlocks>
-__device__ __forceinline__ void compute_right(const Context<kBlocks>& x) {
-  Half<kBlocks> me(x, 1);
-  me.take_rope();
-  named_barrier_sync(kBoth, kMathThreads);
-  if (x.s_figures->pages > 1) {
-    wgmma_fence();
-    me.template issue_scores<0, kTiles, true>(0);
-    wgmma_wait<0>();
-    keep(me.score);
-  }
-  for (int page = 0; page < x.s_figures->pages; page += 2) {
-    const uint32_t next_filled = page / 2 % 2 ^ 1;
+__device__ __forceinline__ void take_right(Half<kBlocks>& me) {
+  for (int page = 0; page < me.segment().pages; page += 2) {
     me.begin(page);
-    const bool has_second = page + 1 < x.s_figures->pages;
-    float most[2], largest[2], factor[2];
-    if (has_second) me.largest_scores(page + 1, most);
-    named_barrier_sync(kFirstMaximum, kMathThreads);
-    float first_factor[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) first_factor[h] = x.s_figures->factor[0][me.my_row + 8 * h];
-    if (!has_second) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) me.sum[h] *= first_factor[h];
-      me.rescale(first_factor);
-      me.zero_tail(page, 0);
-      named_barrier_sync(kFirstReady, kMathThreads);
+    const bool has_second = page + 1 < me.segment().pages;
+    if (has_second) {
       wgmma_fence();
-      me.issue_other();
+      me.template issue_scores<kHalfTiles, kTiles, true>();
+      me.template issue_scores<0, kHalfTiles, false>();
+      wgmma_commit();
+      wgmma_wait<0>();
+      keep(me.score);
+    }
+    named_barrier_sync(kFirstReady, kMathThreads);
+    me.take_factor();
+    me.zero_tail(page, 0);
+    wgmma_fence();
+    me.issue_other();
+    if (!has_second) {
       wgmma_wait<0>();
       keep(me.out);
+      me.release(0);
       break;
     }
-    me.settle(most, largest, factor);
-    named_barrier_arrive(kSecondMaximum, kMathThreads);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) factor[h] *= first_factor[h];
+    float most[2], largest[2], factor[2];
+    me.largest_scores(page + 1, most);
+    me.settle(false, most, largest, factor);
     me.take_powers(largest, factor);
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) stmatrix_x4(me.matrix(x.s_base + kOtherProbabilitiesAt, k), me.p[k]);
-    fence_proxy_async();
+    me.publish(kOtherProbabilitiesAt);
     named_barrier_arrive(kSecondReady, kMathThreads);
+    wgmma_wait<0>();
+    keep(me.out);
+    me.release(0);
     me.rescale(factor);
     me.zero_tail(page + 1, 1);
     wgmma_fence();
     me.issue_own();
-    named_barrier_sync(kFirstReady, kMathThreads);
-    wgmma_fence();
-    me.issue_other();
-    wgmma_wait<1>();
-    me.release(1);
     wgmma_wait<0>();
     keep(me.out);
-    me.release(0);
-    if (page + 3 < x.s_figures->pages) {
-      wgmma_fence();
-      me.template issue_scores<kHalfTiles, kTiles, true>(next_filled);
-      me.template issue_scores<0, kHalfTiles, false>(next_filled);
-      wgmma_wait<0>();
-      keep(me.score);
-    }
+    me.release(1);
   }
-  me.finish();
 }
 
-/// The item of the cluster's block `rank`, of which `item` is the first block's. All blocks go on or none does.
-__device__ __forceinline__ void take_neighbour(const DecodeArgs& a, int rank, DecodeItem* item) {
-  const int rows = a.tokens * a.heads - item->row - rank * kRows;
-  item->first += rank * kRows;
-  item->row += rank * kRows;
-  item->rows = min(max(rows, 0), item->rows);
-  if (item->slot >= 0) item->slot += rank;
-  if (item->slot >= a.slots) item->rows = 0;
+/// The warpgroups that compute.
+template <int kBlocks>
+__device__ __forceinline__ void compute(const Context<kBlocks>& x, int group) {
+  Half<kBlocks> me(x, group);
+  for (; me.next(); ++me.index) {
+    me.take_rope();
+    me.clear();
+    named_barrier_sync(kBoth, kMathThreads);  // both have; probabilities may lie there now
+    if (group == 0) {
+      take_left(me);
+    } else {
+      take_right(me);
+    }
+    me.release_queries();
+    me.finish();
+  }
 }
 
 template <int kBlocks>
@@ -495,45 +572,31 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   const uint32_t s_base = shared_address(s_memory);
   // The compiler is to know that it is the same in all lanes.
   const int warpgroup = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-  pdl_wait();
-  pdl_launch_dependents();
-  DecodeItem item;
-  const int first_block = static_cast<int>(blockIdx.x) / kBlocks * kBlocks;
-  if (!find_decode_item(a, first_block, reinterpret_cast<int*>(s_memory + kItemAt), &item)) return;
-  if constexpr (kBlocks > 1) take_neighbour(a, static_cast<int>(blockIdx.x) - first_block, &item);
   Figures* const s_figures = reinterpret_cast<Figures*>(s_memory + kFiguresAt);
   static_assert(sizeof(Figures) <= kBarriersAt - kFiguresAt);
   const Context<kBlocks> x{a, s_base, s_figures};
-  const uint32_t queries = s_base + kBarriersAt;
   if (threadIdx.x == 0) {
-    s_figures->item = item;
-    s_figures->first_page = item.key_begin / kPageTokens;
-    s_figures->pages = div_up(item.key_end, kPageTokens) - s_figures->first_page;
-    for (int i = 0; i < 1 + 2 * kTiles; ++i) mbarrier_init(queries + i * 8, 1);
+    mbarrier_init(x.begun(), 1);
+    mbarrier_init(x.ended(), kMathThreads / 32);
+    for (int i = 0; i < 2 * kTiles; ++i) mbarrier_init(x.filled(i / kTiles, i % kTiles), 1);
     for (int i = 0; i < kParts; ++i) mbarrier_init(x.read(i / 2, i % 2), kWarpgroup / 32 * kBlocks);
     mbarrier_fence_init();
-    mbarrier_arrive_expect(queries, kPageBytes);
-    for (int i = 0; i < kTiles; ++i) tile_load(s_base + i * kTileBytes, &q_map, queries, i * 64, item.row);
   }
-  if (threadIdx.x < kRows) s_figures->largest[threadIdx.x] = -INFINITY;
   if constexpr (kBlocks > 1) {
     cluster_sync();
   } else {
     __syncthreads();
   }
+  pdl_wait();
+  pdl_launch_dependents();
   if (warpgroup == 2) {
     give_registers<kLoadRegisters>();
     const int part = threadIdx.x / 32 % kParts;
-    if (elect_lane()) load_half(x, &cache, part % 2, part / 2);
+    if (elect_lane()) load_half(x, &q_map, &cache, part % 2, part / 2);
     __syncwarp();
   } else {
     take_registers<kMathRegisters>();
-    mbarrier_wait(queries, 0);
-    if (warpgroup == 0) {
-      compute_left(x);
-    } else {
-      compute_right(x);
-    }
+    compute(x, warpgroup);
   }
   // The others may still write to this block's barriers. Alone, it keeps the warps that load until all have passed the
   // barriers of those that compute: synccheck takes a warp that has ended for one that does not come.
@@ -554,15 +617,12 @@ Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partia
   const int64_t q_dims[] = {width, p.q.dim(0) * p.q.dim(1)}, cache_dims[] = {width, p.cache.dim(0) * kPageTokens};
   MLA_RETURN_IF_ERROR(make_tensor_map(p.q.data, DType::kBF16, q_dims, strides, box, Swizzle::k128, &q_map));
   MLA_RETURN_IF_ERROR(make_tensor_map(p.cache.data, DType::kBF16, cache_dims, strides, page, Swizzle::k128, &cache));
-  const dim3 grid(static_cast<unsigned>(round_up(decode_max_items(p, partials), 2)));
-  const auto start = [&](auto kernel, int blocks) {
-    return cuda_status(
-        launch_clusters(kernel, grid, dim3(kThreads), blocks, kSharedBytes, launch.stream, args, q_map, cache),
-        "mla_decode_wide_sm90_kernel");
-  };
-  // An even number of row tiles in every sequence.
-  if (p.q.dim(1) % (2 * kRows) == 0) return start(mla_decode_wide_sm90_kernel<2>, 2);
-  return start(mla_decode_wide_sm90_kernel<1>, 1);
+  const int blocks = wide_tiles(p.q.dim(1));
+  const dim3 grid(static_cast<unsigned>(wide_workers(*launch.traits, p.q.dim(1)) * blocks));
+  return cuda_status(
+      launch_clusters(blocks == 2 ? mla_decode_wide_sm90_kernel<2> : mla_decode_wide_sm90_kernel<1>, grid,
+                      dim3(kThreads), blocks, kSharedBytes, launch.stream, args, q_map, cache),
+      "mla_decode_wide_sm90_kernel");
 }
 
 Status load_decode_wide_kernels() {

@@ -1,0 +1,163 @@
+// mla_decode_wide_merge.cu - what mla_decode_wide_sm90.cu leaves to do: merges the partial results of row groups that
+// several workers have parts of, and writes the rows that have no keys or no sequence: zeros and lse = -inf.
+//
+//   M = max m_i;  out = sum u_i * 2^(m_i - M) / sum l_i * 2^(m_i - M);  lse = (M + log2 sum) * ln 2
+//
+// Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128 columns.
+// Where no group has more parts than a team takes at once, each team takes a row; else the teams share a row's parts,
+// and their sums are added in ascending order, so that equal calls give equal bits. All in float32, rounded once.
+// Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits: bf16, c = 512.
+// Test: test/gpu/attention.test.ts.
+#include <cuda_runtime.h>
+
+#include "cuda/attention/decode_item.cuh"
+#include "cuda/attention/kernels.h"
+#include "cuda/attention/wide_plan.h"
+#include "cuda/device/numeric.cuh"
+#include "cuda/device/pdl.cuh"
+#include "cuda/device/reduce.cuh"
+#include "cuda/ptx/warpgroup.cuh"
+
+namespace mla::cuda {
+namespace {
+
+constexpr int kC = 512;
+constexpr int kChunks = kC / 128;  // warps of a team
+constexpr int kTeams = 4;
+constexpr int kTeamThreads = 32 * kChunks, kThreads = kTeams * kTeamThreads;
+constexpr int kAtOnce = 6;  // parts
+
+struct Part {
+  float largest, sum;
+  float4 out;
+};
+
+/// What has been summed up, brought to what other sums are relative to.
+__device__ __forceinline__ void add(Part& to, float weight, const float4& out) {
+  to.out.x += weight * out.x;
+  to.out.y += weight * out.y;
+  to.out.z += weight * out.z;
+  to.out.w += weight * out.w;
+}
+
+/// Sums up `parts` of a row, `stride` rows of partial results apart, for four columns of each lane.
+__device__ Part sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, int parts, int column) {
+  const int lane = threadIdx.x % 32;
+  Part part{-INFINITY, 0, make_float4(0, 0, 0, 0)};
+  for (int begin = 0; begin < parts; begin += kAtOnce) {
+    const int count = min(parts - begin, kAtOnce);
+    const int64_t from = first + begin * stride;
+    float4 out[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i < count) out[i] = *reinterpret_cast<const float4*>(a.partial_out + (from + i * stride) * kC + column);
+    }
+    const float2 mine = lane < count ? a.max_sum[from + lane * stride] : make_float2(-INFINITY, 0);
+    const float largest = fmaxf(warp_max(mine.x), part.largest), shift = softmax_shift(largest);
+    const float keep = exp2f(part.largest - shift), weight = exp2f(mine.x - shift);
+    part.largest = largest;
+    part.sum = part.sum * keep + warp_sum(weight * mine.y);
+    part.out = make_float4(part.out.x * keep, part.out.y * keep, part.out.z * keep, part.out.w * keep);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float w = __shfl_sync(kFullWarp, weight, i);
+      if (i < count) add(part, w, out[i]);
+    }
+  }
+  return part;
+}
+
+__device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, const Part& part, int column) {
+  const float inverse = inverse_sum(part.sum);
+  *reinterpret_cast<uint2*>(static_cast<Bf16*>(a.out) + row * kC + column) =
+      make_uint2(pack_bf16(part.out.x * inverse, part.out.y * inverse),
+                 pack_bf16(part.out.z * inverse, part.out.w * inverse));
+  if (column == 0) a.lse[row] = natural_lse(part.largest, part.sum);
+}
+
+__global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(DecodeArgs a, int records, int tiles) {
+  __shared__ Part s_parts[kTeams][kTeamThreads];
+  const int lane = threadIdx.x % 32, team = threadIdx.x / kTeamThreads, in_team = threadIdx.x % kTeamThreads;
+  const int column = in_team * 4;
+  pdl_wait();
+  pdl_launch_dependents();
+  // What no true plan exceeds bounds the loops under one that makes no sense.
+  const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kWideMergeRows], 0), all);
+  const int merges = min(max(a.plan[kWideMerges], 0), a.sequences + records - kWideTeams);
+  const int teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
+  const bool shared = a.plan[kWideMostParts] > kAtOnce;
+  const int32_t* const entries = a.plan + kWideHeader + 4 * records;
+  // Rows that belong to no sequence: before the first one and after the last one.
+  const int before = min(max(a.q_start[0], 0), a.tokens) * a.heads;
+  const int after = min(max(a.q_start[a.sequences], 0), a.tokens) * a.heads;
+  const int64_t rows = int64_t{merge_rows} + before + max(all - after, 0);
+
+  const int step = shared ? 1 : kTeams;
+  for (int64_t first = int64_t{blockIdx.x} * step; first < rows; first += int64_t{gridDim.x} * step) {
+    const int64_t index = shared ? first : first + team;
+    int64_t row = -1, from = 0;
+    int parts = 0;
+    if (index >= rows) {
+    } else if (index >= merge_rows) {
+      row = index - merge_rows;
+      if (row >= before) row += after - before;
+    } else {
+      int entry = -1;
+      for (int e = 0; e < merges; e += 32) {
+        const bool begun = e + lane < merges && entries[4 * (e + lane)] <= index;
+        entry += __popc(__ballot_sync(kFullWarp, begun));
+      }
+      if (entry >= 0) {
+        const int32_t* const it = entries + 4 * entry;
+        const int offset = static_cast<int>(index) - it[0];
+        row = int64_t{it[1]} + offset;
+        from = (int64_t{it[2]} * tiles + offset / kWideRows) * kWideRows + offset % kWideRows;
+        parts = min(it[3], records);
+        if (row < 0 || row >= all || it[2] < 0 || (int64_t{it[2]} + int64_t{parts - 1} * teams + 1) * tiles > a.slots)
+          row = -1;
+      }
+    }
+    if (row < 0) parts = 0;
+    const int64_t stride = int64_t{tiles} * teams * kWideRows;
+    if (!shared) {
+      const Part part = sum_parts(a, from, stride, parts, column);
+      if (row >= 0) write_row(a, row, part, column);
+      continue;
+    }
+    const int share = (parts + kTeams - 1) / kTeams, begin = min(team * share, parts);
+    s_parts[team][in_team] = sum_parts(a, from + begin * stride, stride, min(share, parts - begin), column);
+    __syncthreads();
+    if (team == 0 && row >= 0) {
+      Part part = s_parts[0][in_team];
+      for (int t = 1; t < kTeams; ++t) part.largest = fmaxf(part.largest, s_parts[t][in_team].largest);
+      const float shift = softmax_shift(part.largest);
+      part.sum = 0;
+      part.out = make_float4(0, 0, 0, 0);
+      for (int t = 0; t < kTeams; ++t) {
+        const Part& x = s_parts[t][in_team];
+        const float weight = exp2f(x.largest - shift);
+        part.sum += weight * x.sum;
+        add(part, weight, x.out);
+      }
+      write_row(a, row, part, column);
+    }
+    __syncthreads();  // s_parts may be written again
+  }
+}
+
+}  // namespace
+
+Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
+  const DecodeArgs args = make_decode_args(p, partials);
+  const int64_t rows = p.q.dim(0) * p.q.dim(1), most = int64_t{launch.traits->multiprocessors} * 2;
+  return cuda_status(launch_pdl(mla_decode_wide_merge_kernel, dim3(static_cast<unsigned>(rows < most ? rows : most)),
+                                dim3(kThreads), 0, launch.stream, args, wide_records(*launch.traits),
+                                wide_tiles(p.q.dim(1))),
+                     "mla_decode_wide_merge_kernel");
+}
+
+Status load_decode_wide_merge_kernels() {
+  return load_kernel(mla_decode_wide_merge_kernel, "mla_decode_wide_merge_kernel");
+}
+
+}  // namespace mla::cuda

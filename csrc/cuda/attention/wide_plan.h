@@ -1,0 +1,55 @@
+// wide_plan.h - the layout of the part of decodePlan's tensor that the Hopper kernel for many query rows follows
+// (mla_decode_wide_sm90.cu).
+//
+// The query rows of a sequence are its (token, head) pairs, token after token; `kWideRows` of them are a tile, and a
+// worker takes a group of tiles: one block each, which form a cluster where they are two. Team t has the groups t,
+// t + teams, ... of every sequence, so that groups that read the same keys are taken at the same time; worker w belongs
+// to team w % teams. The pages of a team's groups (sequence after sequence, group after group) are dealt out to its
+// workers as one list, in equal shares: a worker has parts of at most two groups, and between them whole ones. A whole
+// group is written to `out` at once; a part of one leaves a partial result for each tile in the workspace, in place
+// (slot * teams + team) * tiles + tile, slots in the order of the list.
+//
+// part = header [kWideHeader], workers [wide_records][4], merges [B + multiprocessors][4]:
+//   workers[w]  sequence, group, page that worker w begins with, and the slot of its first partial result. It ends
+//               where the team's next one begins.
+//   merges[m]   rows that the merge kernel writes before this entry; first row, of T * H; slot * teams + team of the
+//               first part; parts. An entry is a group that several workers have parts of, or (no parts: zeros) a
+//               sequence without keys.
+#pragma once
+#include <cstdint>
+
+#include "cuda/launch.h"
+
+namespace mla::cuda {
+
+constexpr int kWideRows = 64;
+
+constexpr int kWideTeams = 8;  // at most
+constexpr int kWideTeamsAt = 0;
+constexpr int kWideMerges = 1;     // entries
+constexpr int kWideMergeRows = 2;  // of all entries
+constexpr int kWideMostParts = 3;  // of one group
+constexpr int kWideHeader = 8;
+
+/// Blocks of a cluster that take neighbouring tiles of the same keys: where all sequences have an even number of tiles.
+constexpr int wide_tiles(int64_t heads) { return heads % (2 * kWideRows) == 0 ? 2 : 1; }
+
+/// Workers that run at once: a block takes a whole multiprocessor.
+constexpr int wide_workers(const Traits& traits, int64_t heads) {
+  return traits.multiprocessors / wide_tiles(heads);
+}
+
+/// Partial results, of one tile each: a worker leaves at most two parts.
+constexpr int64_t wide_slots(const Traits& traits, int64_t heads) {
+  return 2 * wide_workers(traits, heads) * wide_tiles(heads);
+}
+
+/// Records of workers that the layout has, whatever the heads: the merges begin behind them.
+constexpr int wide_records(const Traits& traits) { return traits.multiprocessors + kWideTeams; }
+
+/// Elements of the part.
+constexpr int64_t wide_plan_size(int64_t sequences, const Traits& traits) {
+  return kWideHeader + 4 * (wide_records(traits) + sequences + traits.multiprocessors);
+}
+
+}  // namespace mla::cuda
