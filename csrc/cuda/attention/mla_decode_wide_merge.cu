@@ -4,8 +4,8 @@
 //   M = max m_i;  out = sum u_i * 2^(m_i - M) / sum l_i * 2^(m_i - M);  lse = (M + log2 sum) * ln 2
 //
 // Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128 columns.
-// Where no group has more parts than a team takes at once, each team takes a row; else the teams share a row's parts,
-// and their sums are added in ascending order, so that equal calls give equal bits. All in float32, rounded once.
+// Each team takes a row; or, where rows are few and parts are many, the teams share a row's parts and their sums are
+// added in ascending order. Which of the two depends on the plan alone, so that equal calls give equal bits. All in float32, rounded once.
 // Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits: bf16, c = 512.
 // Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
@@ -79,19 +79,21 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
   __shared__ Part s_parts[kTeams][kTeamThreads];
   const int lane = threadIdx.x % 32, team = threadIdx.x / kTeamThreads, in_team = threadIdx.x % kTeamThreads;
   const int column = in_team * 4;
-  pdl_wait();
-  pdl_launch_dependents();
+  // Everything before the kernel that leaves the partial results is complete: it waited before it let this one start.
   // What no true plan exceeds bounds the loops under one that makes no sense.
   const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kWideMergeRows], 0), all);
   const int merges = min(max(a.plan[kWideMerges], 0), a.sequences + records - kWideTeams);
   const int teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
-  const bool shared = a.plan[kWideMostParts] > kAtOnce;
   const int32_t* const entries = a.plan + kWideHeader + 4 * records;
   // Rows that belong to no sequence: before the first one and after the last one.
   const int before = min(max(a.q_start[0], 0), a.tokens) * a.heads;
   const int after = min(max(a.q_start[a.sequences], 0), a.tokens) * a.heads;
   const int64_t rows = int64_t{merge_rows} + before + max(all - after, 0);
 
+  // Whichever goes less often to memory.
+  const int64_t blocks = gridDim.x, most = max(a.plan[kWideMostParts], 0);
+  const bool shared = div_up(rows, blocks) * div_up(most, int64_t{kTeams * kAtOnce}) <
+                      div_up(rows, blocks * kTeams) * div_up(most, int64_t{kAtOnce});
   const int step = shared ? 1 : kTeams;
   for (int64_t first = int64_t{blockIdx.x} * step; first < rows; first += int64_t{gridDim.x} * step) {
     const int64_t index = shared ? first : first + team;
@@ -119,6 +121,10 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
     }
     if (row < 0) parts = 0;
     const int64_t stride = int64_t{tiles} * teams * kWideRows;
+    if (first == int64_t{blockIdx.x} * step) {
+      pdl_wait();
+      pdl_launch_dependents();
+    }
     if (!shared) {
       const Part part = sum_parts(a, from, stride, parts, column);
       if (row >= 0) write_row(a, row, part, column);
@@ -143,6 +149,7 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
     }
     __syncthreads();  // s_parts may be written again
   }
+  pdl_wait();  // blocks without a row, too
 }
 
 }  // namespace

@@ -191,7 +191,7 @@ __device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const C
 
 /// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
 /// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first of
-/// the four threads begins the segments, too.
+/// the four threads begins the segments, too; the first pages may be under way before the queries have been written.
 template <int kBlocks>
 __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUtensorMap* q, const CUtensorMap* cache,
                                           int buffer, int half) {
@@ -202,7 +202,6 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
   Segment segment;
   uint32_t parity = 1, index = 0;
   for (; worker.next(&segment); ++index) {
-    if (begins && index == 0) begin_segment(x, q, segment, index);
     const int32_t* table = x.a.block_table + int64_t{segment.item.sequence} * x.a.max_pages + segment.first_page;
     for (int i = buffer; i < segment.pages; i += 2, parity ^= 1) {
       const int page = table[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
@@ -218,7 +217,10 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
           tile_load_multicast(to, cache, x.filled(buffer, tile), tile * 64, row, (1 << kBlocks) - 1);
         }
       }
-      if (begins && i == 0 && index > 0) begin_segment(x, q, segment, index);
+      if (begins && i == 0) {
+        if (index == 0) pdl_wait();
+        begin_segment(x, q, segment, index);
+      }
     }
   }
   if (begins) begin_segment(x, q, segment, index);
@@ -426,6 +428,50 @@ struct Half {
     named_barrier_sync(kZeroed + group, kWarpgroup);
   }
 
+  /// Writes this half of row my_row + 8 * h. A lane has two columns in every 8: neighbours exchange theirs, so that each
+  /// has four and every write fills its sectors.
+  __device__ __forceinline__ void write_partial(float* to, int h) {
+    const unsigned row = 0xFu << threadIdx.x % 32 / 4 * 4;
+    const bool odd = threadIdx.x % 2 != 0;
+    to += odd * 8 + threadIdx.x % 4 / 2 * 4;
+#pragma unroll
+    for (int n = 0; n < kHalf / 8; n += 2) {
+      float kept[2], got[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float here = out[4 * n + 2 * h + i], there = out[4 * n + 4 + 2 * h + i];
+        kept[i] = odd ? there : here;
+        got[i] = __shfl_xor_sync(row, odd ? here : there, 1);
+      }
+      *reinterpret_cast<float4*>(to + n * 8) =
+          odd ? make_float4(got[0], got[1], kept[0], kept[1]) : make_float4(kept[0], kept[1], got[0], got[1]);
+    }
+  }
+  /// The same in bf16, divided by the sum: the four lanes of a row transpose what they have in four times 8 columns.
+  __device__ __forceinline__ void write_out(Bf16* to, int h, float inverse) {
+    const unsigned row = 0xFu << threadIdx.x % 32 / 4 * 4;
+    const bool odd = threadIdx.x % 2 != 0, high = threadIdx.x % 4 / 2 != 0;
+    to += threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int n = 0; n < kHalf / 8; n += 4) {
+      uint32_t v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        v[i] = pack_bf16(out[4 * (n + i) + 2 * h] * inverse, out[4 * (n + i) + 2 * h + 1] * inverse);
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const uint32_t got = __shfl_xor_sync(row, odd ? v[i] : v[i + 1], 1);
+        (odd ? v[i] : v[i + 1]) = got;
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t got = __shfl_xor_sync(row, high ? v[i] : v[i + 2], 2);
+        (high ? v[i] : v[i + 2]) = got;
+      }
+      *reinterpret_cast<uint4*>(to + n * 8) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+
   /// Writes this warpgroup's half of the result.
   __device__ __forceinline__ void finish() {
     const DecodeArgs& a = x.a;
@@ -442,25 +488,17 @@ struct Half {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = my_row + 8 * h;
-      if (row >= item.rows) continue;
+      if (row >= item.rows) continue;  // the four lanes of a row alike
       const float total = x.s_figures->sum[0][row] + x.s_figures->sum[1][row];
       const float largest = x.s_figures->largest[row] * a.scale_log2;
-      const int column = group * kHalf + lane % 4 * 2;
       if (item.slot >= 0) {
         const int64_t at = int64_t{item.slot} * kRows + row;
         if (group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest, total);
-#pragma unroll
-        for (int n = 0; n < kHalf / 8; ++n)
-          *reinterpret_cast<float2*>(a.partial_out + at * kC + column + n * 8) =
-              make_float2(out[4 * n + 2 * h], out[4 * n + 2 * h + 1]);
+        write_partial(a.partial_out + at * kC + group * kHalf, h);
       } else {
         const int64_t at = int64_t{item.row} + row;
-        const float inverse = inverse_sum(total);
         if (group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest, total);
-#pragma unroll
-        for (int n = 0; n < kHalf / 8; ++n)
-          *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(a.out) + at * kC + column + n * 8) =
-              pack_bf16(out[4 * n + 2 * h] * inverse, out[4 * n + 2 * h + 1] * inverse);
+        write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, inverse_sum(total));
       }
     }
   }
@@ -565,7 +603,7 @@ __device__ __forceinline__ void compute(const Context<kBlocks>& x, int group) {
 }
 
 template <int kBlocks>
-__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(DecodeArgs a,
+__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(DecodeArgs a, bool early,
                                                                            const __grid_constant__ CUtensorMap q_map,
                                                                            const __grid_constant__ CUtensorMap cache) {
   extern __shared__ __align__(1024) uint8_t s_memory[];
@@ -587,8 +625,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   } else {
     __syncthreads();
   }
-  pdl_wait();
-  pdl_launch_dependents();
+  if (!early) pdl_wait();
   if (warpgroup == 2) {
     give_registers<kLoadRegisters>();
     const int part = threadIdx.x / 32 % kParts;
@@ -596,6 +633,8 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
     __syncwarp();
   } else {
     take_registers<kMathRegisters>();
+    pdl_wait();
+    pdl_launch_dependents();
     compute(x, warpgroup);
   }
   // The others may still write to this block's barriers. Alone, it keeps the warps that load until all have passed the
@@ -617,11 +656,13 @@ Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partia
   const int64_t q_dims[] = {width, p.q.dim(0) * p.q.dim(1)}, cache_dims[] = {width, p.cache.dim(0) * kPageTokens};
   MLA_RETURN_IF_ERROR(make_tensor_map(p.q.data, DType::kBF16, q_dims, strides, box, Swizzle::k128, &q_map));
   MLA_RETURN_IF_ERROR(make_tensor_map(p.cache.data, DType::kBF16, cache_dims, strides, page, Swizzle::k128, &cache));
+  const bool early = launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) &&
+                     launch.settled(p.lengths) && launch.settled(p.cache);
   const int blocks = wide_tiles(p.q.dim(1));
   const dim3 grid(static_cast<unsigned>(wide_workers(*launch.traits, p.q.dim(1)) * blocks));
   return cuda_status(
       launch_clusters(blocks == 2 ? mla_decode_wide_sm90_kernel<2> : mla_decode_wide_sm90_kernel<1>, grid,
-                      dim3(kThreads), blocks, kSharedBytes, launch.stream, args, q_map, cache),
+                      dim3(kThreads), blocks, kSharedBytes, launch.stream, args, early, q_map, cache),
       "mla_decode_wide_sm90_kernel");
 }
 
