@@ -9,10 +9,10 @@
 // longest sequence; one split is always allowed. In a simulation of 21 batches (equal and random lengths, 132 blocks)
 // the choice was within 6 % of the best candidate; handing out full splits first gained nothing.
 //
-// Grid 1 (on Hopper 3: the second block writes the second part, cluster_plan.cuh, the third one the third, wide_plan.cuh),
-// block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start alone, never on the
-// order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but reads and writes
-// nothing outside of its tensors. Test: test/gpu/attention.test.ts.
+// Grid 1 (on Hopper 3: the second block writes the second part, cluster_plan.cuh, the third one the third,
+// wide_plan.cuh), block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start
+// alone, never on the order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but
+// reads and writes nothing outside of its tensors. Test: test/gpu/attention.test.ts.
 #include "cuda/attention/decode_plan.h"
 
 #include <cuda_runtime.h>
@@ -217,14 +217,8 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.clusters.heads = args.heads;
   args.clusters.cluster = cluster_size(sequences);
   args.clusters.clusters = clusters_at_once(*launch.traits, args.clusters.cluster);
-  args.wide = {args.q_start,
-               args.lengths,
-               plan + wide_plan_offset(sequences),
-               args.sequences,
-               args.heads,
-               wide_tiles(p.heads),
-               wide_workers(*launch.traits, p.heads),
-               wide_records(*launch.traits)};
+  args.wide = {args.q_start, args.lengths,        plan + wide_plan_offset(sequences),    args.sequences,
+               args.heads,   wide_tiles(p.heads), wide_workers(*launch.traits, p.heads), wide_records(*launch.traits)};
   return cuda_status(
       launch_pdl(decode_plan_kernel, dim3(launch.traits->hopper ? 3 : 1), dim3(kPlanThreads), 0, launch.stream, args),
       "decode_plan_kernel");

@@ -3,11 +3,11 @@
 //
 //   M = max m_i;  out = sum u_i * 2^(m_i - M) / sum l_i * 2^(m_i - M);  lse = (M + log2 sum) * ln 2
 //
-// Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128 columns.
-// Each team takes a row; or, where rows are few and parts are many, the teams share a row's parts and their sums are
-// added in ascending order. Which of the two depends on the plan alone, so that equal calls give equal bits. All in float32, rounded once.
-// Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits: bf16, c = 512.
-// Test: test/gpu/attention.test.ts.
+// Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128
+// columns. Each team takes a row; or, where rows are few and parts are many, the teams share a row's parts and their
+// sums are added in ascending order. Which of the two depends on the plan alone, so that equal calls give equal bits.
+// All in float32, rounded once. Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits: bf16, c
+// = 512. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
 
 #include "cuda/attention/decode_item.cuh"
@@ -69,9 +69,8 @@ __device__ Part sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, in
 
 __device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, const Part& part, int column) {
   const float inverse = inverse_sum(part.sum);
-  *reinterpret_cast<uint2*>(static_cast<Bf16*>(a.out) + row * kC + column) =
-      make_uint2(pack_bf16(part.out.x * inverse, part.out.y * inverse),
-                 pack_bf16(part.out.z * inverse, part.out.w * inverse));
+  *reinterpret_cast<uint2*>(static_cast<Bf16*>(a.out) + row * kC + column) = make_uint2(
+      pack_bf16(part.out.x * inverse, part.out.y * inverse), pack_bf16(part.out.z * inverse, part.out.w * inverse));
   if (column == 0) a.lse[row] = natural_lse(part.largest, part.sum);
 }
 
@@ -157,10 +156,10 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
 Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   const DecodeArgs args = make_decode_args(p, partials);
   const int64_t rows = p.q.dim(0) * p.q.dim(1), most = int64_t{launch.traits->multiprocessors} * 2;
-  return cuda_status(launch_pdl(mla_decode_wide_merge_kernel, dim3(static_cast<unsigned>(rows < most ? rows : most)),
-                                dim3(kThreads), 0, launch.stream, args, wide_records(*launch.traits),
-                                wide_tiles(p.q.dim(1))),
-                     "mla_decode_wide_merge_kernel");
+  return cuda_status(
+      launch_pdl(mla_decode_wide_merge_kernel, dim3(static_cast<unsigned>(rows < most ? rows : most)), dim3(kThreads),
+                 0, launch.stream, args, wide_records(*launch.traits), wide_tiles(p.q.dim(1))),
+      "mla_decode_wide_merge_kernel");
 }
 
 Status load_decode_wide_merge_kernels() {

@@ -3,13 +3,13 @@
 //
 //   s = scale * q . row;  p = softmax(s);  u = sum p * latent;  lse = log sum exp(s)
 //
-// Grid: the workers of the plan (wide_plan.h), which deal all pages out evenly; a worker is a block, or a cluster of two
-// where the heads make an even number of row tiles of 64: they take the same keys, and each loads half of the sub-tiles
-// into both. A worker goes through its parts of sequences one after the other, and loads the next one's first pages
-// while it writes a result. Block: two warpgroups that compute. The output of 64 rows x 512 channels fills half of the
-// registers, so there is one, cut by channels, and two pages of keys at a time: warpgroup 0 takes the scores of the
-// first page and the left half of the output, warpgroup 1 the scores of the second page and the right half. Each needs
-// the other's probabilities and passes its own through shared memory, so that the softmax of one runs beside the
+// Grid: the workers of the plan (wide_plan.h), which deal all pages out evenly; a worker is a block, or a cluster of
+// two where the heads make an even number of row tiles of 64: they take the same keys, and each loads half of the
+// sub-tiles into both. A worker goes through its parts of sequences one after the other, and loads the next one's first
+// pages while it writes a result. Block: two warpgroups that compute. The output of 64 rows x 512 channels fills half
+// of the registers, so there is one, cut by channels, and two pages of keys at a time: warpgroup 0 takes the scores of
+// the first page and the left half of the output, warpgroup 1 the scores of the second page and the right half. Each
+// needs the other's probabilities and passes its own through shared memory, so that the softmax of one runs beside the
 // products of the other:
 //
 //   0: softmax of page 0 | P0 V0 left  | publish P0 | P1 V1 left              | scores of the next page 0
@@ -190,8 +190,8 @@ __device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const C
 }
 
 /// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
-/// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first of
-/// the four threads begins the segments, too; the first pages may be under way before the queries have been written.
+/// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first
+/// of the four threads begins the segments, too; the first pages may be under way before the queries have been written.
 template <int kBlocks>
 __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUtensorMap* q, const CUtensorMap* cache,
                                           int buffer, int half) {
@@ -230,11 +230,11 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
 template <int kBlocks>
 struct Half {
   const Context<kBlocks>& x;
-  const int group;         // 0 or 1, also the page whose scores it takes
-  const int my_row;        // and 8 after it
-  uint32_t base;           // of shared memory
-  uint32_t index = 0;      // of the segment
-  uint32_t filled = 1;     // the phase of this group's page
+  const int group;      // 0 or 1, also the page whose scores it takes
+  const int my_row;     // and 8 after it
+  uint32_t base;        // of shared memory
+  uint32_t index = 0;   // of the segment
+  uint32_t filled = 1;  // the phase of this group's page
   float score[kPageTokens / 2], out[kHalf / 2];
   float sum[2];              // of this thread's columns
   uint32_t p[kSteps][4];     // probabilities as operand
@@ -428,8 +428,8 @@ struct Half {
     named_barrier_sync(kZeroed + group, kWarpgroup);
   }
 
-  /// Writes this half of row my_row + 8 * h. A lane has two columns in every 8: neighbours exchange theirs, so that each
-  /// has four and every write fills its sectors.
+  /// Writes this half of row my_row + 8 * h. A lane has two columns in every 8: neighbours exchange theirs, so that
+  /// each has four and every write fills its sectors.
   __device__ __forceinline__ void write_partial(float* to, int h) {
     const unsigned row = 0xFu << threadIdx.x % 32 / 4 * 4;
     const bool odd = threadIdx.x % 2 != 0;

@@ -1,10 +1,10 @@
 // wide_plan.cuh - writes decodePlan's part for the Hopper kernel of many query rows (wide_plan.h).
 //
-// Pages are dealt out greedily under a share: a worker takes whole groups as long as they fit, then the pages that still
-// do; each part of a group counts kWidePartPages more, for its queries, filling the pipeline and its result. The lanes
-// of one warp try 32 shares from the smallest thinkable one on, for the first team, which has the most. The one is taken
-// whose time is the least: the share, and what merging partial results takes. The last worker of a team takes what is
-// left, so that every plan is complete.
+// Pages are dealt out greedily under a share: a worker takes whole groups as long as they fit, then the pages that
+// still do; each part of a group counts kWidePartPages more, for its queries, filling the pipeline and its result. The
+// lanes of one warp try 32 shares from the smallest thinkable one on, for the first team, which has the most. The one
+// is taken whose time is the least: the share, and what merging partial results takes. The last worker of a team takes
+// what is left, so that every plan is complete.
 #pragma once
 #include "cuda/attention/plan_scan.cuh"
 #include "cuda/attention/wide_plan.h"

@@ -35,9 +35,7 @@ constexpr int kWideHeader = 8;
 constexpr int wide_tiles(int64_t heads) { return heads % (2 * kWideRows) == 0 ? 2 : 1; }
 
 /// Workers that run at once: a block takes a whole multiprocessor.
-constexpr int wide_workers(const Traits& traits, int64_t heads) {
-  return traits.multiprocessors / wide_tiles(heads);
-}
+constexpr int wide_workers(const Traits& traits, int64_t heads) { return traits.multiprocessors / wide_tiles(heads); }
 
 /// Partial results, of one tile each: a worker leaves at most two parts.
 constexpr int64_t wide_slots(const Traits& traits, int64_t heads) {
