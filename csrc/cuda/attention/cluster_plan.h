@@ -36,7 +36,7 @@ constexpr int64_t cluster_plan_size(int64_t sequences) {
 /// Where the part begins in the plan's tensor.
 constexpr int64_t cluster_plan_offset(int64_t sequences) { return decode_plan_size(sequences); }
 
-/// Where the plan for tiles of 64 rows begins: a third part, of the layout of the first (decode_plan.h).
+/// Where the plan for tiles of 64 rows begins: a third part (wide_plan.h).
 constexpr int64_t wide_plan_offset(int64_t sequences) {
   return cluster_plan_offset(sequences) + cluster_plan_size(sequences);
 }

@@ -25,7 +25,7 @@ constexpr int kC = 512;
 constexpr int kChunks = kC / 128;  // warps of a team
 constexpr int kTeams = 4;
 constexpr int kTeamThreads = 32 * kChunks, kThreads = kTeams * kTeamThreads;
-constexpr int kAtOnce = 6;  // parts
+constexpr int kAtOnce = 16;  // parts
 
 struct Part {
   float largest, sum;
@@ -74,7 +74,7 @@ __device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, cons
   if (column == 0) a.lse[row] = natural_lse(part.largest, part.sum);
 }
 
-__global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(DecodeArgs a, int records, int tiles) {
+__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(DecodeArgs a, int records, int tiles) {
   __shared__ Part s_parts[kTeams][kTeamThreads];
   const int lane = threadIdx.x % 32, team = threadIdx.x / kTeamThreads, in_team = threadIdx.x % kTeamThreads;
   const int column = in_team * 4;
@@ -83,7 +83,7 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
   const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kWideMergeRows], 0), all);
   const int merges = min(max(a.plan[kWideMerges], 0), a.sequences + records - kWideTeams);
   const int teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
-  const int32_t* const entries = a.plan + kWideHeader + 4 * records;
+  const int32_t* const entries = a.plan + kWideHeader + kWideRecord * records;
   // Rows that belong to no sequence: before the first one and after the last one.
   const int before = min(max(a.q_start[0], 0), a.tokens) * a.heads;
   const int after = min(max(a.q_start[a.sequences], 0), a.tokens) * a.heads;
@@ -98,11 +98,7 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
     const int64_t index = shared ? first : first + team;
     int64_t row = -1, from = 0;
     int parts = 0;
-    if (index >= rows) {
-    } else if (index >= merge_rows) {
-      row = index - merge_rows;
-      if (row >= before) row += after - before;
-    } else {
+    if (index < merge_rows) {
       int entry = -1;
       for (int e = 0; e < merges; e += 32) {
         const bool begun = e + lane < merges && entries[4 * (e + lane)] <= index;
@@ -114,9 +110,13 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
         row = int64_t{it[1]} + offset;
         from = (int64_t{it[2]} * tiles + offset / kWideRows) * kWideRows + offset % kWideRows;
         parts = min(it[3], records);
-        if (row < 0 || row >= all || it[2] < 0 || (int64_t{it[2]} + int64_t{parts - 1} * teams + 1) * tiles > a.slots)
-          row = -1;
+        const int64_t last = int64_t{it[2]} + int64_t{parts - 1} * teams;
+        const bool sound = row >= 0 && row < all && it[2] >= 0 && (last + 1) * tiles <= a.slots;
+        if (!sound || (parts > 0 && offset >= tiles * kWideRows)) row = -1;
       }
+    } else if (index < rows) {
+      row = index - merge_rows;
+      if (row >= before) row += after - before;
     }
     if (row < 0) parts = 0;
     const int64_t stride = int64_t{tiles} * teams * kWideRows;
@@ -155,7 +155,7 @@ __global__ __launch_bounds__(kThreads, 2) void mla_decode_wide_merge_kernel(Deco
 
 Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   const DecodeArgs args = make_decode_args(p, partials);
-  const int64_t rows = p.q.dim(0) * p.q.dim(1), most = int64_t{launch.traits->multiprocessors} * 2;
+  const int64_t rows = p.q.dim(0) * p.q.dim(1), most = launch.traits->multiprocessors;
   return cuda_status(
       launch_pdl(mla_decode_wide_merge_kernel, dim3(static_cast<unsigned>(rows < most ? rows : most)), dim3(kThreads),
                  0, launch.stream, args, wide_records(*launch.traits), wide_tiles(p.q.dim(1))),

@@ -9,11 +9,11 @@
 // pages while it writes a result. Block: two warpgroups that compute. The output of 64 rows x 512 channels fills half
 // of the registers, so there is one, cut by channels, and two pages of keys at a time: warpgroup 0 takes the scores of
 // the first page and the left half of the output, warpgroup 1 the scores of the second page and the right half. Each
-// needs the other's probabilities and passes its own through shared memory, so that the softmax of one runs beside the
-// products of the other:
+// passes its probabilities on through shared memory as soon as it has them; what they are relative to only rises, and
+// whoever takes them follows. So the first page is free while the second one's scores become probabilities:
 //
-//   0: softmax of page 0 | P0 V0 left  | publish P0 | P1 V1 left              | scores of the next page 0
-//   1: scores of page 1  | softmax     | publish P1, P1 V1 right, P0 V0 right | scores of the next page 1
+//   0: scores of page 0 | softmax | P0 V0 left                 | P1 V1 left  | scores of the next page 0
+//   1: scores of page 1           | P0 V0 right beside softmax | P1 V1 right | scores of the next page 1
 //
 // A page arrives as sub-tiles of 64 keys x 64 channels, each with its own barrier; a product begins when its sub-tile
 // is there, and half a page is loaded anew as soon as its last reader is done, by the threads of a third warpgroup.
@@ -27,9 +27,8 @@
 #include <cuda_runtime.h>
 
 #include "common/checked.h"
-#include "cuda/attention/decode_item.cuh"
 #include "cuda/attention/kernels.h"
-#include "cuda/attention/wide_plan.h"
+#include "cuda/attention/wide_worker.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
@@ -45,7 +44,7 @@ namespace {
 
 constexpr int kWarpgroup = 128;
 constexpr int kMathThreads = 2 * kWarpgroup, kThreads = kMathThreads + kWarpgroup;
-constexpr int kMathRegisters = 232, kLoadRegisters = 40;
+constexpr int kMathRegisters = 224, kLoadRegisters = 56;
 constexpr int kRows = kWideRows;
 constexpr int kC = 512, kRope = 64;
 constexpr int kHalf = kC / 2;   // channels of a warpgroup
@@ -74,13 +73,6 @@ constexpr int kSecondReady = 2;  // those of page 1
 constexpr int kZeroed = 3;       // and 4: within a warpgroup
 constexpr int kBoth = 5;         // both warpgroups that compute
 constexpr int kSums = 6;         // the same, at the end of a segment
-
-/// A part of a sequence: some of its pages against one row tile.
-struct Segment {
-  DecodeItem item;
-  int first_page;  // in the sequence
-  int pages;       // none: the worker has no more
-};
 
 /// The segment at hand and the next one, what a row's scores are relative to, and by how much that changed; sums at the
 /// end. Read where it is needed: registers are short.
@@ -113,77 +105,19 @@ struct Context {
   }
 };
 
-/// Goes through the segments of a worker. Every value is made safe: rows lie within T * H, keys within the row of the
-/// block table.
+/// Shows the worker's segment (none: it has no more), and loads its queries, as soon as the one before has no more use
+/// for its own.
 template <int kBlocks>
-class Worker {
- public:
-  __device__ Worker(const DecodeArgs& args, int worker, int rank) : a(args), rank(rank) {
-    teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
-    team = worker % teams;
-    const int32_t *record = a.plan + kWideHeader + 4 * worker, *end = record + 4 * teams;
-    sequence = max(record[0], 0);
-    group = max(record[1], 0);
-    page = max(record[2], 0);
-    slot = max(record[3], 0);
-    last_sequence = end[0];
-    last_group = end[1];
-    last_page = end[2];
-  }
-
-  __device__ bool next(Segment* segment) {
-    while (sequence < a.sequences && (sequence < last_sequence || (sequence == last_sequence && group <= last_group))) {
-      const int q_begin = max(a.q_start[sequence], 0), q_end = min(a.q_start[sequence + 1], a.tokens);
-      const int length = min(max(a.lengths[sequence], 0), a.max_pages * kPageTokens);
-      const int rows = max(q_end - q_begin, 0) * a.heads, all_pages = div_up(length, kPageTokens);
-      if (length == 0 || group >= div_up(rows, kBlocks * kRows)) {
-        ++sequence;
-        group = team;
-        page = 0;
-        continue;
-      }
-      const bool last = sequence == last_sequence && group == last_group;
-      const int begin = page, end = last ? min(last_page, all_pages) : all_pages;
-      const int tile = group * kBlocks + rank;
-      group += teams;
-      page = 0;
-      if (begin >= end) continue;
-      const int part = begin > 0 || end < all_pages ? (slot++ * teams + team) * kBlocks + rank : -1;
-      DecodeItem& item = segment->item;
-      item.sequence = sequence;
-      item.first = tile * kRows;
-      item.row = q_begin * a.heads + item.first;
-      item.rows = part < a.slots ? min(max(rows - item.first, 0), kRows) : 0;
-      item.visible_offset = length - (q_end - q_begin) + 1;
-      item.key_begin = begin * kPageTokens;
-      item.key_end = min(end * kPageTokens, length);
-      item.slot = part;
-      segment->first_page = begin;
-      segment->pages = end - begin;
-      return true;
-    }
-    segment->pages = 0;
-    return false;
-  }
-
- private:
-  const DecodeArgs& a;
-  const int rank;
-  int teams, team;
-  int sequence, group, page, slot;  // that come next
-  int last_sequence, last_group, last_page;
-};
-
-/// Shows a segment, and loads its queries, as soon as the one before has no more use for its own.
-template <int kBlocks>
-__device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const CUtensorMap* q, const Segment& segment,
-                                              uint32_t index) {
+__device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const CUtensorMap* q,
+                                              const Worker<kBlocks>* worker, uint32_t index) {
   mbarrier_wait(x.ended(), index % 2 ^ 1);
-  x.s_figures->segments[index % 2] = segment;
-  if (segment.pages == 0) {
+  Segment& segment = x.s_figures->segments[index % 2];
+  if (worker == nullptr) {
+    segment.pages = 0;
     mbarrier_arrive(x.begun());
     return;
   }
+  worker->describe(&segment);
   mbarrier_arrive_expect(x.begun(), kPageBytes);
 #pragma unroll 1
   for (int i = 0; i < kTiles; ++i) tile_load(x.s_base + i * kTileBytes, q, x.begun(), i * 64, segment.item.row);
@@ -198,13 +132,11 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
   const int begin = half == 0 ? 0 : kHalfTiles, end = half == 0 ? kHalfTiles : kTiles;
   const int rank = kBlocks == 1 ? 0 : static_cast<int>(cluster_rank());
   const bool begins = buffer == 0 && half == 0;
-  Worker<kBlocks> worker(x.a, blockIdx.x / kBlocks, rank);
-  Segment segment;
+  Worker<kBlocks> worker(x.a);
   uint32_t parity = 1, index = 0;
-  for (; worker.next(&segment); ++index) {
-    const int32_t* table = x.a.block_table + int64_t{segment.item.sequence} * x.a.max_pages + segment.first_page;
-    for (int i = buffer; i < segment.pages; i += 2, parity ^= 1) {
-      const int page = table[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
+  for (; worker.next(); ++index) {
+    for (int i = buffer; i < worker.pages(); i += 2, parity ^= 1) {
+      const int page = worker.table()[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
       mbarrier_wait(x.read(buffer, half), parity);
 #pragma unroll 1
       for (int tile = begin; tile < end; ++tile) mbarrier_arrive_expect(x.filled(buffer, tile), kTileBytes);
@@ -219,11 +151,11 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
       }
       if (begins && i == 0) {
         if (index == 0) pdl_wait();
-        begin_segment(x, q, segment, index);
+        begin_segment(x, q, &worker, index);
       }
     }
   }
-  if (begins) begin_segment(x, q, segment, index);
+  if (begins) begin_segment<kBlocks>(x, q, nullptr, index);
 }
 
 /// One warpgroup of the two: its scores, its half of the output.
@@ -428,47 +360,31 @@ struct Half {
     named_barrier_sync(kZeroed + group, kWarpgroup);
   }
 
-  /// Writes this half of row my_row + 8 * h. A lane has two columns in every 8: neighbours exchange theirs, so that
-  /// each has four and every write fills its sectors.
-  __device__ __forceinline__ void write_partial(float* to, int h) {
-    const unsigned row = 0xFu << threadIdx.x % 32 / 4 * 4;
+  /// Writes this half of row my_row + 8 * h, if it is one. A lane has two columns in every 8: neighbours exchange
+  /// theirs, so that each has four and every write fills its sectors. All lanes of the warp take part.
+  __device__ __forceinline__ void write_partial(float* to, int h, bool live) {
     const bool odd = threadIdx.x % 2 != 0;
     to += odd * 8 + threadIdx.x % 4 / 2 * 4;
 #pragma unroll
     for (int n = 0; n < kHalf / 8; n += 2) {
-      float kept[2], got[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float here = out[4 * n + 2 * h + i], there = out[4 * n + 4 + 2 * h + i];
-        kept[i] = odd ? there : here;
-        got[i] = __shfl_xor_sync(row, odd ? here : there, 1);
-      }
-      *reinterpret_cast<float4*>(to + n * 8) =
-          odd ? make_float4(got[0], got[1], kept[0], kept[1]) : make_float4(kept[0], kept[1], got[0], got[1]);
+      const float* const x = &out[4 * n + 2 * h];  // and 4 further on: of the next 8 columns
+      const float a = __shfl_xor_sync(kFullWarp, odd ? x[0] : x[4], 1),
+                  b = __shfl_xor_sync(kFullWarp, odd ? x[1] : x[5], 1);
+      if (live)
+        *reinterpret_cast<float4*>(to + n * 8) = odd ? make_float4(a, b, x[4], x[5]) : make_float4(x[0], x[1], a, b);
     }
   }
-  /// The same in bf16, divided by the sum: the four lanes of a row transpose what they have in four times 8 columns.
-  __device__ __forceinline__ void write_out(Bf16* to, int h, float inverse) {
-    const unsigned row = 0xFu << threadIdx.x % 32 / 4 * 4;
-    const bool odd = threadIdx.x % 2 != 0, high = threadIdx.x % 4 / 2 != 0;
-    to += threadIdx.x % 4 * 8;
+  /// The same in bf16, divided by the sum.
+  __device__ __forceinline__ void write_out(Bf16* to, int h, bool live, float inverse) {
+    const bool odd = threadIdx.x % 2 != 0;
+    to += odd * 8 + threadIdx.x % 4 / 2 * 4;
 #pragma unroll
-    for (int n = 0; n < kHalf / 8; n += 4) {
-      uint32_t v[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        v[i] = pack_bf16(out[4 * (n + i) + 2 * h] * inverse, out[4 * (n + i) + 2 * h + 1] * inverse);
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const uint32_t got = __shfl_xor_sync(row, odd ? v[i] : v[i + 1], 1);
-        (odd ? v[i] : v[i + 1]) = got;
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t got = __shfl_xor_sync(row, high ? v[i] : v[i + 2], 2);
-        (high ? v[i] : v[i + 2]) = got;
-      }
-      *reinterpret_cast<uint4*>(to + n * 8) = make_uint4(v[0], v[1], v[2], v[3]);
+    for (int n = 0; n < kHalf / 8; n += 2) {
+      const float* const x = &out[4 * n + 2 * h];
+      const uint32_t here = pack_bf16(x[0] * inverse, x[1] * inverse),
+                     there = pack_bf16(x[4] * inverse, x[5] * inverse);
+      const uint32_t got = __shfl_xor_sync(kFullWarp, odd ? here : there, 1);
+      if (live) *reinterpret_cast<uint2*>(to + n * 8) = odd ? make_uint2(got, there) : make_uint2(here, got);
     }
   }
 
@@ -488,17 +404,17 @@ struct Half {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = my_row + 8 * h;
-      if (row >= item.rows) continue;  // the four lanes of a row alike
+      const bool live = row < item.rows;
       const float total = x.s_figures->sum[0][row] + x.s_figures->sum[1][row];
       const float largest = x.s_figures->largest[row] * a.scale_log2;
       if (item.slot >= 0) {
         const int64_t at = int64_t{item.slot} * kRows + row;
-        if (group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest, total);
-        write_partial(a.partial_out + at * kC + group * kHalf, h);
+        if (live && group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest, total);
+        write_partial(a.partial_out + at * kC + group * kHalf, h, live);
       } else {
         const int64_t at = int64_t{item.row} + row;
-        if (group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest, total);
-        write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, inverse_sum(total));
+        if (live && group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest, total);
+        write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, live, inverse_sum(total));
       }
     }
   }
@@ -613,6 +529,10 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   Figures* const s_figures = reinterpret_cast<Figures*>(s_memory + kFiguresAt);
   static_assert(sizeof(Figures) <= kBarriersAt - kFiguresAt);
   const Context<kBlocks> x{a, s_base, s_figures};
+  if (threadIdx.x == kMathThreads) {
+    prefetch_tensor_map(&cache);
+    prefetch_tensor_map(&q_map);
+  }
   if (threadIdx.x == 0) {
     mbarrier_init(x.begun(), 1);
     mbarrier_init(x.ended(), kMathThreads / 32);

@@ -27,7 +27,7 @@ struct WidePlanArgs {
 constexpr int kWidePartPages = 3;            // a part besides its pages
 constexpr int kWideLeastPages = 2;           // that are worth beginning a part for
 constexpr float kWideMergeTime = 2;          // the merge kernel, if it has anything to do
-constexpr float kWideMergeSlot = 1 / 64.0f;  // of that, for each partial result of a tile
+constexpr float kWideMergeSlot = 1 / 32.0f;  // of that, for each partial result of a tile
 
 /// What a deal comes to.
 struct WideDeal {
@@ -43,18 +43,26 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, int teams, int team, int64_
   const int64_t group_rows = int64_t{a.tiles} * kWideRows;
   const int most_workers = a.workers / teams;
   WideDeal deal;
-  const auto record = [&](int index, int64_t x, int64_t y, int64_t z, int64_t w) {
-    int32_t* to = a.plan + kWideHeader + 4 * index;
+  const auto write = [](int32_t* to, int64_t x, int64_t y, int64_t z, int64_t w) {
     to[0] = clamp_int(x);
     to[1] = clamp_int(y);
     to[2] = clamp_int(z);
     to[3] = clamp_int(w);
   };
+  // Worker `index` of the team begins here, the one before ends.
+  const auto begin = [&](int index, int b, int64_t group, int page) {
+    int32_t* to = a.plan + kWideHeader + kWideRecord * (index * teams + team);
+    if (index > 0) write(to - kWideRecord * teams + 4, b, group, page, teams);
+    write(to, b, group, page, deal.slots);
+    write(to + 4, a.sequences, 0, 0, teams);
+    if (b < a.sequences) write(to + 8, a.q_start[b], a.q_start[b + 1], a.lengths[b], 0);
+  };
   // An entry for the last `parts` parts that were dealt out; or, with none, for a sequence without keys.
   const auto merge = [&](int b, int64_t first, int64_t rows, int parts) {
     if constexpr (kWrite)
-      record(a.records + base.merges + deal.merges, base.merge_rows + deal.merge_rows,
-             int64_t{a.q_start[b]} * a.heads + first, (deal.slots - parts) * teams + team, parts);
+      write(a.plan + kWideHeader + kWideRecord * a.records + 4 * (base.merges + deal.merges),
+            base.merge_rows + deal.merge_rows, int64_t{a.q_start[b]} * a.heads + first,
+            (deal.slots - parts) * teams + team, parts);
     ++deal.merges;
     deal.merge_rows += rows;
     deal.most_parts = max(deal.most_parts, parts);
@@ -77,7 +85,7 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, int teams, int team, int64_
           deal.fits = false;
           left = INT64_MAX;
         } else {
-          if constexpr (kWrite) record(deal.workers * teams + team, b, group, page, deal.slots);
+          if constexpr (kWrite) begin(deal.workers, b, group, page);
           ++deal.workers;
           left = share;
         }
@@ -108,7 +116,7 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, int teams, int team, int64_
     }
   }
   if constexpr (kWrite) {
-    for (int w = deal.workers; w <= most_workers; ++w) record(w * teams + team, a.sequences, 0, 0, deal.slots);
+    for (int w = deal.workers; w <= most_workers; ++w) begin(w, a.sequences, 0, 0);
   }
   return deal;
 }

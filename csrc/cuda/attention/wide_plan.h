@@ -9,9 +9,10 @@
 // group is written to `out` at once; a part of one leaves a partial result for each tile in the workspace, in place
 // (slot * teams + team) * tiles + tile, slots in the order of the list.
 //
-// part = header [kWideHeader], workers [wide_records][4], merges [B + multiprocessors][4]:
-//   workers[w]  sequence, group, page that worker w begins with, and the slot of its first partial result. It ends
-//               where the team's next one begins.
+// part = header [kWideHeader], workers [wide_records][kWideRecord], merges [B + multiprocessors][4]:
+//   workers[w]  sequence, group, page that worker w begins with; the slot of its first partial result; sequence, group,
+//               page that it ends before; teams; and, so that it need not look further before its first loads, of the
+//               first sequence q_start[b], q_start[b + 1] and lengths[b]
 //   merges[m]   rows that the merge kernel writes before this entry; first row, of T * H; slot * teams + team of the
 //               first part; parts. An entry is a group that several workers have parts of, or (no parts: zeros) a
 //               sequence without keys.
@@ -30,6 +31,7 @@ constexpr int kWideMerges = 1;     // entries
 constexpr int kWideMergeRows = 2;  // of all entries
 constexpr int kWideMostParts = 3;  // of one group
 constexpr int kWideHeader = 8;
+constexpr int kWideRecord = 12;
 
 /// Blocks of a cluster that take neighbouring tiles of the same keys: where all sequences have an even number of tiles.
 constexpr int wide_tiles(int64_t heads) { return heads % (2 * kWideRows) == 0 ? 2 : 1; }
@@ -47,7 +49,7 @@ constexpr int wide_records(const Traits& traits) { return traits.multiprocessors
 
 /// Elements of the part.
 constexpr int64_t wide_plan_size(int64_t sequences, const Traits& traits) {
-  return kWideHeader + 4 * (wide_records(traits) + sequences + traits.multiprocessors);
+  return kWideHeader + kWideRecord * wide_records(traits) + 4 * (sequences + traits.multiprocessors);
 }
 
 }  // namespace mla::cuda
