@@ -123,9 +123,9 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, int teams, int team, int64_
 
 /// By all threads of a block of kPlanThreads.
 __device__ inline void make_wide_plan(const WidePlanArgs& a) {
-  __shared__ unsigned long long s_pages, s_groups, s_sequences;
+  __shared__ unsigned long long s_pages, s_most, s_fewer;
   const int lane = threadIdx.x;
-  if (lane == 0) s_pages = s_groups = s_sequences = 0;
+  if (lane == 0) s_pages = s_most = s_fewer = 0;
   __syncthreads();
   const int64_t group_rows = int64_t{a.tiles} * kWideRows;
   for (int b = threadIdx.x; b < a.sequences; b += kPlanThreads) {
@@ -134,13 +134,14 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
     const int64_t groups = (s.rows + group_rows - 1) / group_rows;
     const int64_t pages = (s.keys + kPageTokens - 1) / kPageTokens + kWidePartPages;
     atomicAdd(&s_pages, static_cast<unsigned long long>(groups * pages));
-    atomicAdd(&s_groups, static_cast<unsigned long long>(groups));
-    atomicAdd(&s_sequences, 1ull);
+    atomicMax(&s_most, static_cast<unsigned long long>(groups));
+    atomicMax(&s_fewer, ~static_cast<unsigned long long>(groups));
   }
   __syncthreads();
   if (lane >= 32) return;
-  const int64_t mean = s_sequences > 0 ? static_cast<int64_t>((s_groups + s_sequences / 2) / s_sequences) : 1;
-  const int teams = mean <= kWideTeams && mean <= a.workers ? max(static_cast<int>(mean), 1) : 1;
+  // Teams only where all sequences have as many groups, or some teams would have more to do than others.
+  const bool alike = s_most == ~s_fewer && s_most <= kWideTeams && s_most <= static_cast<unsigned>(a.workers);
+  const int teams = alike ? static_cast<int>(s_most) : 1;
   const int used = a.workers / teams * teams;
   const int64_t least = (static_cast<int64_t>(s_pages) + used - 1) / used;
   const int64_t first = max(least, int64_t{kWidePartPages} + 1), mine = first + lane;

@@ -3,11 +3,12 @@
 //
 // The query rows of a sequence are its (token, head) pairs, token after token; `kWideRows` of them are a tile, and a
 // worker takes a group of tiles: one block each, which form a cluster where they are two. Team t has the groups t,
-// t + teams, ... of every sequence, so that groups that read the same keys are taken at the same time; worker w belongs
-// to team w % teams. The pages of a team's groups (sequence after sequence, group after group) are dealt out to its
-// workers as one list, in equal shares: a worker has parts of at most two groups, and between them whole ones. A whole
-// group is written to `out` at once; a part of one leaves a partial result for each tile in the workspace, in place
-// (slot * teams + team) * tiles + tile, slots in the order of the list.
+// t + teams, ... of every sequence, so that groups that read the same keys are taken at the same time (one team where
+// sequences have different numbers of groups); worker w belongs to team w % teams. The pages of a team's groups
+// (sequence after sequence, group after group) are dealt out to its workers as one list, in equal shares: a worker has
+// parts of at most two groups, and between them whole ones. A whole group is written to `out` at once; a part of one
+// leaves a partial result for each tile in the workspace, in place (slot * teams + team) * tiles + tile, slots in the
+// order of the list.
 //
 // part = header [kWideHeader], workers [wide_records][kWideRecord], merges [B + multiprocessors][4]:
 //   workers[w]  sequence, group, page that worker w begins with; the slot of its first partial result; sequence, group,
