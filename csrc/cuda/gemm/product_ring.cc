@@ -17,6 +17,10 @@ constexpr int64_t kLeastStages = 4;
 constexpr int64_t kL1Bytes = 8 * 1024;
 /// Of a row, while it is normed: hold_normed.cuh.
 constexpr int64_t kNormSums = 16;
+/// Rows that every block norms for itself, a microsecond a row; more of them are normed by a kernel of its own. H200,
+/// 2026-11, V2-Lite: 4 us of 8 in latentCompress with 1 row, 12 of 15 with 8, where the norm in front of it made a step
+/// of decode 190 us of 6230 shorter (with 1 row 17 of 2430 longer).
+constexpr int64_t kNormedRows = 2;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
 /// Rows of an expert, on average, likewise. With bf16 weights the tiles (product_wgmma.cuh) are faster from 3 on, where
@@ -127,7 +131,8 @@ bool rings(const Product& p, const Combine* c, const Traits& traits) {
 }
 
 bool holds_norm(const Product& p, const Traits& traits) {
-  return rings(p, nullptr, traits) && p.offsets == nullptr && plan_of(p, nullptr, row_tiles_of(p)).x_pitch > 0;
+  return p.rows <= kNormedRows && p.offsets == nullptr && rings(p, nullptr, traits) &&
+         plan_of(p, nullptr, row_tiles_of(p)).x_pitch > 0;
 }
 
 cudaError_t launch_product_ring(const Product& p, const Launch& how) { return launch(p, nullptr, how); }
