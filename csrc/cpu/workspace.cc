@@ -40,7 +40,7 @@ int64_t scratch(const MoeGateUpParams& p, int threads) {
 int64_t scratch(const MoeDownParams& p, int threads) {
   const int64_t pairs = p.h.dim(0), d = p.out.dim(1);
   return product(pairs, p.h.dim(1), threads) + expert_blocks_bytes(pairs, p.offsets.dim(0) - 1) +
-         align_scratch(pairs * moe_down_columns(pairs, d) * 4);
+         align_scratch(pairs * moe_down_columns(pairs, d) * dtype_bytes(p.h.dtype));
 }
 
 int64_t scratch(const LogProbsParams& p, int threads) {

@@ -290,7 +290,8 @@ struct MoeGateUpParams {
              MLA_VALUE_OPT(shared))
 };
 
-/// out[t] = residual[t] + sum over j, ascending, of weights[t, j] * (h[slots[t, j]] * w_e^T); slots < 0 add nothing.
+/// out[t] = residual[t] + sum over j, ascending, of weights[t, j] * y[slots[t, j]]; slots < 0 add nothing. A pair's row
+/// y = h * w_e^T is rounded to act, as if it were an output; the sum is float32.
 struct MoeDownParams {
   View h;         // [P, I] act
   View w;         // [E', d, I] weight

@@ -133,7 +133,7 @@ export const rowsOf = (values: Float64Array, width: number, begin: number, end: 
 
 /**
  * Fails unless each value is within one rounding to `dtype` of the expected one, plus `tolerance` of its row's root
- * mean square for the float32 sums before that.
+ * mean square for the float32 sums before that, plus its own `slack`.
  */
 export function expectRows(
   actual: ArrayLike<number>,
@@ -141,6 +141,7 @@ export function expectRows(
   width: number,
   dtype: Act,
   tolerance = 1e-5,
+  slack?: Float64Array,
 ): void {
   const scale = new Float64Array(expected.length / width).map((_, row) =>
     Math.sqrt(rowsOf(expected, width, row, row + 1).reduce((sum, x) => sum + x * x, 0) / width),
@@ -148,7 +149,7 @@ export function expectRows(
   expectWithin(
     actual,
     expected,
-    (i, e) => tolerance * (scale[Math.floor(i / width)] as number) + EPSILON[dtype] * Math.abs(e),
+    (i, e) => tolerance * (scale[Math.floor(i / width)] as number) + EPSILON[dtype] * Math.abs(e) + (slack?.[i] ?? 0),
   );
 }
 

@@ -33,7 +33,7 @@ Status list_blocks(const char* op, View offsets, int64_t pairs, ExpertBlocks* ou
 }
 
 template <class T>
-void add_scaled(const float* x, float weight, int64_t n, T* sum) {
+void add_scaled(const T* x, float weight, int64_t n, float* sum) {
   const F w = set1(weight);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(sum + i, fma(w, load(x + i), load(sum + i)));
@@ -88,14 +88,15 @@ Status moeDown(const MoeDownParams& p, Context& ctx) {
     if (slots[i] >= used) return invalid_value("moeDown", "slots", i, slots[i], -1, used - 1);
   }
   const float* const weights = p.weights.as<const float>();
-  // [pairs, columns] f32: what each expert gives, before rows gather it in the order of their own list.
-  float* const parts = reinterpret_cast<float*>(after + expert_blocks_bytes(pairs, p.offsets.dim(0) - 1));
+  // [pairs, columns] act: what each expert gives, before rows gather it in the order of their own list.
+  char* const parts_memory = after + expert_blocks_bytes(pairs, p.offsets.dim(0) - 1);
   const int64_t columns = moe_down_columns(pairs, d);
   visit_float(p.h.dtype, [&](auto act) {
     using X = decltype(act);
     const X* const h = p.h.as<const X>();
     const X* const residual = p.residual.present() ? p.residual.as<const X>() : nullptr;
     X* const out = p.out.as<X>();
+    X* const parts = reinterpret_cast<X*>(parts_memory);
     for (int64_t col0 = 0; col0 < d; col0 += columns) {
       const int64_t width = d - col0 < columns ? d - col0 : columns;
       run_products(

@@ -10,6 +10,9 @@ constexpr int kSegment = 128;  // k whose products are one chain; the width of a
 
 __device__ __forceinline__ float gate_up(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
+/// A value as bf16 holds it.
+__device__ __forceinline__ float rounded_bf16(float x) { return to_float(from_float<Bf16>(x)); }
+
 /// How many k one 16-byte load of weights holds, and how many k a lane group of four covers with it.
 template <class W>
 struct Chunk {

@@ -398,7 +398,7 @@ __device__ void combine_parts(const S& s, const Combine& c, int block, int used,
     for (int j = 0; j < c.per_token; ++j) {
       const int pair = t * static_cast<int>(c.per_token) + j;
       const int slot = slots[pair];
-      if (slot >= 0 && slot < used) sum = fmaf(weights[pair], parts[slot * kItemRows + column], sum);
+      if (slot >= 0 && slot < used) sum = fmaf(weights[pair], rounded_bf16(parts[slot * kItemRows + column]), sum);
     }
     if (c.residual != nullptr) sum += residual;
     static_cast<Bf16*>(c.out)[t * c.out_row + n] = from_float<Bf16>(sum);

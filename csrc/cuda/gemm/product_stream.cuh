@@ -276,7 +276,7 @@ __device__ inline void combine_parts(const Combine& c, int block, int used, cons
     for (int j = 0; j < c.per_token; ++j) {
       const int pair = t * static_cast<int>(c.per_token) + j;
       const int slot = slots[pair];
-      if (slot >= 0 && slot < used) sum = fmaf(weights[pair], parts[slot * kItemRows + column], sum);
+      if (slot >= 0 && slot < used) sum = fmaf(weights[pair], rounded_bf16(parts[slot * kItemRows + column]), sum);
     }
     const int64_t at = t * c.out_row + n;
     if (c.residual != nullptr) sum += to_float(static_cast<const Bf16*>(c.residual)[at]);

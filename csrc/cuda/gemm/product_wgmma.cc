@@ -20,15 +20,15 @@ int gathered_tokens(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 64 
 /// The sizes of N that product_wgmma.cuh has for a kernel of so many tokens; the same lists stand there.
 int64_t columns(int64_t tokens, int most_tokens) {
   if (most_tokens == 64) return round_up(tokens, 8);
-  if (most_tokens == 128) return tokens > 96 ? 128 : round_up(tokens, 16);
-  return round_up(tokens, 32);
+  return round_up(tokens, most_tokens == 256 && tokens <= 128 ? 32 : 16);
 }
 
 /// What a product of equal groups would take, in microseconds without the launch. Fitted to 66 cases of 64 to 4,096
 /// rows on an H200, 2026-11: a step of 64 k takes what its loads or its products take, a tile what its results take.
+/// With fp8 weights a step takes what its conversion and its products take (8 cases of 512 and 4,096 rows).
 double estimate(const Product& p, int multiprocessors, int most_tokens, int64_t token_tiles) {
   const auto n = static_cast<double>(columns(round_up(ceil_div(p.rows, token_tiles), 8), most_tokens));
-  const double step = std::max(0.165 + 0.00118 * n, 0.00225 * n);
+  const double step = p.w_dtype == DType::kF8E4M3 ? 0.3 + 0.00195 * n : std::max(0.165 + 0.00118 * n, 0.00225 * n);
   const int64_t tiles = p.groups * token_tiles * ceil_div(p.n, kWgmmaWeights);
   const auto waves = static_cast<double>(ceil_div(tiles, multiprocessors));
   return waves * (static_cast<double>(ceil_div(p.k, 64)) * step + 1.0 + 0.011 * n);
@@ -40,13 +40,13 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   if (p.offsets != nullptr) {
     const int64_t mean = ceil_div(p.rows, p.groups);
-    plan.most_tokens = mean <= 64 ? 64 : mean <= 128 || f8 ? 128 : 256;
+    plan.most_tokens = mean <= 64 ? 64 : mean <= 128 ? 128 : 256;
     if (p.order != nullptr) plan.most_tokens = std::min(plan.most_tokens, gathered_tokens(p));
     plan.once = mean <= plan.most_tokens;
   } else {
     constexpr int64_t kTried = 16;
     double best = 0;
-    for (int most = 64; most <= (f8 ? 128 : 256); most *= 2) {
+    for (int most = 64; most <= 256; most *= 2) {
       const int64_t fewest = ceil_div(p.rows, most);
       for (int64_t tiles = fewest; tiles <= fewest + std::min(fewest, kTried); ++tiles) {
         const double us = estimate(p, multiprocessors, most, tiles);
@@ -59,11 +59,12 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
     }
     plan.once = plan.token_tiles == 1;
   }
-  // Sharing tokens saves loads from L2: 1 to 2.5 % of products of four waves and more (H200, 2026-11).
+  // Sharing tokens saves loads from L2: 1 to 4 % of products of four waves and more; but with fp8 weights, whose blocks
+  // wait for more than loads, it costs 0 to 7 % (H200, 2026-11).
   const int64_t weight_tiles = ceil_div(p.n, kWgmmaWeights);
   const int64_t tiles =
       p.groups * ceil_div(p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups), 256) * weight_tiles;
-  if (plan.most_tokens == 256 && weight_tiles % 2 == 0 && tiles >= 4 * multiprocessors) plan.cluster = 2;
+  if (!f8 && plan.most_tokens == 256 && weight_tiles % 2 == 0 && tiles >= 4 * multiprocessors) plan.cluster = 2;
   plan.weight_tiles = static_cast<int>(ceil_div(weight_tiles, plan.cluster));
   plan.box_tokens = p.offsets != nullptr ? plan.most_tokens / 4
                                          : static_cast<int>(round_up(ceil_div(plan.tile_tokens, plan.cluster), 8));

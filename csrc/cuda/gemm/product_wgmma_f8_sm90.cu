@@ -5,8 +5,11 @@ namespace mla::cuda {
 
 cudaError_t launch_wgmma_f8(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
   if (p.order != nullptr) return launch_wgmma<WgmmaShape<F8E4M3, 64, true, 1>>(p, plan, multiprocessors, stream);
-  return plan.most_tokens == 64 ? launch_wgmma<WgmmaShape<F8E4M3, 64, false, 1>>(p, plan, multiprocessors, stream)
-                                : launch_wgmma<WgmmaShape<F8E4M3, 128, false, 1>>(p, plan, multiprocessors, stream);
+  switch (plan.most_tokens) {
+    case 64: return launch_wgmma<WgmmaShape<F8E4M3, 64, false, 1>>(p, plan, multiprocessors, stream);
+    case 128: return launch_wgmma<WgmmaShape<F8E4M3, 128, false, 1>>(p, plan, multiprocessors, stream);
+    default: return launch_wgmma<WgmmaShape<F8E4M3, 256, false, 1>>(p, plan, multiprocessors, stream);
+  }
 }
 
 cudaError_t load_wgmma_f8(int shared_bytes_per_block) {
@@ -14,6 +17,7 @@ cudaError_t load_wgmma_f8(int shared_bytes_per_block) {
   cudaError_t error = load(product_wgmma_kernel<WgmmaShape<F8E4M3, 64, true, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<F8E4M3, 64, false, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<F8E4M3, 128, false, 1>>);
+  if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<F8E4M3, 256, false, 1>>);
   return error;
 }
 

@@ -30,12 +30,12 @@ Product grouped(View x, View w, View w_scale, View offsets) {
   return p;
 }
 
-/// Columns of the expert outputs that moeDown keeps in float32 at a time, in whole scale blocks. Few enough to stay in
-/// the GPU's cache between the product that writes and the sum that reads them; but where a product takes little time,
-/// reading h again for each part costs more than passing the parts through memory.
-int64_t part_columns(int64_t pairs, int64_t d, const Traits& traits) {
+/// Columns of the expert outputs that moeDown keeps at a time, in whole scale blocks. Few enough to stay in the GPU's
+/// cache between the product that writes and the sum that reads them; but where a product takes little time, reading h
+/// again for each part costs more than passing the parts through memory.
+int64_t part_columns(int64_t pairs, int64_t d, DType act, const Traits& traits) {
   const int64_t part_bytes = int64_t{traits.hopper ? 256 : 32} << 20;
-  const int64_t most = part_bytes / 4 / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
+  const int64_t most = part_bytes / dtype_bytes(act) / std::max<int64_t>(pairs, 1) / kScaleBlock * kScaleBlock;
   const int64_t parts = ceil_div(d, std::max<int64_t>(most, kScaleBlock));
   return std::min(d, round_up(ceil_div(d, parts), kScaleBlock));
 }
@@ -63,7 +63,7 @@ int64_t workspace(const MoeGateUpParams& p, const Traits& traits) {
 
 int64_t workspace(const MoeDownParams& p, const Traits& traits) {
   const int64_t pairs = p.h.dim(0);
-  return pairs * part_columns(pairs, p.out.dim(1), traits) * static_cast<int64_t>(sizeof(float));
+  return pairs * part_columns(pairs, p.out.dim(1), p.out.dtype, traits) * dtype_bytes(p.out.dtype);
 }
 
 Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
@@ -96,10 +96,10 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
   if (combines(product, combine, *launch.traits))
     return cuda_status(launch_combine(product, combine, launch), "moeDown");
 
-  float* const parts = launch.workspace.as<float>();
-  const int64_t columns = part_columns(pairs, d, *launch.traits), act_bytes = dtype_bytes(p.out.dtype);
+  void* const parts = launch.workspace.data;
+  const int64_t columns = part_columns(pairs, d, p.out.dtype, *launch.traits), act_bytes = dtype_bytes(p.out.dtype);
   product.y = parts;
-  product.y_dtype = DType::kF32;
+  product.y_dtype = p.out.dtype;
   for (int64_t column = 0; column < d; column += columns) {
     product.n = product.y_row = combine.n = std::min(columns, d - column);
     product.w = static_cast<const char*>(p.w.data) + column * product.k * dtype_bytes(p.w.dtype);

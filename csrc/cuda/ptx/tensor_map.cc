@@ -32,6 +32,14 @@ CUtensorMapDataType type_of(DType dtype) {
   }
 }
 
+CUtensorMapSwizzle swizzle_of(Swizzle swizzle) {
+  switch (swizzle) {
+    case Swizzle::k64: return CU_TENSOR_MAP_SWIZZLE_64B;
+    case Swizzle::k128: return CU_TENSOR_MAP_SWIZZLE_128B;
+    default: return CU_TENSOR_MAP_SWIZZLE_NONE;
+  }
+}
+
 }  // namespace
 
 Status make_tensor_map(const void* base, DType dtype, std::span<const int64_t> dims, std::span<const int64_t> strides,
@@ -51,8 +59,7 @@ Status make_tensor_map(const void* base, DType dtype, std::span<const int64_t> d
     if (i > 0) bytes[i - 1] = static_cast<cuuint64_t>(strides[i - 1] * dtype_bytes(dtype));
   }
   const CUresult result = encode(out, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(base), sizes,
-                                 bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 swizzle == Swizzle::k128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                 bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(swizzle),
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return Status::Ok();
   std::string what = "cuTensorMapEncodeTiled refuses [";

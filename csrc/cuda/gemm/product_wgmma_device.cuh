@@ -1,0 +1,130 @@
+// product_wgmma_device.cuh - the parts of product_wgmma.cuh: shapes, which tiles a block takes, where things lie in
+// shared memory.
+#pragma once
+#include "cuda/device/mma.cuh"
+#include "cuda/gemm/product_device.cuh"
+#include "cuda/gemm/product_wgmma.h"
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/warpgroup.cuh"
+
+namespace mla::cuda {
+
+constexpr int kMathThreads = 256;
+constexpr int kLoadThreads = 128;
+constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
+constexpr int kHopperShared = 232448;       // bytes of shared memory of a block
+constexpr int kStagingBytes = 32 * 68 * 4;  // 32 tokens by 64 float32, rows moved by 4 banks; or 64 tokens by 64 bf16
+constexpr int kStagingPitch = 68;           // floats
+constexpr int kTokenTilesAtATime = 8;
+
+template <class Weight, int kTokens, bool kGatheredTokens, int kBlocks>
+struct WgmmaShape {
+  using W = Weight;
+  static constexpr int kMostTokens = kTokens, kCluster = kBlocks;
+  static constexpr bool kGathered = kGatheredTokens;
+  static constexpr bool kScaled = sizeof(W) == 1;
+  static constexpr int kStageK = kScaled && kMostTokens == 64 ? 128 : 64;
+  static constexpr int kHalves = kStageK / 64;  // 64 k of tokens are 128 bytes
+  static constexpr int kWHalfBytes = kWgmmaWeights * 64 * sizeof(W);
+  static constexpr int kWBytes = kHalves * kWHalfBytes;
+  static constexpr int kHalfBytes = kMostTokens * 128;
+  static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
+  static constexpr int kFree = kHopperShared - 1024 - 4 * kStagingBytes;
+  static constexpr int kStages = kFree / kStageBytes < 8 ? kFree / kStageBytes : 8;
+  static constexpr int kSharedBytes = kHopperShared;
+
+  /// Stages of a tile; what lies behind the last k counts as zeros.
+  __device__ static int steps(const Product& p) {
+    constexpr int kUnit = kScaled ? kSegment : kStageK;
+    return static_cast<int>((p.k + kUnit - 1) / kUnit) * (kUnit / kStageK);
+  }
+  static_assert(kStages * 32 <= 1024 && !(kGathered && kCluster > 1));
+};
+
+/// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights [w0, w0 + 128).
+struct WgmmaTile {
+  int group, row0, count, w0;
+};
+
+/// Which tiles a cluster takes; called by whole warps.
+template <class S>
+struct WgmmaWalk {
+  const Product& p;
+  const WgmmaPlan& plan;
+  int64_t index;
+  int first = 0;       // uneven groups: a group,
+  int64_t before = 0;  // and the tiles of all groups before it
+
+  /// The tile at `index`; false behind the last one.
+  __device__ bool at(WgmmaTile& tile) {
+    int group_rows, token_tiles, tile_tokens, begin = 0;
+    int64_t within;
+    if (p.offsets == nullptr) {
+      const int64_t per_group = static_cast<int64_t>(plan.token_tiles) * plan.weight_tiles;
+      tile.group = static_cast<int>(index / per_group);
+      if (tile.group >= p.groups) return false;
+      within = index - tile.group * per_group;
+      group_rows = static_cast<int>(p.rows);
+      token_tiles = plan.token_tiles;
+      tile_tokens = plan.tile_tokens;
+    } else {
+      const int lane = threadIdx.x % 32;
+      for (;;) {
+        if (first >= p.groups) return false;
+        const GroupRows group(p, first + lane);
+        const int tiles = group.tiles(S::kMostTokens) * plan.weight_tiles;
+        const int until = inclusive_scan(tiles, lane);
+        const unsigned past = __ballot_sync(kFullWarp, before + until > index);
+        if (past != 0) {
+          const int owner = __ffs(past) - 1;
+          begin = __shfl_sync(kFullWarp, group.begin, owner);
+          group_rows = __shfl_sync(kFullWarp, group.end, owner) - begin;
+          within = index - before - __shfl_sync(kFullWarp, until - tiles, owner);
+          tile.group = first + owner;
+          break;
+        }
+        before += __shfl_sync(kFullWarp, until, 31);
+        first += 32;
+      }
+      token_tiles = (group_rows + S::kMostTokens - 1) / S::kMostTokens;
+      tile_tokens = ((group_rows + token_tiles - 1) / token_tiles + 7) / 8 * 8;
+    }
+    const int band = kTokenTilesAtATime * plan.weight_tiles;
+    const int turn = static_cast<int>(within / band);
+    const int height = min(kTokenTilesAtATime, token_tiles - turn * kTokenTilesAtATime);
+    const int rest = static_cast<int>(within - static_cast<int64_t>(turn) * band);
+    const int token0 = (turn * kTokenTilesAtATime + rest % height) * tile_tokens;
+    tile.row0 = begin + token0;
+    tile.count = max(0, min(tile_tokens, group_rows - token0));
+    tile.w0 = rest / height * (S::kCluster * kWgmmaWeights);
+    if constexpr (S::kCluster > 1) tile.w0 += static_cast<int>(cluster_rank()) * kWgmmaWeights;
+    return true;
+  }
+};
+
+/// Where things lie in shared memory.
+template <class S>
+struct WgmmaShared {
+  unsigned char* base;  // 1024-aligned; stages, staging, barriers, tiles
+
+  __device__ uint32_t stage(uint32_t i) const { return shared_address(base) + i * S::kStageBytes; }
+  __device__ unsigned char* staging(int warpgroup) const {
+    return base + S::kStages * S::kStageBytes + warpgroup * 2 * kStagingBytes;
+  }
+  __device__ unsigned char* after() const { return base + S::kStages * S::kStageBytes + 4 * kStagingBytes; }
+  __device__ uint32_t full(uint32_t i) const { return shared_address(after()) + i * 8; }
+  __device__ uint32_t empty(uint32_t i) const { return full(S::kStages + i); }
+  __device__ WgmmaTile& tile(uint32_t i) const { return reinterpret_cast<WgmmaTile*>(after() + 2 * S::kStages * 8)[i]; }
+};
+
+/// The stage may be filled again, as far as this warp is concerned.
+template <class S>
+__device__ __forceinline__ void release_stage(const WgmmaShared<S>& shared, uint32_t stage) {
+  if constexpr (S::kCluster == 1) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared.empty(stage));
+  } else {
+    if (threadIdx.x % 32 < S::kCluster) mbarrier_arrive_cluster_relaxed(shared.empty(stage), threadIdx.x % 32);
+  }
+}
+
+}  // namespace mla::cuda

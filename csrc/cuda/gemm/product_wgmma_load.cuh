@@ -1,0 +1,156 @@
+// product_wgmma_load.cuh - the parts of product_wgmma.cuh: the warps that load.
+#pragma once
+#include <cuda.h>
+
+#include "cuda/device/pdl.cuh"
+#include "cuda/gemm/product_wgmma_device.cuh"
+#include "cuda/ptx/bulk.cuh"
+
+namespace mla::cuda {
+
+/// Asks the copy engine for the weights of a stage.
+template <class S>
+__device__ __forceinline__ void load_weights(const WgmmaPlan& plan, const WgmmaShared<S>& shared, uint32_t stage,
+                                             const CUtensorMap* map, const WgmmaTile& tile, int step) {
+  const uint32_t full = shared.full(stage);
+  mbarrier_arrive_expect(full, S::kWBytes);
+#pragma unroll
+  for (int half = 0; half < S::kHalves; ++half) {
+    tile_load(shared.stage(stage) + half * S::kWHalfBytes, map, full, step * S::kStageK + half * 64, tile.w0,
+              tile.group, plan.once ? kEvictFirst : kEvictNormal);
+  }
+}
+
+/// One lane asks for all weights. The first stages may be asked for before pdl_wait().
+template <class S>
+__device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                                 const CUtensorMap* map, int64_t first, int64_t stride) {
+  const int steps = S::steps(p);
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile{};
+  int early = 0;
+  if (plan.settled && p.offsets == nullptr && walk.at(tile)) {
+    early = min(steps, S::kStages);
+    if (elect_lane()) {
+      shared.tile(0) = tile;
+      for (int step = 0; step < early; ++step) load_weights<S>(plan, shared, step, map, tile, step);
+    }
+  }
+  pdl_wait();
+  RingCursor<S::kStages> at;
+  for (; walk.at(tile); walk.index += stride) {
+    if (elect_lane()) {
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        if (early > 0) {
+          --early;
+          continue;
+        }
+        mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+        if (step == 0) shared.tile(at.stage) = tile;
+        load_weights<S>(plan, shared, at.stage, map, tile, step);
+      }
+    }
+    __syncwarp();
+  }
+  if (elect_lane()) {
+    mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+    shared.tile(at.stage).count = -1;
+    mbarrier_arrive(shared.full(at.stage));
+  }
+}
+
+/// One lane asks for all tokens. The blocks of a cluster share the work; each gets all of them.
+template <class S>
+__device__ void load_all_tokens(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                                const CUtensorMap* map, int64_t first, int64_t stride) {
+  const int steps = S::steps(p);
+  const int rank = S::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  pdl_wait();
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile{};
+  RingCursor<S::kStages> at;
+  for (; walk.at(tile); walk.index += stride) {
+    if (elect_lane()) {
+      const int boxes = (tile.count + plan.box_tokens - 1) / plan.box_tokens;
+      const int group = p.offsets == nullptr ? tile.group : 0;
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+        const uint32_t full = shared.full(at.stage), to = shared.stage(at.stage) + S::kWBytes;
+        mbarrier_arrive_expect(full, boxes * plan.box_tokens * (S::kHalves * 128));
+        for (int box = rank; box < boxes; box += S::kCluster) {
+          const int row = box * plan.box_tokens;
+#pragma unroll
+          for (int half = 0; half < S::kHalves; ++half) {
+            const uint32_t part = to + half * S::kHalfBytes + row * 128;
+            const int k = step * S::kStageK + half * 64;
+            if constexpr (S::kCluster == 1) {
+              tile_load(part, map, full, k, tile.row0 + row, group, kEvictNormal);
+            } else {
+              tile_load_multicast(part, map, full, k, tile.row0 + row, group, (1 << S::kCluster) - 1, kEvictNormal);
+            }
+          }
+        }
+      }
+    }
+    __syncwarp();
+  }
+  if (elect_lane()) {
+    mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+    mbarrier_arrive(shared.full(at.stage));
+  }
+}
+
+/// Four warps bring the tokens, one of them the weights as well.
+template <class S>
+__device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                              const CUtensorMap* w_map, int64_t first, int64_t stride) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  const int steps = S::steps(p);
+  constexpr int kMine = S::kMostTokens / 16;  // rows of a lane: 4 warp + lane / 8 + 16 i
+  const int row = warp * 4 + lane / 8, piece = lane % 8;
+  pdl_wait();
+  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaTile tile{};
+  RingCursor<S::kStages> at;
+  for (; walk.at(tile); walk.index += stride) {
+    // The rows of x for this warp's rows, four of each 16; lane l has those numbered l and l + 32. -1: none.
+    int from[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = warp * 4 + lane % 4 + (lane / 4 + 8 * i) * 16;
+      from[i] = r < tile.count ? static_cast<int>(operand_row(p, tile.row0 + r)) : -1;
+    }
+    for (int step = 0; step < steps; ++step, at.advance()) {
+      mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+      if (warp == 0 && lane == 0) {
+        if (step == 0) shared.tile(at.stage) = tile;
+        load_weights<S>(plan, shared, at.stage, w_map, tile, step);
+      }
+      const uint32_t to = shared.stage(at.stage) + S::kWBytes + row * 128 + ((piece ^ row % 8) * 16);
+#pragma unroll
+      for (int half = 0; half < S::kHalves; ++half) {
+        const int64_t k = static_cast<int64_t>(step) * S::kStageK + half * 64 + piece * 8;
+        const Bf16* const x = static_cast<const Bf16*>(p.x) + k;
+#pragma unroll
+        for (int i0 = 0; i0 < kMine; i0 += 4) {
+          if (16 * i0 >= tile.count) break;
+#pragma unroll
+          for (int i = i0; i < i0 + 4; ++i) {
+            const int x_row = __shfl_sync(kFullWarp, from[i / 8], i % 8 * 4 + lane / 8);
+            const bool valid = k < p.k && x_row >= 0;
+            cp_async16(to + half * S::kHalfBytes + i * 2048, x + (valid ? x_row * p.x_row : -k), valid);
+          }
+        }
+      }
+      cp_async_arrive(shared.full(at.stage));
+    }
+  }
+  mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
+  if (warp == 0 && lane == 0) {
+    shared.tile(at.stage).count = -1;
+    mbarrier_arrive(shared.full(at.stage));
+  }
+  mbarrier_arrive(shared.full(at.stage));
+}
+
+}  // namespace mla::cuda
