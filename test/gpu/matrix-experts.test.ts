@@ -154,6 +154,13 @@ class Batch {
   }
 }
 
+/**
+ * moeDown rounds an expert's row before it weighs it. Where sums in another order lie on the other side of the middle of
+ * two bf16, a result moves by a last place of one of its parts: up to 2^-7 of, say, five times the row's root mean square.
+ * That is rare, so the norm of the row is held to its usual bound.
+ */
+const PARTS = { out: { element: 4e-2 } };
+
 /** Both operations on the GPU and the CPU, then parts of the batch on the GPU alone. */
 async function compareBatch(batch: Batch, name: string, parts: readonly (readonly [number, number])[]): Promise<void> {
   const { layer, tokens } = batch;
@@ -167,13 +174,18 @@ async function compareBatch(batch: Batch, name: string, parts: readonly (readonl
       h = actual.h;
     },
   });
+  const tolerance = layer.act === 'bf16' ? PARTS : {};
   await compareVerb('moeDown', (make) => batch.down(make, hidden, true), {
     label,
+    tolerance,
     judge: (actual) => {
       out = actual.out;
     },
   });
-  await compareVerb('moeDown', (make) => batch.down(make, hidden, false), { label: `${label}, no residual` });
+  await compareVerb('moeDown', (make) => batch.down(make, hidden, false), {
+    label: `${label}, no residual`,
+    tolerance,
+  });
   // Cases that the harness left out for their size wrote nothing.
   if (h === undefined && SMALL) return;
   const bytes = layer.act === 'f32' ? 4 : 2;
@@ -192,7 +204,9 @@ async function compareBatch(batch: Batch, name: string, parts: readonly (readonl
     const all = out as Uint8Array;
     const rowBytes = all.length / tokens;
     const rows = all.subarray(begin * rowBytes, end * rowBytes);
-    expectSameProduct(`${what}: out`, layer.act, [end - begin, layer.d], down.out as Uint8Array, rows);
+    expectSameProduct(`${what}: out`, layer.act, [end - begin, layer.d], down.out as Uint8Array, rows, {
+      tolerance: layer.act === 'bf16' ? PARTS.out : undefined,
+    });
   }
 }
 

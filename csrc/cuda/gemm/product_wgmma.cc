@@ -14,6 +14,11 @@ constexpr int64_t kEvenRows = 32;
 constexpr int64_t kEvenRowsBf16 = 16;
 constexpr int64_t kUnevenMeanRows = 1;
 
+/// The tokens of tiles that hold all rows of most groups of so many on average: a group with more is cut in two, and
+/// its weights are then read twice. 128 and 256 tokens are also what the matrix units need (H200, 2026-11: V2-Lite's
+/// gate and up for 1,024 tokens, 96 rows an expert, 255, 197 and 208 us with tiles of 64, 128 and 256).
+int fitting_tokens(int64_t mean) { return mean <= 56 ? 64 : mean <= 104 ? 128 : 256; }
+
 /// The tokens of the largest tiles that cp.async gathers.
 int gathered_tokens(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 64 : 128; }
 
@@ -40,8 +45,7 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   if (p.offsets != nullptr) {
     const int64_t mean = ceil_div(p.rows, p.groups);
-    plan.most_tokens = mean <= 64 ? 64 : mean <= 128 ? 128 : 256;
-    if (p.order != nullptr) plan.most_tokens = std::min(plan.most_tokens, gathered_tokens(p));
+    plan.most_tokens = fitting_tokens(mean);
     plan.once = mean <= plan.most_tokens;
   } else {
     constexpr int64_t kTried = 16;
@@ -90,7 +94,8 @@ bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
 }
 
 bool gathers_first(const Product& p, const Traits& traits) {
-  return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) && ceil_div(p.rows, p.groups) > gathered_tokens(p);
+  return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) &&
+         fitting_tokens(ceil_div(p.rows, p.groups)) > gathered_tokens(p);
 }
 
 cudaError_t launch_product_wgmma(const Product& p, const Launch& launch) {

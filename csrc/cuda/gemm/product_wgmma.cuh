@@ -2,22 +2,19 @@
 // units.
 //
 // Formula: product.h. A tile is 128 rows of w by up to kMostTokens rows of x ("tokens"). Weights are the rows of
-// wgmma's
-//   A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is read once.
-//   With gate and up rows interleaved by 8, both of a feature are sums of the same thread (rows g and g + 8).
+//   wgmma's A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is
+//   read once. With gate and up rows interleaved by 8, both of a feature are sums of one thread (rows g and g + 8).
 // Grid: one block a multiprocessor, in clusters of kCluster that share their tokens (each brings a part of them to both
 //   by multicast). A block takes tiles until none is left. Tokens of a group are cut into equal tiles.
 // Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the
-// copy
-//   engine in 128-byte swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
-// Stage: 64 k of both (fp8 weights: 128). `full` ends when its bytes are there, `empty` when all 8 warps (of both
-//   blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
-// Sums: bf16 weights: one chain of m64nNk16 over all k. fp8 weights: a chain for each 128 k, total = fma(scale, chain,
-//   total); codes become bf16 in registers, where A may stand.
+//   copy engine in swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
+// Stage: 64 k of both (fp8 weights by up to 64 tokens: 128). `full` ends when its bytes are there, `empty` when all 8
+//   warps (of both blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
+// Sums: one chain of m64nNk16 over all k. fp8 weights become bf16 in registers, where A may stand, and sums may change
+//   their unit every 128 k (product_wgmma_scaled.cuh).
 // Results: through shared memory, 64 tokens (32 in float32) at a time and warpgroup, so that rows of y are written by
-// 16
-//   bytes a thread.
-// Registers: up to 128 sums (fp8 twice 64) of 232; loaders 40.
+//   16 bytes a thread (product_wgmma_emit.cuh).
+// Registers: up to 128 sums of 232; loaders 40.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
 #pragma once
 #include <algorithm>
