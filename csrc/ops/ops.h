@@ -393,8 +393,8 @@ struct CastParams {
   MLA_FIELDS(MLA_IN(x), MLA_OUT(out))
 };
 
-/// e4m3 with one scale per 128x128 block: scale = max|x| / 448, rounded up to 4 significant bits, so that q * scale is
-/// exact in bf16; to a power of two if pow2. q = sat(x / scale).
+/// e4m3 with one scale per 128x128 block: scale = max|x| / 448, rounded up to a power of two if pow2;
+/// q = sat(x / scale).
 struct QuantizeParams {
   View x;      // [R, C] f32 | bf16
   View q;      // [R, C] f8e4m3

@@ -70,12 +70,11 @@ describe('cast', () => {
   });
 });
 
-/** The scale of a block: max / 448, up to 4 significant bits or, if asked, a power of two; 1 for zeros. */
+/** The scale of a block: max / 448, up to a power of two if asked; 1 for zeros. */
 function blockScale(top: number, pow2: boolean): number {
   if (top === 0) return 1;
   const scale = Math.max(Math.fround(top / 448), 2 ** -126);
-  const unit = 2 ** (Math.floor(Math.log2(scale)) - 3);
-  return pow2 ? 2 ** Math.ceil(Math.log2(scale)) : Math.ceil(scale / unit) * unit;
+  return pow2 ? 2 ** Math.ceil(Math.log2(scale)) : scale;
 }
 
 describe.each(['f32', 'bf16'] as const)('quantize and dequantize of %s', (dtype) => {

@@ -60,9 +60,9 @@ float block_scale(float top, bool pow2) {
   if (top == 0) return 1.0f;
   const float scale = top / 448.0f;
   if (scale < 0x1p-126f) return 0x1p-126f;
-  // Up to the next power of two, or the next of 4 significant bits, if it is none.
-  const uint32_t low_bits = pow2 ? 0x7fffffu : 0xfffffu;
-  return float_from_bits((float_bits(scale) + low_bits) & ~low_bits);
+  if (!pow2) return scale;
+  const uint32_t bits = float_bits(scale);
+  return float_from_bits((bits + 0x7fffffu) & 0xff800000u);  // up to the next power of two, if it is none
 }
 
 /// to_f8e4m3 lane by lane; the bytes stand in the low bits of the lanes.

@@ -1,14 +1,12 @@
 // product_wgmma_scaled.cuh - the parts of product_wgmma.cuh: multiplication with fp8 weights, which become bf16 in
 // registers, where wgmma's A may stand.
 //
-// The first 4 bits of a scale go into the codes, exactly; the sums are kept in units of what remains of it, which may
-//   change with each segment of 128 k: sums *= factor before / factor now. So no second set of sums is needed, and a
-//   tile can have 256 tokens as with bf16 weights.
-// The warpgroups take turns in asking for products, so that one converts while the other multiplies: 5 % with tiles of
-//   256 tokens (H200, 2026-11).
-// The weights of the next stage are converted while products run. Sums change their unit when none is under way, which
-//   costs 16 % with tiles of 256 tokens; that the other half of the sums could still be multiplied is beyond the
-//   compiler, which then waits after each product.
+// A scale is factor * 2^exponent. The power of two goes into the codes, exactly; the sums are kept in units of the
+//   factor, which may change with each segment of 128 k: sums *= factor before / factor now. So no second set of sums
+//   is needed, and a tile can have 256 tokens as with bf16 weights.
+// The weights of the next stage are converted while products run; sums change their unit when none of theirs is under
+//   way. So that the other warpgroup's are then, the two take turns: one asks for products when the first half of the
+//   other's is done. Left alone their products advance side by side, end at the same time, and both then convert.
 #pragma once
 #include "cuda/gemm/product_wgmma_device.cuh"
 #include "cuda/ptx/bulk.cuh"
@@ -16,7 +14,7 @@
 
 namespace mla::cuda {
 
-/// Two neighbouring codes as bf16, times a number: `power` is it times 2^120, twice.
+/// Two neighbouring codes as bf16, times a power of two: `power` is it times 2^120, twice.
 __device__ __forceinline__ uint32_t codes_to_bf16(uint16_t codes, uint32_t power) {
   uint32_t extended, out;
   asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(extended) : "r"(static_cast<uint32_t>(codes)));
@@ -24,22 +22,18 @@ __device__ __forceinline__ uint32_t codes_to_bf16(uint16_t codes, uint32_t power
   return out;
 }
 
-/// A scale as factor * (its first 4 bits). Codes times the latter are exact in bf16; sums are kept in units of the
-/// factor, which lies in [1, 9/8) unless the scale is out of all proportion, and is 1 for the scales that `quantize`
-/// makes. Scale 0: no code counts, and any factor will do.
+/// A scale as factor * 2^exponent: the factor lies in [1, 2) unless the scale is out of all proportion. Scale 0: no
+/// code counts, and any factor will do.
 struct SplitScale {
   float factor;
-  uint32_t power;  // the first 4 bits times 2^120, as bf16, twice
+  uint32_t power;  // 2^(120 + exponent) as bf16, twice
 
   __device__ SplitScale(float scale, float factor_before) : factor(factor_before), power(0) {
     if (scale == 0) return;
-    constexpr int kLeast = -100, kMost = 6;
-    const uint32_t bits = __float_as_uint(scale);
-    const int exponent = static_cast<int>(bits >> 23 & 255) - 127;
-    const int within = min(max(exponent, kLeast), kMost);
-    const uint32_t first_bits = static_cast<uint32_t>(127 + within) << 23 | (bits & 0x700000u);
-    factor = scale / __uint_as_float(first_bits);
-    power = (first_bits >> 16) + (120u << 7);
+    constexpr int kLeast = -100, kMost = 7;
+    const int exponent = min(max(static_cast<int>(__float_as_uint(scale) >> 23 & 255) - 127, kLeast), kMost);
+    factor = scale * __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23);
+    power = static_cast<uint32_t>(247 + exponent) << 7;
     power |= power << 16;
   }
 };
@@ -118,7 +112,7 @@ struct ScaledTile {
   }
 
   /// Asks for d += (or =) the weights times the tokens of the stage at `at`, and goes on to the next one. Returns which
-  /// it was. The warpgroups take turns.
+  /// it was. Returns when half of them are done, and with them all that were asked for before.
   __device__ __forceinline__ uint32_t ask_products(const Weights& a, bool add) {
     const uint32_t multiplied = at.stage, tokens = shared.stage(multiplied) + S::kWBytes;
     const int warpgroup = threadIdx.x / 128;
@@ -129,8 +123,10 @@ struct ScaledTile {
     for (int i = 0; i < kSixteens; ++i) {
       const uint64_t b = wgmma_tile(tokens + i / 4 * S::kHalfBytes, 16, 1024) + i % 4 * 2;
       Wgmma<N>::bf16(d, a[i], b, add || i > 0);
+      if (i + 1 == kSixteens / 2) wgmma_commit();
     }
     wgmma_commit();
+    wgmma_wait<1>();
     named_barrier_arrive(kTurn + (1 - warpgroup), kMathThreads);
     return multiplied;
   }
@@ -173,7 +169,6 @@ struct ScaledTile {
         const uint32_t first = ask_products(even, segment > 0);
         convert(odd);
         const uint32_t second = ask_products(odd, true);
-        wgmma_wait<1>();
         release_stage<S>(shared, first);
         if (segment + 1 < segments) convert_next(even, segment + 1, low_change, high_change);
         wgmma_wait<0>();

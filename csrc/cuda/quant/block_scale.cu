@@ -1,8 +1,7 @@
 // block_scale.cu - e4m3 with one float32 scale per 128x128 block, both ways.
 //
 //   quantize    scale = max|x| / 448 over the finite elements of a block, at least 2^-126, 1 for a block of zeros;
-//               rounded up to 4 significant bits, with pow2 to a power of two; q = sat(x / scale). Infinities saturate,
-//               NaN stays NaN.
+//               with pow2 rounded up to a power of two; q = sat(x / scale). Infinities saturate, NaN stays NaN.
 //   dequantize  out = round(q * scale); scales are f32, or f8e8m0 powers of two
 //
 // A block of 256 threads for each 128x128 block: a warp takes every eighth row, a lane 4 neighbouring columns. quantize
@@ -83,8 +82,8 @@ __device__ __forceinline__ float block_scale(float top, bool pow2) {
   if (top == 0) return 1.0f;
   const float scale = top / 448.0f;
   if (scale < 0x1p-126f) return 0x1p-126f;
-  const uint32_t low_bits = pow2 ? 0x7fffffu : 0xfffffu;
-  return __uint_as_float((__float_as_uint(scale) + low_bits) & ~low_bits);
+  if (!pow2) return scale;
+  return __uint_as_float((__float_as_uint(scale) + 0x7fffffu) & 0xff800000u);
 }
 
 template <class T>
