@@ -127,7 +127,7 @@ class Machine {
 
 /// Largest difference against `expected`, in units of `tolerance`, over rows of n; the scale of a row is its norm.
 [[maybe_unused]] void compare(const std::string& what, const Tensor& got, const std::vector<double>& expected,
-                              int64_t n, double tolerance) {
+                              int64_t n, double tolerance, const std::vector<double>& slack = {}) {
   for (int64_t row = 0; row * n < got.view.numel(); ++row) {
     double norm = 0;
     for (int64_t i = 0; i < n; ++i) norm += expected[row * n + i] * expected[row * n + i];
@@ -136,7 +136,8 @@ class Machine {
       ++comparisons;
       const double g = got.at(row * n + i), e = expected[row * n + i];
       const double ulp = got.view.dtype == DType::kBF16 ? std::fabs(e) * 0x1p-8 : 0;
-      if (!(std::fabs(g - e) <= tolerance * norm + ulp)) {
+      const double own = slack.empty() ? 0 : slack[row * n + i];
+      if (!(std::fabs(g - e) <= tolerance * norm + ulp + own)) {
         fail(what + " row " + std::to_string(row) + " column " + std::to_string(i) + ": " + std::to_string(g) +
              ", expected " + std::to_string(e));
         return;
