@@ -1,7 +1,8 @@
-// bench/moe-cases.ts - the grouped products of the experts, bf16, with uniformly random routing: V2-Lite (64 experts, 6
+// bench/moe-cases.ts - the grouped products of the experts, weights bf16 or fp8, with uniformly random routing: V2-Lite (64 experts, 6
 // per token; alone and with the two that are always on, as its layers have them) and one of eight ranks of V3 (32 local
 // experts, one row per token on average).
 import type { Tensor } from '../native';
+import { ExpertWeights, type WeightType } from './expert-weights';
 import type { KernelCase, PreparedCase } from './kernel-case';
 import { Dice, dot, relativeError, type Workbench } from './workbench';
 
@@ -20,6 +21,7 @@ const SHAPES: readonly Experts[] = [
   { name: 'v3/8', E: 32, K: 1, shared: 0, d: 7168, I: 2048 },
 ];
 const TOKENS = [1, 8, 64, 128, 512, 4096, 16384];
+const FP8_TOKENS = [8, 64, 128, 512, 4096, 16384];
 const LAYER: Experts = { name: 'lite layer', E: 66, K: 8, shared: 2, d: 2048, I: 1408 };
 const LAYER_TOKENS = [1, 8, 32, 64, 128];
 /** Routings that calls take turns with, so that a few tokens do not find their experts in a cache. */
@@ -86,24 +88,29 @@ function meanHit(shape: Experts, T: number): number {
 
 const silu = (x: number) => x / (1 + Math.exp(-x));
 
-function gateUpCase(shape: Experts, T: number): KernelCase {
+/** Bytes of a weight; scales do not count. */
+const WEIGHT_BYTES: Readonly<Record<WeightType, number>> = { bf16: 2, fp8: 1 };
+/** How names of cases end. */
+const SUFFIX: Readonly<Record<WeightType, string>> = { bf16: '', fp8: ' fp8' };
+
+function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelCase {
   const { name, E, K, shared, d, I } = shape;
   const P = T * K;
   return {
-    id: `moeGateUp ${name} tokens=${T}`,
+    id: `moeGateUp ${name} tokens=${T}${SUFFIX[type]}`,
     cost: () => ({
-      bytes: 2 * (meanHit(shape, T) * 2 * I * d + T * d + P * I),
+      bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * 2 * I * d + 2 * (T * d + P * I),
       flops: 2 * P * 2 * I * d,
     }),
     async prepare(bench, coldBytes) {
-      const copies = Math.ceil(coldBytes / (E * 2 * I * d * 2));
-      const w = await bench.random('bf16', [copies * E, 2 * I, d], d ** -0.5);
+      const copies = Math.ceil(coldBytes / (E * 2 * I * d * WEIGHT_BYTES[type]));
+      const experts = await ExpertWeights.random(bench, type, copies * E, 2 * I, d);
       const x = await bench.random('bf16', [T, d]);
       const h = await bench.zeros('bf16', [ROUTINGS, P, I]);
       const { routings, placed } = await putRoutings(bench, shape, T);
       const args = placed.map(({ offsets, order }, i) => ({
         x,
-        w: bench.part(w, i % copies, [E, 2 * I, d]),
+        ...experts.take(i % copies, E, 2),
         offsets,
         order,
         shared,
@@ -126,9 +133,10 @@ function gateUpCase(shape: Experts, T: number): KernelCase {
               const input = await bench.read(x, Math.floor(pair / K) * d, d);
               const output = await bench.read(h, (set * P + row) * I, I);
               for (const channel of [0, I - 1, ...new Dice(row + T).some(SAMPLED_COLUMNS, I)]) {
-                const gateRow = e * 2 * I + Math.floor(channel / 8) * 16 + (channel % 8);
-                const gate = dot(input, 0, await bench.read(w, gateRow * d, d), 0, d);
-                const up = dot(input, 0, await bench.read(w, (gateRow + 8) * d, d), 0, d);
+                const gateRow = Math.floor(channel / 8) * 16 + (channel % 8);
+                const line = Math.floor(channel / 128);
+                const gate = dot(input, 0, await experts.row(e, gateRow, line), 0, d);
+                const up = dot(input, 0, await experts.row(e, gateRow + 8, line + I / 128), 0, d);
                 actual.push(output[channel] as number);
                 expected.push(silu(gate) * up);
               }
@@ -141,21 +149,24 @@ function gateUpCase(shape: Experts, T: number): KernelCase {
   };
 }
 
-function downCase(shape: Experts, T: number): KernelCase {
+function downCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelCase {
   const { name, E, K, d, I } = shape;
   const P = T * K;
   return {
-    id: `moeDown ${name} tokens=${T}`,
-    cost: () => ({ bytes: 2 * (meanHit(shape, T) * d * I + P * I + T * d), flops: 2 * P * d * I }),
+    id: `moeDown ${name} tokens=${T}${SUFFIX[type]}`,
+    cost: () => ({
+      bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * d * I + 2 * (P * I + T * d),
+      flops: 2 * P * d * I,
+    }),
     async prepare(bench, coldBytes) {
-      const copies = Math.ceil(coldBytes / (E * d * I * 2));
-      const w = await bench.random('bf16', [copies * E, d, I], I ** -0.5);
+      const copies = Math.ceil(coldBytes / (E * d * I * WEIGHT_BYTES[type]));
+      const experts = await ExpertWeights.random(bench, type, copies * E, d, I);
       const h = await bench.random('bf16', [P, I]);
       const out = await bench.zeros('bf16', [ROUTINGS, T, d]);
       const { routings, placed } = await putRoutings(bench, shape, T);
       const args = placed.map((routing, i) => ({
         h,
-        w: bench.part(w, i % copies, [E, d, I]),
+        ...experts.take(i % copies, E, 1),
         ...routing,
         out: bench.part(out, i, [T, d]),
       }));
@@ -178,7 +189,7 @@ function downCase(shape: Experts, T: number): KernelCase {
                   const pair = t * K + j;
                   const e = (set % copies) * E + (expert[pair] as number);
                   const row = await bench.read(h, (slots[pair] as number) * I, I);
-                  const weightRow = await bench.read(w, (e * d + column) * I, I);
+                  const weightRow = await experts.row(e, column, Math.floor(column / 128));
                   sum += (weights[pair] as number) * dot(row, 0, weightRow, 0, I);
                 }
                 actual.push(output[column] as number);
@@ -196,5 +207,6 @@ function downCase(shape: Experts, T: number): KernelCase {
 /** All of them. */
 export const MOE_CASES: readonly KernelCase[] = [
   ...SHAPES.flatMap((shape) => TOKENS.flatMap((T) => [gateUpCase(shape, T), downCase(shape, T)])),
+  ...SHAPES.flatMap((shape) => FP8_TOKENS.flatMap((T) => [gateUpCase(shape, T, 'fp8'), downCase(shape, T, 'fp8')])),
   ...LAYER_TOKENS.flatMap((T) => [gateUpCase(LAYER, T), downCase(LAYER, T)]),
 ];
