@@ -5,8 +5,8 @@
 //   factor, which may change with each segment of 128 k: sums *= factor before / factor now. So no second set of sums
 //   is needed, and a tile can have 256 tokens as with bf16 weights.
 // The weights of the next stage are converted while products run; sums change their unit when none of theirs is under
-//   way. So that the other warpgroup's are then, the two take turns: one asks for products when the first half of the
-//   other's is done. Left alone their products advance side by side, end at the same time, and both then convert.
+//   way, which costs 0.23 us for each 128 k with tiles of 256 tokens, a sixth of all, although the other warpgroup's
+//   products could run then. That the two take turns in asking for products is worth 5 % (H200, 2026-11).
 #pragma once
 #include "cuda/gemm/product_wgmma_device.cuh"
 #include "cuda/ptx/bulk.cuh"
@@ -112,7 +112,7 @@ struct ScaledTile {
   }
 
   /// Asks for d += (or =) the weights times the tokens of the stage at `at`, and goes on to the next one. Returns which
-  /// it was. Returns when half of them are done, and with them all that were asked for before.
+  /// it was. The warpgroups take turns.
   __device__ __forceinline__ uint32_t ask_products(const Weights& a, bool add) {
     const uint32_t multiplied = at.stage, tokens = shared.stage(multiplied) + S::kWBytes;
     const int warpgroup = threadIdx.x / 128;
@@ -123,10 +123,8 @@ struct ScaledTile {
     for (int i = 0; i < kSixteens; ++i) {
       const uint64_t b = wgmma_tile(tokens + i / 4 * S::kHalfBytes, 16, 1024) + i % 4 * 2;
       Wgmma<N>::bf16(d, a[i], b, add || i > 0);
-      if (i + 1 == kSixteens / 2) wgmma_commit();
     }
     wgmma_commit();
-    wgmma_wait<1>();
     named_barrier_arrive(kTurn + (1 - warpgroup), kMathThreads);
     return multiplied;
   }
@@ -169,6 +167,7 @@ struct ScaledTile {
         const uint32_t first = ask_products(even, segment > 0);
         convert(odd);
         const uint32_t second = ask_products(odd, true);
+        wgmma_wait<1>();
         release_stage<S>(shared, first);
         if (segment + 1 < segments) convert_next(even, segment + 1, low_change, high_change);
         wgmma_wait<0>();
