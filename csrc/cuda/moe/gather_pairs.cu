@@ -2,9 +2,9 @@
 //
 // Grid: block b has part b / groups of the rows of group b % groups, about 8 of them; a warp takes a row at a time, 8
 // loads of 16 bytes a lane under way. The rows of a group ascend, so blocks that run together read the same part of x,
-// which then comes from L2 for all but the first of them: 16,384 tokens of V2-Lite 183 us by rows, see
-// docs/kernels/tile-products.md. Rows past the last expert's end are not written; a pair that does not exist gives
-// zeros. Bandwidth-bound. Test: test/gpu/matrix-experts.test.ts.
+// which then comes from L2 for all but the first of them: V2-Lite, 16,384 tokens, 183 us by rows, 128 so (H200,
+// 2026-11). Rows past the last expert's end are not written; a pair that does not exist gives zeros. Bandwidth-bound.
+// Test: test/gpu/matrix-experts.test.ts.
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/product_device.cuh"
