@@ -100,7 +100,7 @@ cudaError_t load_product_kernels(const Traits& traits) {
   if (traits.hopper) {
     if (error == cudaSuccess) error = load_ring_bf16(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_ring_f8(traits.shared_bytes_per_block);
-    if (error == cudaSuccess) error = load_split_kernel(traits.shared_bytes_per_block);
+    if (error == cudaSuccess) error = load_product_split(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_product_wgmma(traits.shared_bytes_per_block);
   }
   return error == cudaSuccess ? load_product_fma() : error;

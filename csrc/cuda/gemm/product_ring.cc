@@ -23,12 +23,24 @@ constexpr int64_t kNormSums = 16;
 constexpr int64_t kNormedRows = 2;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
-/// Rows of an expert, on average, likewise. With bf16 weights the tiles (product_wgmma.cuh) are faster from 3 on, where
-/// the order of sums is free: H200, 2026-11, V2-Lite with its always-on experts, gate and up of 16, 20 and 32 tokens
-/// 143, 170 and 194 us here, 144, 152 and 175 there; down 76, 82 and 93 here, 78, 81 and 91 there.
+/// Rows of an expert, on average, likewise; fewer where the order of sums is free and the tiles (product_wgmma.cuh) are
+/// faster. H200, 2026-11, V2-Lite with its always-on experts, us, ring / tiles:
+///   tokens (rows an expert)      16 (2)       20 (3)       32 (4)       40 (5)
+///   gate and up, bf16         143 / 144    170 / 152    194 / 175    208 / 177
+///   down, bf16                 76 / 78      82 / 81      93 / 91      97 / 93
+///   gate and up, fp8          103 / 109    111 / 116    127 / 130    132 / 131
+///   down, fp8                  67 / 55      72 / 55      83 / 62      85 / 62       8 tokens (1): 47 / 41
 constexpr int64_t kRingMeanRows = 4;
 constexpr int64_t kRingCombineRows = 8;
-constexpr int64_t kRingMeanRowsBf16 = 2;
+constexpr int64_t kRingRowsBesideTilesBf16 = 2;
+constexpr int64_t kRingCombineRowsBesideTilesF8 = 1;
+
+/// The most rows of an expert, on average, for the ring.
+int64_t most_mean_rows(const Product& p, const Combine* c, const Traits& traits) {
+  if (!traits.deterministic && p.w_dtype == DType::kBF16) return kRingRowsBesideTilesBf16;
+  if (!traits.deterministic && c != nullptr) return kRingCombineRowsBesideTilesF8;
+  return c == nullptr ? kRingMeanRows : kRingCombineRows;
+}
 
 /// Rows that a group can have, in eights: 1 or 2.
 int row_tiles_of(const Product& p) {
@@ -119,11 +131,7 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
 bool rings(const Product& p, const Combine* c, const Traits& traits) {
   if (!traits.hopper || !fits_tensor_cores(p)) return false;
   if (p.offsets == nullptr) return p.rows <= kRingRows;
-  const bool tiles = p.w_dtype == DType::kBF16 && !traits.deterministic;
-  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) ||
-      ceil_div(p.rows, p.groups) > (tiles          ? kRingMeanRowsBf16
-                                    : c == nullptr ? kRingMeanRows
-                                                   : kRingCombineRows))
+  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) || ceil_div(p.rows, p.groups) > most_mean_rows(p, c, traits))
     return false;
   // One block a multiprocessor instead of two takes twice as long: V2-Lite's down with the always-on experts, 64
   // tokens, 188 us on an H200, 2026-11.

@@ -10,6 +10,7 @@ namespace mla::cuda {
 namespace {
 
 constexpr int64_t kMostRows = 128;
+constexpr int64_t kMostRowsF8 = 96;
 /// Beyond so many rows the sums of a short k are not worth adding up: 128 x 512 in 16 groups by 96 and 128 rows 4.3 and
 /// 5.1 us here, 4.2 and 4.3 by product_wgmma.cuh (H200, 2026-11).
 constexpr int64_t kMostRowsOfShortK = 64;
@@ -26,17 +27,24 @@ int64_t tokens_of(int64_t rows) {
   return rows <= 24 ? 24 : rows <= 64 ? round_up(rows, 8) : rows <= 96 ? round_up(rows, 16) : 128;
 }
 
+/// Blocks that share a tile: four are best for 2048 x 2048 to 7168 x 16384 by 32 to 128 rows, eight for 576 x 2048
+/// (H200, 2026-11).
+int split_of(int64_t tiles, int steps, int64_t multiprocessors, int blocks_each) {
+  if (8 * tiles <= multiprocessors / 2 && steps >= 8) return 8;
+  return 4 * tiles <= blocks_each * multiprocessors && steps >= 4 ? 4 : 2;
+}
+
 SplitPlan plan_of(const Product& p, const Launch& launch) {
   const int64_t multiprocessors = launch.traits->multiprocessors, tiles = tiles_of(p);
-  const auto steps = static_cast<int>(ceil_div(p.k, 64));
+  const bool f8 = p.w_dtype == DType::kF8E4M3;
+  const auto steps = static_cast<int>(ceil_div(p.k, f8 ? 128 : 64));
   SplitPlan plan;
   plan.tokens = static_cast<int>(tokens_of(p.rows));
   plan.tiles = static_cast<int>(ceil_div(p.n, kSplitWeights));
-  // A quarter of k is best for 2048 x 2048 to 7168 x 16384 by 32 to 128 rows, an eighth for 576 x 2048 (H200, 2026-11).
-  plan.split = 8 * tiles <= multiprocessors / 2 && steps >= 8 ? 8 : 4 * tiles <= 2 * multiprocessors ? 4 : 2;
-  const int stage = (kSplitWeights + plan.tokens) * 128;
+  plan.split = split_of(tiles, steps, multiprocessors, f8 ? 1 : 2);
+  const int stage = (kSplitWeights + (f8 ? 2 : 1) * plan.tokens) * 128;
   // Few blocks: with all of their k on its way 2048 x 2048 takes 5.5 us instead of 6.8.
-  const int most = tiles * plan.split <= multiprocessors ? kWholeBytes : kHalfBytes;
+  const int most = f8 || tiles * plan.split <= multiprocessors ? kWholeBytes : kHalfBytes;
   plan.stages = std::min({kSplitStages, most / stage, static_cast<int>(ceil_div(steps, plan.split))});
   const int sums = plan.tokens * (kSplitWeights + 4) * static_cast<int>(sizeof(float));
   plan.bytes = std::max(plan.stages * stage, sums);
@@ -52,14 +60,21 @@ SplitPlan plan_of(const Product& p, const Launch& launch) {
 }  // namespace
 
 bool splits(const Product& p, const Traits& traits) {
-  constexpr int64_t kMostK = int64_t{1} << 30;  // steps are counted with 32 bits
-  return traits.hopper && !traits.deterministic && p.offsets == nullptr && p.w_dtype == DType::kBF16 &&
-         p.rows <= (p.k < kShortK ? kMostRowsOfShortK : kMostRows) && p.k >= kLeastK && p.k <= kMostK && p.n < kMostK &&
-         tiles_of(p) < traits.multiprocessors;
+  constexpr int64_t kMost = int64_t{1} << 30;  // columns and steps are counted with 32 bits
+  const int64_t most_rows = p.w_dtype == DType::kF8E4M3 ? kMostRowsF8 : p.k < kShortK ? kMostRowsOfShortK : kMostRows;
+  return traits.hopper && !traits.deterministic && p.offsets == nullptr && p.rows <= most_rows && p.k >= kLeastK &&
+         p.k <= kMost && p.n <= kMost && tiles_of(p) < traits.multiprocessors;
 }
 
 cudaError_t launch_product_split(const Product& p, const Launch& launch) {
-  return launch_split_kernel(p, plan_of(p, launch), launch.stream);
+  const SplitPlan plan = plan_of(p, launch);
+  return p.w_dtype == DType::kF8E4M3 ? launch_split_f8(p, plan, launch.stream)
+                                     : launch_split_bf16(p, plan, launch.stream);
+}
+
+cudaError_t load_product_split(int shared_bytes_per_block) {
+  const cudaError_t error = load_split_bf16(shared_bytes_per_block);
+  return error == cudaSuccess ? load_split_f8(shared_bytes_per_block) : error;
 }
 
 }  // namespace mla::cuda

@@ -1,4 +1,4 @@
-// product_split.h - what the host decides for the products of 17 to 128 rows on Hopper (product_split_sm90.cu).
+// product_split.h - what the host decides for the products of 17 to 128 rows on Hopper (product_split.cuh).
 #pragma once
 #include "cuda/gemm/product.h"
 
@@ -9,7 +9,7 @@ struct SplitPlan {
   int split = 0;         // blocks, a cluster, that share the k of a tile: 2, 4 or 8
   int tokens = 0;        // rows of x, up to an N that the kernel has
   int tiles = 0;         // of each group
-  int stages = 0;        // of 64 k
+  int stages = 0;        // of 64 k, with fp8 weights 128
   int bytes = 0;         // of shared memory
   bool settled = false;  // w may be read before pdl_wait()
 };
@@ -19,12 +19,16 @@ bool splits(const Product& p, const Traits& traits);
 
 cudaError_t launch_product_split(const Product& p, const Launch& launch);
 
-// ---- the kernel, in its own file ----------------------------------------------------------------------------------
+cudaError_t load_product_split(int shared_bytes_per_block);
+
+// ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
 constexpr int kSplitWeights = 128;  // rows of w of a tile
 constexpr int kSplitStages = 16;    // at most
 
-cudaError_t launch_split_kernel(const Product& p, const SplitPlan& plan, cudaStream_t stream);
-cudaError_t load_split_kernel(int shared_bytes_per_block);
+cudaError_t launch_split_bf16(const Product& p, const SplitPlan& plan, cudaStream_t stream);
+cudaError_t launch_split_f8(const Product& p, const SplitPlan& plan, cudaStream_t stream);
+cudaError_t load_split_bf16(int shared_bytes_per_block);
+cudaError_t load_split_f8(int shared_bytes_per_block);
 
 }  // namespace mla::cuda

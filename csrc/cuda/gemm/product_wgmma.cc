@@ -10,8 +10,7 @@ namespace {
 
 /// Up to so many rows (of an expert, on average) the kernels that stream weights are faster. H200, 2026-11: 64 tokens
 /// of V2-Lite, 6 rows an expert: moeDown 99 us here, 266 there.
-constexpr int64_t kEvenRows = 32;
-constexpr int64_t kEvenRowsBf16 = 16;
+constexpr int64_t kEvenRows = 16;
 constexpr int64_t kUnevenMeanRows = 1;
 
 /// The tokens of tiles that hold all rows of most groups of so many on average: a group with more is cut in two, and
@@ -89,8 +88,7 @@ bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
   if (p.rows > kMost || p.n > kMost || p.k > kMost) return false;
   if (p.gated && (p.residual != nullptr || p.y_dtype != DType::kBF16)) return false;
   if (p.order != nullptr && !p.gated) return false;
-  if (p.offsets != nullptr) return ceil_div(p.rows, p.groups) > kUnevenMeanRows;
-  return p.rows > (p.w_dtype == DType::kBF16 ? kEvenRowsBf16 : kEvenRows);
+  return p.offsets == nullptr ? p.rows > kEvenRows : ceil_div(p.rows, p.groups) > kUnevenMeanRows;
 }
 
 bool gathers_first(const Product& p, const Traits& traits) {

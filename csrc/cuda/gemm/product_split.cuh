@@ -1,4 +1,4 @@
-// product_split_sm90.cu - products of 17 to 128 rows on Hopper that are bounded by the bytes of their weights, of which
+// product_split.cuh - products of 17 to 128 rows on Hopper that are bounded by the bytes of their weights, of which
 // too few tiles of 128 rows can be made for all multiprocessors: the blocks of a cluster share a tile's k.
 //
 // Formula: product.h. Weights are the rows of wgmma's A, rows of x ("tokens") the columns of B, N a multiple of 8.
@@ -10,6 +10,7 @@
 //   ascending order, each block adding a share of the tile's results.
 // Shared memory: stages, and in their place the sums when all is multiplied: [tokens][132].
 // Test: test/gpu/matrix.test.ts. docs/kernels/few-rows.md tells why.
+#pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/load_kernel.cuh"
@@ -22,20 +23,25 @@
 #include "cuda/ptx/wgmma.cuh"
 
 namespace mla::cuda {
-namespace {
 
+template <class W>
 struct SplitBlock {
+  static constexpr bool kScaled = sizeof(W) == 1;
+  static constexpr int kStageK = kScaled ? 128 : 64;
   static constexpr int kMath = kSplitWeights * 2;  // threads
   static constexpr int kThreads = kMath + 64;
   static constexpr int kWBytes = kSplitWeights * 128;
   static constexpr int kPitch = kSplitWeights + 4;  // floats between the sums of two tokens
 
+  const Product& p;
   const SplitPlan& plan;
   unsigned char* shared;
   uint32_t barriers;
-  int rank, first, steps;  // of the cluster; the block's part of k, in steps of 64
+  int group, w0, rank;  // the tile; the block's number in the cluster
+  int first, steps;     // its part of k, in stages
 
-  __device__ uint32_t stage(int i) const { return shared_address(shared) + i * (kWBytes + plan.tokens * 128); }
+  __device__ int stage_bytes() const { return kWBytes + kStageK / 64 * plan.tokens * 128; }
+  __device__ uint32_t stage(int i) const { return shared_address(shared) + i * stage_bytes(); }
   __device__ uint32_t full(int i) const { return barriers + 8 * i; }
   __device__ uint32_t empty(int i) const { return barriers + 8 * (kSplitStages + i); }
 };
@@ -52,11 +58,10 @@ struct SplitCursor {
   }
 };
 
-/// The block's 64 rows a warpgroup by N tokens, over its part of k, into shared memory.
+/// The block's 64 rows a warpgroup by N tokens, over its part of k.
 template <int N>
-__device__ __forceinline__ void multiply_part(const SplitBlock& b) {
+__device__ __forceinline__ void multiply_part(const SplitBlock<Bf16>& b, float (&d)[N / 2]) {
   const int warpgroup = threadIdx.x / 128;
-  float d[N / 2];
   SplitCursor at;
   int previous = 0;
 #pragma unroll 1
@@ -64,7 +69,7 @@ __device__ __forceinline__ void multiply_part(const SplitBlock& b) {
     mbarrier_wait(b.full(at.stage), at.filled);
     const uint32_t stage = b.stage(at.stage);
     const uint64_t w = wgmma_tile(stage + warpgroup * 8192, 16, 1024);
-    const uint64_t x = wgmma_tile(stage + SplitBlock::kWBytes, 16, 1024);
+    const uint64_t x = wgmma_tile(stage + b.kWBytes, 16, 1024);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) Wgmma<N>::bf16(d, w + 2 * i, x + 2 * i, step > 0 || i > 0);
@@ -78,25 +83,81 @@ __device__ __forceinline__ void multiply_part(const SplitBlock& b) {
   }
   wgmma_wait<0>();
   keep(d);
-  named_barrier_sync(1, SplitBlock::kMath);  // the stages have been read
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float* const to = reinterpret_cast<float*>(b.shared) + 2 * (lane % 4) * SplitBlock::kPitch + 16 * warp + lane / 4;
+}
+
+/// Two neighbouring codes as bf16.
+__device__ __forceinline__ uint32_t split_codes_to_bf16(uint16_t codes) {
+  uint32_t extended, out;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(extended) : "r"(static_cast<uint32_t>(codes)));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(out)
+      : "r"(extended << 4 & 0x87f087f0u), "r"(0x7b807b80u), "r"(0x80008000u));
+  return out;
+}
+
+/// The same: codes become bf16 in registers, and each 128 k are a chain of their own, then scaled.
+template <int N>
+__device__ __forceinline__ void multiply_part(const SplitBlock<F8E4M3>& b, float (&d)[N / 2]) {
+  const Product& p = b.p;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int64_t segments = (p.k + kSegment - 1) / kSegment;
+  const float* const low_scale = p.scale + b.group * p.scale_group + (p.gated ? b.w0 / 2 : b.w0) / kSegment * segments;
+  const float* const high_scale = low_scale + (p.gated ? div_up<int64_t>(p.n / 2, kSegment) * segments : 0);
+  const uint32_t offset = (threadIdx.x / 32 * 16 + g) * 128 + 2 * q;
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    to[8 * j * SplitBlock::kPitch] = d[4 * j];
-    to[(8 * j + 1) * SplitBlock::kPitch] = d[4 * j + 1];
-    to[8 * j * SplitBlock::kPitch + 8] = d[4 * j + 2];
-    to[(8 * j + 1) * SplitBlock::kPitch + 8] = d[4 * j + 3];
+  for (int i = 0; i < N / 2; ++i) d[i] = 0;
+  SplitCursor at;
+#pragma unroll 1
+  for (int step = 0; step < b.steps; ++step) {
+    const float low = low_scale[b.first + step], high = high_scale[b.first + step];
+    mbarrier_wait(b.full(at.stage), at.filled);
+    const unsigned char* const codes = b.shared + at.stage * b.stage_bytes() + offset;
+    const auto pair = [&](int row8, int k8) {
+      return split_codes_to_bf16(
+          *reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8));
+    };
+    uint32_t a[8][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      a[i][0] = pair(0, 2 * i);
+      a[i][1] = pair(1, 2 * i);
+      a[i][2] = pair(0, 2 * i + 1);
+      a[i][3] = pair(1, 2 * i + 1);
+    }
+    const uint32_t x = b.stage(at.stage) + b.kWBytes;
+    float chain[N / 2];
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      Wgmma<N>::bf16(chain, a[i], wgmma_tile(x + i / 4 * b.plan.tokens * 128, 16, 1024) + i % 4 * 2, i > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    keep(chain);
+    if (lane == 0) mbarrier_arrive(b.empty(at.stage));
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) d[i] = fmaf(i % 4 < 2 ? low : high, chain[i], d[i]);
+    at.advance(b.plan.stages);
   }
 }
 
-/// The same with the N that fits.
-template <int N, int... kMore>
-__device__ __forceinline__ void multiply_part_sized(const SplitBlock& b) {
+/// All sums of the block, with the smallest N that holds the tokens, into shared memory.
+template <class W, int N, int... kMore>
+__device__ __forceinline__ void hold_sums(const SplitBlock<W>& b) {
   if constexpr (sizeof...(kMore) > 0) {
-    if (b.plan.tokens > N) return multiply_part_sized<kMore...>(b);
+    if (b.plan.tokens > N) return hold_sums<W, kMore...>(b);
   }
-  multiply_part<N>(b);
+  float d[N / 2];
+  multiply_part<N>(b, d);
+  named_barrier_sync(1, b.kMath);  // the stages have been read
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float* const to = reinterpret_cast<float*>(b.shared) + 2 * (lane % 4) * b.kPitch + 16 * warp + lane / 4;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    to[8 * j * b.kPitch] = d[4 * j];
+    to[(8 * j + 1) * b.kPitch] = d[4 * j + 1];
+    to[8 * j * b.kPitch + 8] = d[4 * j + 2];
+    to[(8 * j + 1) * b.kPitch + 8] = d[4 * j + 3];
+  }
 }
 
 /// Four sums, `at` floats into the parts, of all blocks.
@@ -119,27 +180,28 @@ __device__ __forceinline__ float4 add_parts(uint32_t parts, int at) {
 }
 
 /// This block's share of the tile's results.
-template <int kSplit>
-__device__ __forceinline__ void emit_parts(const Product& p, const SplitBlock& b, int group, int w0) {
+template <class W, int kSplit>
+__device__ __forceinline__ void emit_parts(const SplitBlock<W>& b) {
+  const Product& p = b.p;
   const uint32_t parts = shared_address(b.shared);
   const int per_token = kSplitWeights / (p.gated ? 8 : 4), units = static_cast<int>(p.rows) * per_token;
   const int end = units * (b.rank + 1) / kSplit;
   const bool wide = p.y_row % 4 == 0 && p.y_group % 4 == 0 && aligned16(p.y) && aligned16(p.residual);
-  for (int u = units * b.rank / kSplit + static_cast<int>(threadIdx.x); u < end; u += SplitBlock::kMath) {
+  for (int u = units * b.rank / kSplit + static_cast<int>(threadIdx.x); u < end; u += b.kMath) {
     const int token = u / per_token, i = u - token * per_token;
     float4 v;
     int64_t n;
     if (p.gated) {
-      const int at = token * SplitBlock::kPitch + i / 2 * 16 + i % 2 * 4;
+      const int at = token * b.kPitch + i / 2 * 16 + i % 2 * 4;
       const float4 gate = add_parts<kSplit>(parts, at), up = add_parts<kSplit>(parts, at + 8);
       v = {gate_up(gate.x, up.x), gate_up(gate.y, up.y), gate_up(gate.z, up.z), gate_up(gate.w, up.w)};
-      n = w0 / 2 + i * 4;
+      n = b.w0 / 2 + i * 4;
     } else {
-      v = add_parts<kSplit>(parts, token * SplitBlock::kPitch + i * 4);
-      n = w0 + i * 4;
+      v = add_parts<kSplit>(parts, token * b.kPitch + i * 4);
+      n = b.w0 + i * 4;
     }
     const int64_t columns = p.gated ? p.n / 2 : p.n;
-    const int64_t at = group * p.y_group + token * p.y_row + n;
+    const int64_t at = b.group * p.y_group + token * p.y_row + n;
     if (wide && n + 4 <= columns) {
       if (p.residual != nullptr) {
         const uint2 r = *reinterpret_cast<const uint2*>(static_cast<const Bf16*>(p.residual) + at);
@@ -159,89 +221,93 @@ __device__ __forceinline__ void emit_parts(const Product& p, const SplitBlock& b
   }
 }
 
-__global__ void __launch_bounds__(SplitBlock::kThreads, 2)
+template <class W>
+__global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScaled ? 1 : 2)
     product_split_kernel(const __grid_constant__ Product p, const __grid_constant__ SplitPlan plan,
                          const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
+  using B = SplitBlock<W>;
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ __align__(8) uint64_t barrier_words[2 * kSplitStages];
-  const int warp = threadIdx.x / 32;
-  const int tile = static_cast<int>(blockIdx.x) / plan.split, group = tile / plan.tiles;
-  const int w0 = (tile - group * plan.tiles) * kSplitWeights;
-  SplitBlock b{plan, shared, shared_address(barrier_words), static_cast<int>(blockIdx.x) % plan.split, 0, 0};
-  const int all = static_cast<int>((p.k + 63) / 64);
+  const int warp = threadIdx.x / 32, tile = static_cast<int>(blockIdx.x) / plan.split;
+  B b{.p = p, .plan = plan, .shared = shared, .barriers = shared_address(barrier_words), .group = tile / plan.tiles};
+  b.w0 = (tile - b.group * plan.tiles) * kSplitWeights;
+  b.rank = static_cast<int>(blockIdx.x) % plan.split;
+  const int all = static_cast<int>((p.k + B::kStageK - 1) / B::kStageK);
   b.first = all * b.rank / plan.split;
   b.steps = all * (b.rank + 1) / plan.split - b.first;
-  if (threadIdx.x == SplitBlock::kMath) {
+  if (threadIdx.x == B::kMath) {
     for (int i = 0; i < plan.stages; ++i) {
       mbarrier_init(b.full(i), 2);
-      mbarrier_init(b.empty(i), SplitBlock::kMath / 32);
+      mbarrier_init(b.empty(i), B::kMath / 32);
     }
     mbarrier_fence_init();
     prefetch_tensor_map(&w_map);
     prefetch_tensor_map(&x_map);
   }
   __syncthreads();
-  if (warp == SplitBlock::kMath / 32) {
+  if (warp == B::kMath / 32) {
     if (elect_lane()) {
       if (!plan.settled) pdl_wait();
       SplitCursor at;
       for (int step = 0; step < b.steps; ++step) {
         if (step == plan.stages && plan.settled) pdl_wait();
         mbarrier_wait(b.empty(at.stage), at.filled ^ 1);
-        mbarrier_arrive_expect(b.full(at.stage), SplitBlock::kWBytes);
-        tile_load(b.stage(at.stage), &w_map, b.full(at.stage), (b.first + step) * 64, w0, group, kEvictFirst);
+        mbarrier_arrive_expect(b.full(at.stage), B::kWBytes);
+        tile_load(b.stage(at.stage), &w_map, b.full(at.stage), (b.first + step) * B::kStageK, b.w0, b.group,
+                  kEvictFirst);
         at.advance(plan.stages);
       }
     }
-  } else if (warp == SplitBlock::kMath / 32 + 1) {
+  } else if (warp == B::kMath / 32 + 1) {
     pdl_wait();
     if (elect_lane()) {
       SplitCursor at;
       for (int step = 0; step < b.steps; ++step) {
         mbarrier_wait(b.empty(at.stage), at.filled ^ 1);
-        mbarrier_arrive_expect(b.full(at.stage), plan.tokens * 128);
-        tile_load(b.stage(at.stage) + SplitBlock::kWBytes, &x_map, b.full(at.stage), (b.first + step) * 64, 0, group,
-                  kEvictNormal);
+        mbarrier_arrive_expect(b.full(at.stage), B::kStageK / 64 * plan.tokens * 128);
+#pragma unroll
+        for (int half = 0; half < B::kStageK / 64; ++half)
+          tile_load(b.stage(at.stage) + B::kWBytes + half * plan.tokens * 128, &x_map, b.full(at.stage),
+                    (b.first + step) * B::kStageK + half * 64, 0, b.group, kEvictNormal);
         at.advance(plan.stages);
       }
     }
   } else {
     pdl_wait();
     pdl_launch_dependents();
-    multiply_part_sized<24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
+    if constexpr (B::kScaled) {
+      hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96>(b);  // more would need more registers than there are
+    } else {
+      hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
+    }
   }
   __syncwarp();
   cluster_sync();
-  if (threadIdx.x < SplitBlock::kMath) {
-    if (plan.split == 2) emit_parts<2>(p, b, group, w0);
-    if (plan.split == 4) emit_parts<4>(p, b, group, w0);
-    if (plan.split == 8) emit_parts<8>(p, b, group, w0);
+  if (threadIdx.x < B::kMath) {
+    if (plan.split == 2) emit_parts<W, 2>(b);
+    if (plan.split == 4) emit_parts<W, 4>(b);
+    if (plan.split == 8) emit_parts<W, 8>(b);
   }
   __syncwarp();
   cluster_arrive_relaxed();  // what this block read is in its registers, whose stores have been issued
   cluster_wait();            // nobody leaves while others read its sums
 }
 
-}  // namespace
-
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-cudaError_t launch_split_kernel(const Product& p, const SplitPlan& plan, cudaStream_t stream) {
+template <class W>
+cudaError_t launch_split(const Product& p, const SplitPlan& plan, cudaStream_t stream) {
   CUtensorMap w_map{}, x_map{};
   const int64_t w_dims[] = {p.k, p.n, p.groups}, w_strides[] = {p.k, p.groups > 1 ? p.w_group : p.n * p.k};
   const int64_t x_dims[] = {p.k, p.rows, p.groups},
                 x_strides[] = {p.x_row, p.groups > 1 ? p.x_group : p.rows * p.x_row};
-  const int w_box[] = {64, kSplitWeights, 1}, x_box[] = {64, plan.tokens, 1};
+  const int w_box[] = {SplitBlock<W>::kStageK, kSplitWeights, 1}, x_box[] = {64, plan.tokens, 1};
   if (!make_tensor_map(p.w, p.w_dtype, w_dims, w_strides, w_box, Swizzle::k128, &w_map).ok() ||
       !make_tensor_map(p.x, p.x_dtype, x_dims, x_strides, x_box, Swizzle::k128, &x_map).ok())
     return cudaErrorInvalidValue;
   const auto blocks = static_cast<unsigned>(p.groups * plan.tiles * plan.split);
-  return launch_clusters(product_split_kernel, dim3(blocks), dim3(SplitBlock::kThreads), plan.split,
+  return launch_clusters(product_split_kernel<W>, dim3(blocks), dim3(SplitBlock<W>::kThreads), plan.split,
                          static_cast<size_t>(plan.bytes), stream, p, plan, w_map, x_map);
-}
-
-cudaError_t load_split_kernel(int shared_bytes_per_block) {
-  return load_into_context(product_split_kernel, shared_bytes_per_block);
 }
 
 }  // namespace mla::cuda
