@@ -10,12 +10,12 @@
 // an x row that does not exist counts as zeros.
 //
 // Order of sums, the same in all portable tensor core kernels, so that a row's bits do not depend on how many rows
-// there are (Hopper's kernels of many rows have an order of their own: product_wgmma.cuh): k is cut into segments of
-// 128; a segment is a chain of m16n8k16 products that starts from zero; segments are added to the float32 total in
-// ascending order, with fp8 weights as total = fma(scale, segment, total). Which k share one step of the chain: with
-// bf16 weights step s (0, 1) of each 32 k takes 8q + 4s + 0..3 for q = 0..3; with fp8 weights step s (0..3) of each 64
-// k takes 16q + 4s + 0..3. Float32 activations, rows that are no multiple of 16 bytes and float32 weights take the
-// plain kernel: one chain of fused multiply-adds with ascending k.
+// there are (Hopper's kernels of more than 16 rows have orders of their own: product_split.cuh, product_wgmma.cuh): k
+// is cut into segments of 128; a segment is a chain of m16n8k16 products that starts from zero; segments are added to
+// the float32 total in ascending order, with fp8 weights as total = fma(scale, segment, total). Which k share one step
+// of the chain: with bf16 weights step s (0, 1) of each 32 k takes 8q + 4s + 0..3 for q = 0..3; with fp8 weights step s
+// (0..3) of each 64 k takes 16q + 4s + 0..3. Float32 activations, rows that are no multiple of 16 bytes and float32
+// weights take the plain kernel: one chain of fused multiply-adds with ascending k.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -1,18 +1,21 @@
 // router_portable.cu - moeRoute: norm, router logits, choice of experts, grouping of rows by expert. ops/ops.h has the
 // formulas.
 //
-//   1  normed = rmsNorm(x, norm)        norm/norm_rows.cu; zeros for padding
-//   2  logits = normed * gate^T         a warp for one logit, or for 4 rows by 4 experts; float32 into the workspace
-//   3  ids and weights                  a warp per row, router_select.cuh
-//   4  offsets, order and slots         router_group.cuh; up to 16 rows (8 with over 256 experts) by the block of step
-//                                       3, up to 128 by a block of their own, more by a counting and a placing kernel
+//   1. normed: norm/norm_rows.cu; zeros for padding.
+//   2. logits = normed * gate^T, float32 into the workspace: a warp for one logit, or for 4 or 8 rows by as many
+//      experts.
+//   3. ids and weights: a warp per row, router_select.cuh.
+//   4. offsets, order and slots: router_group.cuh; up to 16 rows (8 with over 256 experts) by the block of step 3, up
+//      to 128 by a block of their own, more by a counting and a placing kernel.
 //
 // A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
-// the same in both tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
+// the same in all tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
 // On Hopper up to 4 rows take router_few_sm90.cu, and steps 1 to 3 of up to 128 router_rows_sm90.cu, where the gate
-// fits into the shared memory of eight blocks; with the same bits. Limits: 1024 experts, top_k 64, T * (top_k + shared)
-// < 2^31. Test: test/gpu/router.test.ts.
+// fits into the shared memory of eight blocks; with the same bits.
+//
+// Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/workspace.h"
@@ -30,6 +33,7 @@ constexpr int kGroupThreads = 512;
 /// Of the kernel that does everything. H200, 2026-11, V2-Lite: 1 row 7 us, 16 rows 27; from 8
 /// to 64 rows router_rows_sm90.cu and the grouping take 13.
 constexpr int64_t kFewRows = 4;
+constexpr int64_t kManyLogits = 512;  // of a multiprocessor: eight warps with tiles of 8 by 8
 constexpr int64_t kFewLogits = 1024;  // up to here one warp each; they would not fill the GPU in tiles
 
 // ---- logits -------------------------------------------------------------------------------------------------------
@@ -40,18 +44,16 @@ struct LogitArgs {
   float* logits;     // [T, experts]
   int64_t rows, d;
   int experts;
-  bool vector;
 };
 
-template <class Act, class Gate, int kRows, int kExperts>
-__global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArgs a) {
-  pdl_wait();
-  pdl_launch_dependents();
+/// kVector: rows are read by 16 bytes, without a branch at each load, so that many are under way.
+template <class Act, class Gate, int kRows, int kExperts, bool kVector>
+__global__ __launch_bounds__(kLogitThreads, kRows* kExperts > 16 ? 2 : 4) void route_logits_kernel(LogitArgs a) {
+  constexpr int kAtOnce = kVector && kRows * kExperts == 1 ? 8 : 1;  // steps whose loads are asked for together
   const int lane = threadIdx.x % 32;
   const int64_t tile = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
   const int64_t across = div_up<int64_t>(a.experts, kExperts);  // neighbouring warps share rows
   const int64_t row0 = tile / across * kRows, expert0 = tile % across * kExperts;
-  if (row0 >= a.rows) return;
   const Act* x[kRows];
   const Gate* gate[kExperts];
 #pragma unroll
@@ -62,22 +64,56 @@ __global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArg
   for (int e = 0; e < kExperts; ++e) {
     gate[e] = static_cast<const Gate*>(a.gate) + (expert0 + e < a.experts ? expert0 + e : a.experts - 1) * a.d;
   }
+  if constexpr (kRows * kExperts == 1) {
+    for (int64_t at = lane * (128 / int64_t{sizeof(Gate)}); at < a.d; at += 32 * (128 / int64_t{sizeof(Gate)}))
+      prefetch_l2(gate[0] + at);
+  }
+  pdl_wait();
+  pdl_launch_dependents();
+  if (row0 >= a.rows) return;
+  const auto load = [&](const auto* row, int64_t at, auto& raw) {
+    using T = std::remove_cvref_t<decltype(*row)>;
+    if constexpr (kVector) {
+      raw = *reinterpret_cast<const Eight<T>*>(row + at);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) raw.v[i] = at + i < a.d ? row[at + i] : from_float<T>(0.0f);
+    }
+  };
   float sum[kRows][kExperts] = {};
-  for (int64_t at = lane * kChunk; at < a.d; at += 32 * kChunk) {
-    float v[kRows][kChunk];
+  int64_t at = lane * kChunk;
+  const auto step = [&](auto count) {
+    constexpr int kSteps = decltype(count)::value;
+    Eight<Act> v[kSteps][kRows];
+    Eight<Gate> w[kSteps][kExperts];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) load_chunk(x[r], at, a.d, a.vector, v[r]);
+    for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-    for (int e = 0; e < kExperts; ++e) {
-      float w[kChunk];
-      load_chunk(gate[e], at, a.d, a.vector, w);
+      for (int r = 0; r < kRows; ++r) load(x[r], at + s * 32 * kChunk, v[s][r]);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int e = 0; e < kExperts; ++e) load(gate[e], at + s * 32 * kChunk, w[s][e]);
+    }
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) sum[r][e] = fmaf(v[r][i], w[i], sum[r][e]);
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        float one[kExperts];
+#pragma unroll
+        for (int e = 0; e < kExperts; ++e) one[e] = to_float(w[s][e].v[i]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const float other = to_float(v[s][r].v[i]);
+#pragma unroll
+          for (int e = 0; e < kExperts; ++e) sum[r][e] = fmaf(other, one[e], sum[r][e]);
+        }
       }
     }
+    at += kSteps * 32 * kChunk;
+  };
+  if constexpr (kAtOnce > 1) {
+    while (at + (kAtOnce - 1) * 32 * kChunk < a.d) step(std::integral_constant<int, kAtOnce>{});
   }
+  while (at < a.d) step(std::integral_constant<int, 1>{});
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -92,14 +128,21 @@ __global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArg
 
 using LogitKernel = void (*)(LogitArgs);
 
-template <int kRows, int kExperts>
-LogitKernel logit_kernel_of(DType act, DType gate) {
-  if (act == DType::kBF16) {
-    return gate == DType::kBF16 ? route_logits_kernel<Bf16, Bf16, kRows, kExperts>
-                                : route_logits_kernel<Bf16, float, kRows, kExperts>;
-  }
-  return gate == DType::kBF16 ? route_logits_kernel<float, Bf16, kRows, kExperts>
-                              : route_logits_kernel<float, float, kRows, kExperts>;
+template <class Act, class Gate>
+LogitKernel logit_kernel_of(int tile, bool vector) {
+  if (!vector)
+    return tile == 1 ? route_logits_kernel<Act, Gate, 1, 1, false> : route_logits_kernel<Act, Gate, 4, 4, false>;
+  if (tile == 1) return route_logits_kernel<Act, Gate, 1, 1, true>;
+  return tile == 4 ? route_logits_kernel<Act, Gate, 4, 4, true> : route_logits_kernel<Act, Gate, 8, 8, true>;
+}
+
+/// Tiles of 1, 4 or 8 rows by as many experts; of 8 only if the rows are read by 16 bytes.
+LogitKernel logit_kernel_of(DType act, DType gate, int tile, bool vector) {
+  if (act == DType::kBF16)
+    return gate == DType::kBF16 ? logit_kernel_of<Bf16, Bf16>(tile, vector)
+                                : logit_kernel_of<Bf16, float>(tile, vector);
+  return gate == DType::kBF16 ? logit_kernel_of<float, Bf16>(tile, vector)
+                              : logit_kernel_of<float, float>(tile, vector);
 }
 
 Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launch) {
@@ -110,12 +153,12 @@ Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launc
   args.rows = p.x.dim(0);
   args.d = p.x.dim(1);
   args.experts = static_cast<int>(p.gate.dim(0));
-  args.vector = args.d % kChunk == 0 && aligned16(args.x) && aligned16(args.gate);
-  const bool few = args.rows * args.experts <= kFewLogits;
-  const int tile = few ? 1 : 4, threads = few ? 32 : kLogitThreads;
+  const bool vector = args.d % kChunk == 0 && aligned16(args.x) && aligned16(args.gate);
+  const int64_t logits_each = args.rows * args.experts / launch.traits->multiprocessors;
+  const int tile = args.rows * args.experts <= kFewLogits ? 1 : vector && logits_each >= kManyLogits ? 8 : 4;
+  const int threads = tile == 1 ? 32 : kLogitThreads;
   const int64_t warps = ceil_div(args.rows, tile) * ceil_div(args.experts, tile);
-  const auto kernel =
-      few ? logit_kernel_of<1, 1>(p.x.dtype, p.gate.dtype) : logit_kernel_of<4, 4>(p.x.dtype, p.gate.dtype);
+  const auto kernel = logit_kernel_of(p.x.dtype, p.gate.dtype, tile, vector);
   return cuda_status(launch_pdl(kernel, dim3(static_cast<unsigned>(ceil_div(warps, threads / 32))), dim3(threads), 0,
                                 launch.stream, args),
                      "route_logits_kernel");
@@ -271,8 +314,10 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
 Status load_router_kernels(const Traits& traits) {
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const DType gate : {DType::kF32, DType::kBF16}) {
-      MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of<1, 1>(act, gate), "route_logits_kernel"));
-      MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of<4, 4>(act, gate), "route_logits_kernel"));
+      for (const bool vector : {false, true}) {
+        for (const int tile : {1, 4, 8})
+          MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of(act, gate, tile, vector), "route_logits_kernel"));
+      }
     }
   }
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<2>, "route_select_kernel"));

@@ -1,10 +1,11 @@
 // router_rows_sm90.cu - norm, logits and choice of moeRoute for up to 128 rows in one launch, on Hopper; grouping is
 // router_portable.cu's. ops/ops.h has the formulas.
 //
-// A cluster of 8 blocks, 8 warps each, takes 8 rows. Every block norms all of them into its shared memory, a warp each,
-// and computes their logits for an eighth of the experts, whose gate rows it copied before pdl_wait() where they are
-// settled; a warp takes 2 rows by 4 experts. The logits of a row are sent to the block of its number, of which
-// one warp chooses (router_select.cuh) and which also writes the normed row.
+// A cluster of 8 blocks, 8 warps each, takes 8 rows, or 4 where that still is one block a multiprocessor. Every block
+// norms all of them into its shared memory, a warp each, and computes their logits for an eighth of the experts, whose
+// gate rows it copied before pdl_wait() where they are settled; a warp takes 2 rows by 4 experts. The logits of a row
+// are sent to the block of its number, of which one warp chooses (router_select.cuh) and which also writes the normed
+// row.
 // Sums and choices have the order, and so the bits, of norm_rows.cu and router_portable.cu: a warp plays the warps of
 // the norm one after the other; lane l of a logit takes elements 8l .. 8l + 8 of each 256.
 // Shared memory: gate rows, rows of x, norm weights, logits. Latency-bound. Test: test/gpu/router.test.ts.
@@ -37,7 +38,8 @@ struct RowsArgs {
   const int32_t* positions;  // [rows]
   float eps;
   int rows, d, experts, per_block;
-  int norm_warps;  // that norm_rows.cu has for a row
+  int per_cluster;  // rows
+  int norm_warps;   // that norm_rows.cu has for a row
   bool weight_bf16, settled;
   int held, pitch, weights, logits, words, bytes;  // in shared memory; gate rows come first
 };
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ __align__(8) uint64_t s_logits;  // the barrier of the logits
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rank = static_cast<int>(cluster_rank());
-  const int row0 = static_cast<int>(blockIdx.x) / kBlocks * kBlocks, rows = min(kBlocks, a.rows - row0);
+  const int row0 = static_cast<int>(blockIdx.x) / kBlocks * a.per_cluster, rows = min(a.per_cluster, a.rows - row0);
   const int first = rank * a.per_block, mine = max(0, min(a.per_block, a.experts - first));
   const Gate* const gates = reinterpret_cast<const Gate*>(shared);
   const uint32_t barrier = shared_address(&s_logits);
@@ -186,7 +188,7 @@ auto kernel_of(int experts) {
   return experts <= 64 ? route_rows_kernel<2, Gate> : route_rows_kernel<8, Gate>;
 }
 
-RowsArgs args_of(const MoeRouteParams& p) {
+RowsArgs args_of(const MoeRouteParams& p, const Traits& traits) {
   RowsArgs a;
   a.x = p.x.as<const Bf16>();
   a.normed = p.normed.as<Bf16>();
@@ -198,6 +200,7 @@ RowsArgs args_of(const MoeRouteParams& p) {
   a.d = static_cast<int>(p.x.dim(1));
   a.experts = static_cast<int>(p.gate.dim(0));
   a.per_block = static_cast<int>(ceil_div(a.experts, kBlocks));
+  a.per_cluster = 2 * a.rows <= traits.multiprocessors ? kBlocks / 2 : kBlocks;
   a.norm_warps = norm_threads(a.d) / 32;
   a.weight_bf16 = p.norm.dtype == DType::kBF16;
   a.settled = false;
@@ -208,7 +211,7 @@ RowsArgs args_of(const MoeRouteParams& p) {
     end = round_up(end + bytes, 16);
     return static_cast<int>(std::min(at, kMostBytes));
   };
-  a.held = take(int64_t{kBlocks} * a.pitch);
+  a.held = take(int64_t{a.per_cluster} * a.pitch);
   a.weights = take(int64_t{a.d} * dtype_bytes(p.norm.dtype));
   a.logits = take(a.experts * 4);
   a.words = take(p.n_group > 1 ? a.experts * 4 : 0);
@@ -221,14 +224,14 @@ RowsArgs args_of(const MoeRouteParams& p) {
 bool routes_rows(const MoeRouteParams& p, const Traits& traits) {
   return traits.hopper && p.x.dtype == DType::kBF16 && p.x.dim(0) <= kMostRows && p.gate.dim(0) <= 256 &&
          p.x.dim(1) % kChunk == 0 && p.x.dim(1) < (1 << 20) && aligned16(p.x.data) && aligned16(p.norm.data) &&
-         aligned16(p.gate.data) && aligned16(p.normed.data) && args_of(p).bytes <= kMostBytes;
+         aligned16(p.gate.data) && aligned16(p.normed.data) && args_of(p, traits).bytes <= kMostBytes;
 }
 
 Status launch_route_rows(const MoeRouteParams& p, const SelectArgs& select, const Launch& launch) {
-  RowsArgs args = args_of(p);
+  RowsArgs args = args_of(p, *launch.traits);
   args.settled = launch.settled(p.gate) && launch.settled(p.norm);
   const auto kernel = p.gate.dtype == DType::kBF16 ? kernel_of<Bf16>(args.experts) : kernel_of<float>(args.experts);
-  const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, kBlocks) * kBlocks));
+  const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, args.per_cluster) * kBlocks));
   return cuda_status(launch_clusters(kernel, grid, dim3(kThreads), kBlocks, static_cast<size_t>(args.bytes),
                                      launch.stream, args, select),
                      "route_rows_kernel");
