@@ -14,7 +14,7 @@ const PAIRS: readonly (readonly [Act, Weight])[] = (['bf16', 'f32'] as const).fl
   (['bf16', 'f8e4m3', 'f32'] as const).map((weight) => [act, weight] as const),
 );
 const FLOAT_PAIRS = PAIRS.filter(([, weight]) => weight !== 'f8e4m3') as readonly (readonly [Act, Act])[];
-const ROWS = [1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 300];
+const ROWS = [1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 90, 120, 129, 300];
 
 const blocks = (n: number) => Math.ceil(n / 128);
 
@@ -139,6 +139,7 @@ for (const [act, weight] of PAIRS) {
       [5, 24, 72],
       [16, 136, 320],
       [30, 264, 144],
+      [60, 264, 656],
       [70, 272, 400],
       [130, 528, 272],
     ];
