@@ -21,7 +21,6 @@ struct Traits {
   int shared_bytes_per_block = 0;  // with opt-in
   bool hopper = false;             // sm_90: the _sm90 kernels run
   bool deterministic = false;      // one order of sums for every number of rows (gemm/product.h), keys in one piece
-  int clusters[4] = {};            // of 1, 2, 4, 8 blocks, each half a multiprocessor, that run at once; hopper only
 };
 
 /// Where and how an operation is enqueued.
@@ -70,9 +69,6 @@ Status load_norm_kernels(const Traits& traits);
 Status load_quant_kernels(const Traits& traits);
 Status load_rope_kernels(const Traits& traits);
 Status load_sampling_kernels(const Traits& traits);
-
-/// Fills in traits->clusters, after the kernels have been loaded.
-Status measure_clusters(Traits* traits);
 
 /// Ok, or what a CUDA call failed with: `what` names the call. Sticky faults become kDeviceLost.
 Status cuda_status(cudaError_t error, const char* what);

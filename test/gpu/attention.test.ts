@@ -127,7 +127,18 @@ for (const tokens of [2, 3, 4, 8]) {
     decodeCase(`peaky, rank 256, ${heads} heads, ${tokens} tokens each`, { heads, c: 256, ...PEAKY, queries });
   }
 }
-// Sequences of one group of keys beside one of many, in clusters of every size.
+// Blocks that take several pages each, of one sequence and of several.
+for (const heads of [8, 24, 32, 40])
+  decodeCase(`long, ${heads} heads`, { heads, queryScale: 8, lengths: [9001, 65, 8200] });
+for (const tokens of [1, 2, 3]) {
+  const lengths = Array.from({ length: 40 }, () => 700);
+  decodeCase(`40 sequences of 700 keys, ${tokens} tokens each`, {
+    heads: 16,
+    lengths,
+    queries: lengths.map(() => tokens),
+  });
+}
+// Sequences of one page beside one of many.
 for (const count of [1, 8, 17, 33, 65, 129]) {
   const lengths = [30000, ...Array.from({ length: count - 1 }, (_, i) => (i * 37) % 300)];
   decodeCase(`a long one and ${count - 1} short ones`, { heads: 4, lengths, queryScale: 4 });

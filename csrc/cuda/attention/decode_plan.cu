@@ -9,7 +9,7 @@
 // longest sequence; one split is always allowed. In a simulation of 21 batches (equal and random lengths, 132 blocks)
 // the choice was within 6 % of the best candidate; handing out full splits first gained nothing.
 //
-// Grid 1 (on Hopper 3: the second block writes the second part, cluster_plan.cuh, the third one the third,
+// Grid 1 (on Hopper 3: the second block writes the second part, few_plan.cuh, the third one the third,
 // wide_plan.cuh), block 1024, some KB of shared memory, B * 64 / 32 steps. The plan depends on lengths and q_start
 // alone, never on the order in which blocks run. Lengths and starts that make no sense give a plan that makes none, but
 // reads and writes nothing outside of its tensors. Test: test/gpu/attention.test.ts.
@@ -18,7 +18,7 @@
 #include <cuda_runtime.h>
 
 #include "common/checked.h"
-#include "cuda/attention/cluster_plan.cuh"
+#include "cuda/attention/few_plan.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/plan_scan.cuh"
 #include "cuda/attention/wide_plan.cuh"
@@ -46,7 +46,7 @@ struct PlanArgs {
   int heads;
   int blocks;      // that run at once: one on each multiprocessor
   int candidates;  // that are tried; with one, every sequence is one split
-  ClusterPlanArgs clusters;
+  FewPlanArgs few;
   WidePlanArgs wide;
 };
 
@@ -67,7 +67,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   pdl_wait();
   pdl_launch_dependents();
   if (blockIdx.x == 1) {
-    make_cluster_plan(a.clusters);
+    make_few_plan(a.few);
     return;
   }
   if (blockIdx.x == 2) {
@@ -158,26 +158,26 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
       const int n = (static_cast<int>(key_tiles(s)) + split_tiles - 1) / split_tiles;
       mine.items = (s.rows + a.row_tile - 1) / a.row_tile * n;
       if (n > 1) mine.slots = mine.items;
-      if (n != 1) mine.merge_rows = s.rows;
+      if (n != 1) mine.merge_items = merge_items(s.rows, n);
     }
     Counts total;
     const Counts before = block_exclusive_scan(mine, s_warp_totals, &total);
     if (b < a.sequences) {
       item_start[b] = clamp_int(base.items + before.items);
       slot_start[b] = clamp_int(base.slots + before.slots);
-      merge_start[b] = clamp_int(base.merge_rows + before.merge_rows);
+      merge_start[b] = clamp_int(base.merge_items + before.merge_items);
     }
-    base = {base.items + total.items, base.slots + total.slots, base.merge_rows + total.merge_rows};
+    base = {base.items + total.items, base.slots + total.slots, base.merge_items + total.merge_items};
   }
   if (tid == 0) {
     item_start[a.sequences] = clamp_int(base.items);
     slot_start[a.sequences] = clamp_int(base.slots);
-    merge_start[a.sequences] = clamp_int(base.merge_rows);
+    merge_start[a.sequences] = clamp_int(base.merge_items);
     a.plan[kPlanRowTile] = a.row_tile;
     a.plan[kPlanSplitKeys] = split_tiles * kPlanKeys;
     a.plan[kPlanItems] = clamp_int(base.items);
-    a.plan[kPlanMergeRows] = clamp_int(base.merge_rows);
-    for (int i = kPlanMergeRows + 1; i < kPlanHeader; ++i) a.plan[i] = 0;
+    a.plan[kPlanMergeItems] = clamp_int(base.merge_items);
+    for (int i = kPlanMergeItems + 1; i < kPlanHeader; ++i) a.plan[i] = 0;
   }
 }
 
@@ -185,8 +185,8 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
 
 int64_t decode_plan_ints(int64_t max_sequences, int64_t heads, const Traits& traits) {
   (void)heads;
-  return decode_plan_size(max_sequences) +
-         (traits.hopper ? cluster_plan_size(max_sequences) + wide_plan_size(max_sequences, traits) : 0);
+  if (!traits.hopper) return decode_plan_size(max_sequences);
+  return wide_plan_offset(max_sequences, traits.multiprocessors) + wide_plan_size(max_sequences, traits);
 }
 
 Status check_plan_size(const char* verb, const View& plan, int64_t sequences, const Traits& traits) {
@@ -210,15 +210,16 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
   args.heads = static_cast<int>(p.heads);
   args.blocks = launch.traits->multiprocessors;
   args.candidates = launch.traits->deterministic ? 1 : kCandidates;
-  args.clusters.q_start = args.q_start;
-  args.clusters.lengths = args.lengths;
-  args.clusters.plan = plan + cluster_plan_offset(sequences);
-  args.clusters.sequences = args.sequences;
-  args.clusters.heads = args.heads;
-  args.clusters.cluster = cluster_size(sequences);
-  args.clusters.clusters = clusters_at_once(*launch.traits, args.clusters.cluster);
-  args.wide = {args.q_start, args.lengths,        plan + wide_plan_offset(sequences),    args.sequences,
-               args.heads,   wide_tiles(p.heads), wide_workers(*launch.traits, p.heads), wide_records(*launch.traits)};
+  args.few = {args.q_start,   args.lengths, plan + few_plan_offset(sequences),
+              args.sequences, args.heads,   launch.traits->multiprocessors};
+  args.wide = {args.q_start,
+               args.lengths,
+               plan + wide_plan_offset(sequences, launch.traits->multiprocessors),
+               args.sequences,
+               args.heads,
+               wide_tiles(p.heads),
+               wide_workers(*launch.traits, p.heads),
+               wide_records(*launch.traits)};
   return cuda_status(
       launch_pdl(decode_plan_kernel, dim3(launch.traits->hopper ? 3 : 1), dim3(kPlanThreads), 0, launch.stream, args),
       "decode_plan_kernel");

@@ -9,7 +9,8 @@
 // plan = header [kPlanHeader], then item_start, slot_start and merge_start, [B + 1] each:
 //   item_start[b]   work items before sequence b
 //   slot_start[b]   partial results before sequence b
-//   merge_start[b]  rows before sequence b that the merge kernel writes: those of several splits, and of none (zeros)
+//   merge_start[b]  work items of the merge kernel before sequence b: of its rows, where they have several splits, or
+//                   none (zeros)
 #pragma once
 #include <cstdint>
 #include <numeric>
@@ -21,7 +22,7 @@ namespace mla::cuda {
 constexpr int kPlanRowTile = 0;    // query rows of a row tile
 constexpr int kPlanSplitKeys = 1;  // keys of a split, a multiple of kPlanKeys
 constexpr int kPlanItems = 2;
-constexpr int kPlanMergeRows = 3;
+constexpr int kPlanMergeItems = 3;
 constexpr int kPlanHeader = 8;
 
 constexpr int kPlanKeys = 32;  // keys that one iteration of the kernels takes; divides a page
@@ -29,6 +30,21 @@ constexpr int kMaxRowTile = 32;
 
 /// Query rows that share the reading of keys: a token's heads, rounded up to what the tensor cores take at once.
 constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
+
+/// Teams of the merge kernel's blocks; a row with many partial results is shared by several.
+constexpr int kMergeTeams = 8;
+constexpr int kMergeTeamParts = 4;
+__host__ __device__ constexpr int merge_groups(int64_t parts) {
+  int groups = 1;
+  while (groups < kMergeTeams && parts > groups * kMergeTeamParts) groups *= 2;
+  return groups;
+}
+
+/// Work items of the merge kernel for so many rows: each is what a block takes at once, kMergeTeams / merge_groups
+/// rows.
+__host__ __device__ constexpr int64_t merge_items(int64_t rows, int64_t parts) {
+  return (rows * merge_groups(parts) + kMergeTeams - 1) / kMergeTeams;
+}
 
 constexpr int64_t decode_plan_size(int64_t sequences) { return kPlanHeader + 3 * (sequences + 1); }
 

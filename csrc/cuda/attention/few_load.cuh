@@ -1,4 +1,4 @@
-// few_load.cuh - the warp that loads keys and queries for the few-rows decode kernel, ahead and across work items.
+// few_load.cuh - the warp that loads keys and queries for the few-rows decode kernel, ahead and across pieces.
 #pragma once
 #include "cuda/attention/few_item.cuh"
 #include "cuda/device/pdl.cuh"
@@ -8,35 +8,47 @@
 namespace mla::cuda::few {
 
 /// The loading warp.
-template <int kC, int kN>
-__device__ __forceinline__ void produce(const Args& a, const Maps& maps, const Layout<kC, kN>& at, int rank,
-                                        int cluster, int clusters) {
-  using S = Sizes<kC, kN>;
-  const int lane = threadIdx.x % 32, items = item_count(a);
+template <class S>
+__device__ __forceinline__ void produce(const Args& a, const Maps& maps, const Layout<S>& at, Walk<S::kRows> walk) {
+  constexpr int kC = S::kLatent;
+  const int lane = threadIdx.x % 32;
   const bool leader = lane == 0;
-  RingCursor<S::kSlots> ring;
+  RingCursor<S::kSlots> rings[2];
   uint32_t query_filled = 0;
   bool waited = !a.early;
-  for (int index = cluster; index < items; index += clusters) {
-    Item item;
-    if (!find_item<kN>(a, index, rank, &item)) continue;
-    const int32_t* table = a.block_table + int64_t{item.sequence} * a.max_pages;
-    const int tiles = item.tiles(), first_page = item.begin / kPageTokens;
-    const CUtensorMap* map = item.box() == kTileKeys ? &maps.cache : &maps.cache_parts[item.box() == 32 ? 0 : 1];
+  while (!walk.done()) {
+    // Asked for beside the piece's lengths, which they do not need.
+    const int64_t first_page = walk.next_page();
     int page = 0;
+    if (first_page + lane < int64_t{a.sequences} * a.max_pages) page = a.block_table[first_page + lane];
+    Piece piece;
+    if (!walk.next(&piece)) break;
+    const int tiles = piece.tiles();
+    const int32_t* table = a.block_table + int64_t{piece.sequence} * a.max_pages + piece.begin / kPageTokens;
+    const bool asked = table == a.block_table + first_page;
     for (int t = 0; t < tiles || t == 0; ++t) {
-      if (t % 32 == 0) page = t + lane < tiles ? table[first_page + t + lane] : -1;
+      if (t % 32 == 0 && (t > 0 || !asked)) page = t + lane < tiles ? table[t + lane] : -1;
       if (t < tiles) {
         const int number = __shfl_sync(kFullWarp, page, t % 32);
         // What lies outside of the tensor arrives as zeros.
-        const int y = (number >= 0 && number < a.pages ? number : a.pages) * kPageTokens + item.begin % kPageTokens;
-        for (int i = 0; i < S::kTiles; ++i) {
-          mbarrier_wait(at.empty + ring.stage * 8, ring.filled ^ 1);
-          if (leader) {
-            mbarrier_arrive_expect(at.full + ring.stage * 8, item.box() * 128);
-            tile_load(at.ring + ring.stage * kTileBytes, map, at.full + ring.stage * 8, i == 0 ? kC : (i - 1) * 64, y);
+        const int y = (number >= 0 && number < a.pages ? number : a.pages) * kPageTokens;
+        const auto load_page = [&](RingCursor<S::kSlots>& ring, int which) {
+          const uint32_t barriers = which * S::kSlots * 8;
+          for (int i = 0; i < S::kTiles; ++i) {
+            const uint32_t full = at.full + barriers + ring.stage * 8;
+            mbarrier_wait(at.empty + barriers + ring.stage * 8, ring.filled ^ 1);
+            if (leader) {
+              mbarrier_arrive_expect(full, kTileBytes);
+              tile_load(at.ring + which * S::kRingBytes + ring.stage * kTileBytes, &maps.cache, full,
+                        i == 0 ? kC : (i - 1) * 64, y);
+            }
+            ring.advance();
           }
-          ring.advance();
+        };
+        if (!S::kTurns || t % 2 == 0) {
+          load_page(rings[0], 0);
+        } else {
+          load_page(rings[1], 1);
         }
       }
       if (t == 0) {
@@ -48,18 +60,22 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
         if (leader) {
           mbarrier_arrive_expect(at.query_full, S::kQueryBytes);
           for (int i = 0; i < S::kTiles; ++i) {
-            tile_load(at.query + i * S::kQueryTile, &maps.query, at.query_full, i == 0 ? kC : (i - 1) * 64, item.row,
+            tile_load(at.query + i * S::kQueryTile, &maps.query, at.query_full, i == 0 ? kC : (i - 1) * 64, piece.row,
                       kEvictLast);
           }
         }
       }
     }
-    if (item.active > 1 && rank < item.active) {
-      // Slots without data, for what this block has summed up.
+    if (S::kTurns && piece.shared()) {
+      // Slots without data, for what the warpgroups tell each other.
       for (int i = 0; i < S::kExchange; ++i) {
-        mbarrier_wait(at.empty + ring.stage * 8, ring.filled ^ 1);
-        if (leader) mbarrier_arrive(at.full + ring.stage * 8);
-        ring.advance();
+#pragma unroll
+        for (int which = 0; which < 2; ++which) {
+          const uint32_t barrier = (which * S::kSlots + rings[which].stage) * 8;
+          mbarrier_wait(at.empty + barrier, rings[which].filled ^ 1);
+          if (leader) mbarrier_arrive(at.full + barrier);
+          rings[which].advance();
+        }
       }
     }
   }

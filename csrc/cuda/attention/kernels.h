@@ -9,15 +9,16 @@ struct DecodePartials {
   float* out = nullptr;      // [slots, row_tile, c], not divided by the sums
   float* max_sum = nullptr;  // [slots, row_tile, 2]: the largest score in powers of two, and the sum relative to it
   int slots = 0;
-  int row_tile = 0;     // query rows that a kernel takes at once
-  int64_t plan_at = 0;  // where the part of the plan begins that it follows
+  int row_tile = 0;       // query rows that a kernel takes at once
+  int64_t plan_at = 0;    // where the part of the plan begins that it follows
+  bool few_plan = false;  // whether that part is few_plan.h's
 };
 
 /// Ok if the plan is long enough for so many sequences.
 Status check_plan_size(const char* verb, const View& plan, int64_t sequences, const Traits& traits);
 
-/// The kernels of mlaDecode: all in one on Hopper (`decode_few_fits`); else work items by tensor cores
-/// (`decode_portable_fits`) or plain arithmetic, then the merge.
+/// The kernels of mlaDecode: on Hopper one for few query rows (`decode_few_fits`) and one for many; else by tensor
+/// cores (`decode_portable_fits`) or plain arithmetic; then the merge.
 bool decode_portable_fits(const MlaDecodeParams& p, const Traits& traits);
 Status launch_decode_portable(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits);

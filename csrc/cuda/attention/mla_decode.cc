@@ -1,16 +1,16 @@
 // mla_decode.cc - absorbed attention over the paged cache: which kernels run, and their workspace.
 //
-// On Hopper, for up to 48 query rows a sequence, one kernel that does it all (cluster_plan.h). Else work items, on
-// Hopper by the kernel for tiles of 64 rows, elsewhere of the plan (decode_plan.h) by the tensor core kernel, then the
-// merge kernel, which also writes the rows that no item covers. Where types, dimensions, or beginnings that are no
-// multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the kernels of all GPUs, and every
-// sequence is one split, so that a row's keys are summed up one after the other, the same whatever else is in the step.
-// Test: test/gpu/attention.test.ts.
+// On Hopper up to 48 query rows a sequence take the kernel for few rows (few_plan.h), more the kernel for tiles of 64
+// rows (wide_plan.h), which has a merge kernel of its own; elsewhere the tensor core kernel takes the work items of the
+// plan (decode_plan.h). Then the merge kernel, which also writes the rows that none of them covers. Where types,
+// dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the
+// kernels of all GPUs, and every sequence is one split, so that a row's keys are summed up one after the other, the
+// same whatever else is in the step. Test: test/gpu/attention.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
-#include "cuda/attention/cluster_plan.h"
 #include "cuda/attention/decode_plan.h"
+#include "cuda/attention/few_plan.h"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/wide_plan.h"
 
@@ -18,6 +18,7 @@ namespace mla::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
+constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, and reading keys twice is faster
 
 bool aligned(const View& view) { return reinterpret_cast<uintptr_t>(view.data) % 16 == 0; }
 
@@ -36,8 +37,10 @@ struct Shape {
   }
   Shape(int64_t slots, int64_t row_tile, int64_t c) : slots(slots), row_tile(row_tile), c(c) {}
 
-  /// Of the Hopper kernel, whose parts have sums for every 64 channels.
-  static Shape few(const MlaDecodeParams& p) { return {kClusterSlots, decode_few_rows(p), p.out.dim(2)}; }
+  /// Of the Hopper kernel for few rows, with tiles of so many.
+  static Shape few(int row_tile, const MlaDecodeParams& p, const Traits& traits) {
+    return {few_slots(traits.multiprocessors), row_tile, p.out.dim(2)};
+  }
 
   /// Of the Hopper kernel for more rows.
   static Shape wide(const MlaDecodeParams& p, const Traits& traits) {
@@ -45,11 +48,9 @@ struct Shape {
   }
 
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
-  int64_t max_sum_bytes() const { return round_up(slots * row_tile * kMaxOutTiles * 2 * 4, kAlign); }
+  int64_t max_sum_bytes() const { return round_up(slots * row_tile * 2 * 4, kAlign); }
   int64_t bytes() const { return out_bytes() + max_sum_bytes(); }
 };
-
-constexpr int kFewRows = 48;  // with 64 rows the output leaves no registers, and reading keys twice is faster
 
 bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
@@ -69,12 +70,12 @@ bool decode_wide_fits(const MlaDecodeParams& p, const Traits& traits) {
 }
 
 bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits) {
-  return few_types_fit(p, traits) && cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows &&
+  return few_types_fit(p, traits) && few_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1)) <= kFewRows &&
          aligned(p.q) && aligned(p.cache) && aligned(p.out);
 }
 
 int decode_few_rows(const MlaDecodeParams& p) {
-  const int rows = cluster_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1));
+  const int rows = few_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1));
   if (rows > 32) return kFewRows;
   if (p.out.dim(2) == 512) return rows;
   return rows <= 16 ? 16 : 32;
@@ -85,7 +86,7 @@ int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   int64_t bytes = shape.bytes();
   // Whatever the number of rows: fewer of them may run on the Hopper kernel where more do not, and a workspace planned
   // for the most rows must serve all.
-  if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape(kClusterSlots, kFewRows, p.out.dim(2)).bytes());
+  if (few_types_fit(p, traits)) bytes = std::max(bytes, Shape::few(kFewRows, p, traits).bytes());
   if (wide_types_fit(p, traits)) bytes = std::max(bytes, Shape::wide(p, traits).bytes());
   return bytes + kAlign;  // the tensor may begin anywhere
 }
@@ -95,7 +96,9 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0), *launch.traits));
   const bool few = p.lengths.dim(0) > 0 && decode_few_fits(p, *launch.traits);
   const bool wide = p.lengths.dim(0) > 0 && !few && decode_wide_fits(p, *launch.traits);
-  const Shape shape = few ? Shape::few(p) : wide ? Shape::wide(p, *launch.traits) : Shape(p, *launch.traits);
+  const Shape shape = few    ? Shape::few(decode_few_rows(p), p, *launch.traits)
+                      : wide ? Shape::wide(p, *launch.traits)
+                             : Shape(p, *launch.traits);
   DecodePartials partials;
   const auto base = round_up(static_cast<int64_t>(reinterpret_cast<uintptr_t>(launch.workspace.data)), kAlign);
   partials.out = reinterpret_cast<float*>(base);
@@ -103,10 +106,12 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   partials.slots = static_cast<int>(shape.slots);
   partials.row_tile = static_cast<int>(shape.row_tile);
   if (few) {
-    return shape.c == 512 ? launch_decode_few_512(p, partials, launch) : launch_decode_few_256(p, partials, launch);
-  }
-  if (wide) {
-    partials.plan_at = wide_plan_offset(p.lengths.dim(0));
+    partials.few_plan = true;
+    partials.plan_at = few_plan_offset(p.lengths.dim(0));
+    MLA_RETURN_IF_ERROR(shape.c == 512 ? launch_decode_few_512(p, partials, launch)
+                                       : launch_decode_few_256(p, partials, launch));
+  } else if (wide) {
+    partials.plan_at = wide_plan_offset(p.lengths.dim(0), launch.traits->multiprocessors);
     MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));
     return launch_decode_wide_merge(p, partials, launch);
   } else if (p.lengths.dim(0) > 0) {

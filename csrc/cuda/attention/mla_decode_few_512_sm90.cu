@@ -20,23 +20,4 @@ Status load_decode_few_512_kernels() {
   return few::load<512, 48>();
 }
 
-Status measure_clusters(Traits* traits) {
-  using S = few::Sizes<512, 16>;
-  for (int i = 0; i < 4; ++i) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {1u << i, 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(8);
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = S::kBytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    MLA_RETURN_IF_ERROR(
-        cuda_status(cudaOccupancyMaxActiveClusters(&traits->clusters[i], few::mla_decode_few_kernel<512, 16>, &config),
-                    "cudaOccupancyMaxActiveClusters"));
-  }
-  return Status::Ok();
-}
-
 }  // namespace mla::cuda

@@ -30,7 +30,7 @@ __device__ T sum_lanes(T x) {
 
 /// Sums of three counters over the threads before this one; `total` receives the sums over all.
 struct Counts {
-  int64_t items, slots, merge_rows;
+  int64_t items, slots, merge_items;
 };
 
 __device__ inline Counts block_exclusive_scan(Counts x, Counts* warp_totals, Counts* total) {
@@ -40,11 +40,11 @@ __device__ inline Counts block_exclusive_scan(Counts x, Counts* warp_totals, Cou
   for (int i = 1; i < 32; i *= 2) {
     const int64_t items = __shfl_up_sync(kFullWarp, sum.items, i);
     const int64_t slots = __shfl_up_sync(kFullWarp, sum.slots, i);
-    const int64_t merge_rows = __shfl_up_sync(kFullWarp, sum.merge_rows, i);
+    const int64_t merge_items = __shfl_up_sync(kFullWarp, sum.merge_items, i);
     if (lane >= i) {
       sum.items += items;
       sum.slots += slots;
-      sum.merge_rows += merge_rows;
+      sum.merge_items += merge_items;
     }
   }
   if (lane == 31) warp_totals[warp] = sum;
@@ -54,11 +54,11 @@ __device__ inline Counts block_exclusive_scan(Counts x, Counts* warp_totals, Cou
   for (int i = 0; i < kPlanWarps; ++i) {
     const Counts& t = warp_totals[i];
     if (i == warp) before = *total;
-    *total = {total->items + t.items, total->slots + t.slots, total->merge_rows + t.merge_rows};
+    *total = {total->items + t.items, total->slots + t.slots, total->merge_items + t.merge_items};
   }
   __syncthreads();  // warp_totals may be written again
   return {before.items + sum.items - x.items, before.slots + sum.slots - x.slots,
-          before.merge_rows + sum.merge_rows - x.merge_rows};
+          before.merge_items + sum.merge_items - x.merge_items};
 }
 
 __device__ inline int32_t clamp_int(int64_t x) { return static_cast<int32_t>(x < INT32_MAX ? x : INT32_MAX); }

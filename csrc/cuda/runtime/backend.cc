@@ -135,7 +135,6 @@ class CudaBackend final : public Backend {
     }
     std::unique_ptr<CudaBackend> backend(new CudaBackend(index, choice, properties));
     MLA_RETURN_IF_ERROR(backend->load_kernels());
-    if (backend->traits_.hopper) MLA_RETURN_IF_ERROR(measure_clusters(&backend->traits_));
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaStreamCreateWithFlags(&backend->fill_stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
     *out = std::move(backend);
