@@ -134,6 +134,7 @@ for (const shape of LATENT)
     compareVerb('latentCompress', (make) => latentArgs(make, shape), {
       label: JSON.stringify(shape),
       rows: ['x', 'positions', 'slots', 'q'],
+      product: true,
     }));
 
 /** The norm of the latent scales channels by these, 128 each: zeros, the smallest and the largest come with them. */
