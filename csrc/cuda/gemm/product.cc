@@ -56,6 +56,15 @@ bool fits_tensor_cores(const Product& p) {
          aligned(p.w);
 }
 
+bool weights_settled(const Product& p, const Launch& launch) {
+  View weights;
+  weights.data = const_cast<void*>(p.w);
+  weights.dtype = p.w_dtype;
+  weights.rank = 1;
+  weights.shape[0] = (p.groups - 1) * p.w_group + p.n * p.k;
+  return launch.settled(weights);
+}
+
 cudaError_t launch_product(const Product& p, const Launch& launch) {
   const int multiprocessors = launch.traits->multiprocessors;
   const cudaStream_t stream = launch.stream;

@@ -98,6 +98,9 @@ cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& lau
 /// Can the tensor core kernels take these operands?
 bool fits_tensor_cores(const Product& p);
 
+/// May all of the weights be read before pdl_wait()?
+bool weights_settled(const Product& p, const Launch& launch);
+
 // ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
 /// Few rows: tiles of 8 * row_tiles rows (1, 2 or 4), weights streamed past them. At most kStreamRows rows if groups

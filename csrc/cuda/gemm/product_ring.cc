@@ -113,7 +113,7 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
   ring.stream = how.stream;
   RingPlan& plan = ring.plan;
   plan = plan_of(p, c, ring.row_tiles);
-  plan.weights_settled = settled(how, p.w, ((p.groups - 1) * p.w_group + p.n * p.k) * dtype_bytes(p.w_dtype));
+  plan.weights_settled = weights_settled(p, how);
   if (p.offsets != nullptr) {
     plan.lists_settled = settled(how, p.offsets, (p.groups + 1) * 4) && settled(how, p.order, p.rows * 4) &&
                          (c == nullptr || (settled(how, c->slots, c->tokens * c->per_token * 4) &&

@@ -48,12 +48,7 @@ SplitPlan plan_of(const Product& p, const Launch& launch) {
   plan.stages = std::min({kSplitStages, most / stage, static_cast<int>(ceil_div(steps, plan.split))});
   const int sums = plan.tokens * (kSplitWeights + 4) * static_cast<int>(sizeof(float));
   plan.bytes = std::max(plan.stages * stage, sums);
-  View weights;
-  weights.data = const_cast<void*>(p.w);
-  weights.dtype = p.w_dtype;
-  weights.rank = 1;
-  weights.shape[0] = (p.groups - 1) * p.w_group + p.n * p.k;
-  plan.settled = launch.settled(weights);
+  plan.settled = weights_settled(p, launch);
   return plan;
 }
 

@@ -71,12 +71,7 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   plan.weight_tiles = static_cast<int>(ceil_div(weight_tiles, plan.cluster));
   plan.box_tokens = p.offsets != nullptr ? plan.most_tokens / 4
                                          : static_cast<int>(round_up(ceil_div(plan.tile_tokens, plan.cluster), 8));
-  View weights;
-  weights.data = const_cast<void*>(p.w);
-  weights.dtype = p.w_dtype;
-  weights.rank = 1;
-  weights.shape[0] = (p.groups - 1) * p.w_group + p.n * p.k;
-  plan.settled = launch.settled(weights);
+  plan.settled = weights_settled(p, launch);
   return plan;
 }
 
