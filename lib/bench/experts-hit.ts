@@ -2,6 +2,7 @@
 // traffic does, or a bench would read too little.
 import type { LatentModel } from '../model';
 import type { Stream, Tensor, Verbs } from '../native';
+import { watched } from './watched-stream';
 import { Workbench } from './workbench';
 
 /**
@@ -47,18 +48,14 @@ export async function expertsHit(model: LatentModel, batch: number): Promise<num
   }
 }
 
+type RouteArgs = Parameters<Verbs['moeRoute']>[0];
+
 /** The stream, without what would move the sequences on; `routed` is called behind each moeRoute. */
-function watching(stream: Stream, routed: (args: Parameters<Verbs['moeRoute']>[0]) => void): Stream {
-  return new Proxy(stream, {
-    get(target, key) {
-      if (key === 'advance') return () => {};
-      const value = Reflect.get(target, key, target);
-      if (typeof value !== 'function') return value;
-      if (key !== 'moeRoute') return value.bind(target);
-      return (args: Parameters<Verbs['moeRoute']>[0]) => {
-        target.moeRoute(args);
-        routed(args);
-      };
-    },
+function watching(stream: Stream, routed: (args: RouteArgs) => void): Stream {
+  return watched(stream, (verb, args) => {
+    if (verb !== 'moeRoute') return verb !== 'advance';
+    stream.moeRoute(args as RouteArgs);
+    routed(args as RouteArgs);
+    return false;
   });
 }

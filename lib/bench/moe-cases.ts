@@ -1,6 +1,6 @@
-// bench/moe-cases.ts - the grouped products of the experts, weights bf16 or fp8, with uniformly random routing: V2-Lite (64 experts, 6
-// per token; alone and with the two that are always on, as its layers have them) and one of eight ranks of V3 (32 local
-// experts, one row per token on average).
+// bench/moe-cases.ts - the grouped products of the experts, weights bf16 or fp8, with uniformly random routing: V2-Lite
+// (64 experts, 6 per token; alone and with the two that are always on, as its layers have them) and one of eight ranks of
+// V3 (32 local experts, one row per token on average).
 import type { Tensor } from '../native';
 import { ExpertWeights, type WeightType } from './expert-weights';
 import type { KernelCase, PreparedCase } from './kernel-case';

@@ -1,10 +1,11 @@
 // bench/step-bench.ts - where the time of one decode step goes: its graph with all operations, and without each kind of
 // them. The difference is what that kind adds to the chain, overlap with its neighbours included.
 import type { LatentModel } from '../model';
-import type { DeviceInfo, Stream, Tensor } from '../native';
+import type { DeviceInfo, Tensor } from '../native';
 import { Anchors } from './anchors';
 import { loadBenchModel, type ModelBenchOptions, openSequences, promptOf } from './model-bench';
 import { median, timeGraph } from './timing';
+import { type Args, watched } from './watched-stream';
 
 export interface StepBenchOptions extends ModelBenchOptions {
   /** sequences that decode together, one time line each */
@@ -40,7 +41,6 @@ export interface StepResult {
 }
 
 type Call = { name: string; verb: string; bytes: number };
-type Args = Record<string, unknown>;
 
 const isTensor = (value: unknown): value is Tensor =>
   typeof value === 'object' && value !== null && 'shape' in value && 'dtype' in value;
@@ -113,19 +113,6 @@ async function timeLine(model: LatentModel, batch: number, depth: number, ceilin
   }
   const layers = model.config.num_hidden_layers;
   return { id, us: whole.us, launches: whole.launches, layers, parts, device: model.deviceInfo };
-}
-
-/** A stream whose operations are issued only where `wanted` says so. */
-function watched(stream: Stream, wanted: (verb: string, args: Args) => boolean): Stream {
-  return new Proxy(stream, {
-    get(target, key) {
-      const value = Reflect.get(target, key, target);
-      if (typeof value !== 'function') return value;
-      return (args: Args) => {
-        if (wanted(String(key), args)) (value as (args: Args) => void).call(target, args);
-      };
-    },
-  });
 }
 
 /** Bytes that a call moves at least: its tensors once, but of experts and of the cache what the step looks at. */
