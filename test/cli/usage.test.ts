@@ -99,8 +99,8 @@ test('a reader that has gone before anything was written is no failure', async (
 test('Ctrl+C while it waits for stdin exits with 130', async () => {
   const ran = await runCli(['generate'], {
     keepStdin: true,
-    stdin: 'a',
-    onStart: (child) => setTimeout(() => child.kill('SIGINT'), 1500),
+    // More than a socket holds: once all of it is written, the other end is reading.
+    onStart: (child) => child.stdin.write('a'.repeat(2 ** 21), () => child.kill('SIGINT')),
   });
   expect(ran).toMatchObject({ code: 130, stdout: '', stderr: 'mla: interrupted\n' });
 });
