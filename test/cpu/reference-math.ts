@@ -114,8 +114,21 @@ function ranking(values: readonly number[]): number[] {
   return values.map((_, i) => i).sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
 }
 
+/** What implementations of routers get wrong. */
+export interface RouteMistake {
+  /** the choice of experts that stand in no chosen group; right: -Infinity */
+  mask?: number;
+  /** weights are made from scores plus bias; right: from scores */
+  biased?: boolean;
+}
+
 /** Experts and weights of one row of router logits, in descending order of choice. */
-export function route(logits: readonly number[], bias: readonly number[] | undefined, s: RouteSettings) {
+export function route(
+  logits: readonly number[],
+  bias: readonly number[] | undefined,
+  s: RouteSettings,
+  { mask = -Infinity, biased = false }: RouteMistake = {},
+) {
   const largest = Math.max(...logits);
   const sum = logits.reduce((total, x) => total + Math.exp(x - largest), 0);
   const scores = logits.map((x) => (s.sigmoid ? 1 / (1 + Math.exp(-x)) : Math.exp(x - largest) / sum));
@@ -127,7 +140,7 @@ export function route(logits: readonly number[], bias: readonly number[] | undef
       return s.group_top2 ? (sorted[0] as number) + (sorted[1] ?? 0) : (sorted[0] as number);
     });
     const kept = new Set(ranking(groups).slice(0, s.topk_group));
-    choice = choice.map((x, e) => (kept.has(Math.floor(e / size)) ? x : -Infinity));
+    choice = choice.map((x, e) => (kept.has(Math.floor(e / size)) ? x : mask));
   }
   const ids = choice
     .map((_, i) => i)
@@ -136,7 +149,39 @@ export function route(logits: readonly number[], bias: readonly number[] | undef
       return difference > 0 || difference < 0 ? difference : a - b;
     })
     .slice(0, s.top_k);
-  const total = ids.reduce((x, e) => x + (scores[e] as number), 0) + 1e-20;
-  const weights = ids.map((e) => ((scores[e] as number) / (s.norm_topk ? total : 1)) * s.scale);
+  const chosen = ids.map((e) => (scores[e] as number) + (biased ? (bias?.[e] ?? 0) : 0));
+  const total = chosen.reduce((x, y) => x + y, 0) + 1e-20;
+  const weights = chosen.map((x) => (x / (s.norm_topk ? total : 1)) * s.scale);
   return { ids, weights };
+}
+
+/** Which experts a device has: of `experts`, those from expert_begin to expert_end, and `shared` that all devices have. */
+export interface GroupSettings {
+  experts: number;
+  shared: number;
+  expert_begin: number;
+  expert_end: number;
+}
+
+/** Pairs of row and expert in the order of experts: what moeRoute makes of its ids. */
+export function grouping(ids: ArrayLike<number>, s: GroupSettings) {
+  const local = s.expert_end - s.expert_begin;
+  const groupOf = (id: number) => {
+    if (id >= s.experts) return local + id - s.experts;
+    return id >= s.expert_begin && id < s.expert_end ? id - s.expert_begin : -1;
+  };
+  const groups = Array.from({ length: local + s.shared }, () => [] as number[]);
+  for (let pair = 0; pair < ids.length; pair++) {
+    const id = ids[pair] as number;
+    if (id >= 0 && groupOf(id) >= 0) (groups[groupOf(id)] as number[]).push(pair);
+  }
+  const pairs = groups.flat();
+  const offsets = [0];
+  for (const group of groups) offsets.push((offsets[offsets.length - 1] as number) + group.length);
+  const slots = new Array<number>(ids.length).fill(-1);
+  pairs.forEach((pair, at) => {
+    slots[pair] = at;
+  });
+  const order = [...pairs, ...new Array<number>(ids.length - pairs.length).fill(-1)];
+  return { offsets, order, slots };
 }

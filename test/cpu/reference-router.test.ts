@@ -7,6 +7,8 @@ import {
   expectExact,
   expectRounded,
   expectWithin,
+  type GroupSettings,
+  grouping,
   Laboratory,
   Random,
   type RouteSettings,
@@ -22,12 +24,7 @@ afterAll(async () => {
   await single.dispose();
 });
 
-interface Routing extends RouteSettings {
-  experts: number;
-  shared: number;
-  expert_begin: number;
-  expert_end: number;
-}
+type Routing = RouteSettings & GroupSettings;
 
 interface Rows {
   x: Float64Array;
@@ -79,24 +76,9 @@ function oneHot(logits: readonly number[]): { x: Float64Array; norm: Float64Arra
 
 /** What the grouping must be, from the ids alone. */
 function expectGrouping(s: Routing, got: Record<'ids' | 'offsets' | 'order' | 'slots', Float64Array>): void {
-  const local = s.expert_end - s.expert_begin;
-  const groupOf = (id: number) => {
-    if (id >= s.experts) return local + id - s.experts;
-    return id >= s.expert_begin && id < s.expert_end ? id - s.expert_begin : -1;
-  };
-  const groups = Array.from({ length: local + s.shared }, () => [] as number[]);
-  got.ids.forEach((id, pair) => {
-    if (id >= 0 && groupOf(id) >= 0) (groups[groupOf(id)] as number[]).push(pair);
-  });
-  const order = groups.flat();
-  const offsets = [0];
-  for (const group of groups) offsets.push((offsets[offsets.length - 1] as number) + group.length);
+  const { offsets, order, slots } = grouping(got.ids, s);
   expect(Array.from(got.offsets)).toEqual(offsets);
-  expectExact(got.order, [...order, ...new Array<number>(got.order.length - order.length).fill(-1)]);
-  const slots = new Array<number>(got.slots.length).fill(-1);
-  order.forEach((pair, at) => {
-    slots[pair] = at;
-  });
+  expectExact(got.order, order);
   expectExact(got.slots, slots);
 }
 
