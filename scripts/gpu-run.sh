@@ -6,15 +6,16 @@
 #   OUT       folder for logs; made if missing. One log per set, results.xml-s of the tests, summary.txt
 #   SECONDS   the most that one set may take; it is killed then, its log stays
 #   SET       tests            every operation against the CPU backend, the runtime (test/gpu without `model`)
-#             tests:NAME,...   only these files of test/gpu
-#             golden           whole models (test/gpu/model)
+#             tests:NAME,...   only these files of test/gpu; "tests:NAME,... --test-name-pattern=RE" only such tests of them
+#             golden           whole models (test/gpu/model), and with known mistakes in them (test/gpu/mutations)
 #             ptx              the wrappers of Hopper's instructions (test/gpu/ptx.cu); needs a Hopper GPU
 #             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
 #             gpu-bench[:ARGS] scripts/gpu-bench.cjs, as `npm run bench:gpu` runs it: "gpu-bench:--record --runs 1"; the
 #                              figures are OUT/GPU.jsonl
-#             sanitize[:TOOL+...[:NAME,...]]  the operations, small cases only, under compute-sanitizer's tools (default
-#                              memcheck; racecheck, initcheck, synccheck), all tools at the same time; then which kernels
-#                              of the addon no case has launched
+#             sanitize[:TOOL+...[:NAME,...[:N]]]  the operations, small cases only, under compute-sanitizer's tools (default
+#                              memcheck; racecheck, initcheck, synccheck), all tools at the same time, each in N
+#                              processes (default 1) that share the tests; then which kernels of the addon no case has
+#                              launched. Options of node behind it as in "tests"
 #             mla:ARGS         any mla command
 #             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
 #
@@ -24,7 +25,7 @@ set -u
 
 bundle=$(cd "$(dirname "$0")" && pwd)
 here=$PWD
-if [ $# -lt 3 ]; then sed -n '2,22p' "$0" >&2; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,/^set -u/p' "$0" | sed '$d' >&2; exit 2; fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 limit=$2
@@ -82,11 +83,15 @@ run() {
   return "$code"
 }
 
-# Test files as node --test takes them; NAME,NAME or "all but model".
+# Test files as node --test takes them; NAME,NAME or "all but whole models".
 test_files() {
   local name
   if [ -n "$1" ]; then for name in ${1//,/ }; do echo "$app/test/gpu/$name.test.js"; done
-  else for name in "$app"/test/gpu/*.test.js; do [ "${name##*/}" = model.test.js ] || echo "$name"; done; fi
+  else
+    for name in "$app"/test/gpu/*.test.js; do
+      case ${name##*/} in model.test.js | mutations.test.js) ;; *) echo "$name" ;; esac
+    done
+  fi
 }
 
 node_tests() {
@@ -126,28 +131,53 @@ racecheck_blames_right_programs() {
   echo "racecheck blames these right programs:${blamed:- none, so leave no kernel out of it any more}" | tee -a "$summary"
 }
 
-# sanitize TOOL FILE...: one process for all files, because a tool takes seconds to begin.
-sanitize() {
-  local tool=$1 name=sanitize-$1 code=0 kernel
-  local options=()
-  shift
-  # First a bug that it must find.
+# What a process under a sanitizer runs: of the tests of FILE..., every N-th from the I-th on. A tool takes seconds to begin,
+# so it begins once for all files.
+every_nth='
+  const [, i, n, ...files] = process.argv, runner = require("node:test"), { test } = runner;
+  let at = 0;
+  runner.test = (...args) => { if (at++ % n == i) test(...args); };
+  for (const file of files) require(file);'
+
+# A bug that the tool must find, or nothing that it says counts.
+finds_its_bug() {
+  local tool=$1
   (cd "$app" && compute-sanitizer --tool "$tool" --error-exitcode 99 build/programs/seeded-bugs "$tool") \
     > "$out/seeded-$tool.log" 2>&1
   if [ $? != 99 ]; then
-    echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"; code=1
-  else
-    echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
-      "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
+    echo "sanitize: $tool does not find the bug made for it (seeded-$tool.log)" | tee -a "$summary"
+    return 1
   fi
+  echo "$tool finds the bug made for it: $(grep -m 1 -E '===== (Invalid|Error|Uninit|Barrier|Divergent|Race|ERROR)' \
+    "$out/seeded-$tool.log" | cut -c1-100)" | tee -a "$summary"
+  [ "$tool" != racecheck ] || racecheck_blames_right_programs
+}
+
+# sanitize TOOL N OPTIONS FILE...: N processes share the tests.
+sanitize() {
+  local tool=$1 shards=$2 node_options=$3 name=sanitize-$1 code=0 shard kernel seeded running="" one
+  local options=()
+  shift 3
+  finds_its_bug "$tool" &
+  seeded=$!
   if [ "$tool" = racecheck ]; then
-    racecheck_blames_right_programs
     for kernel in $racecheck_blind; do options+=(--kernel-name-exclude "kns=$kernel"); done
   fi
-  NODE_MLA_TEST_SMALL=1 run "$name" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 "${options[@]}" \
-    "$node" --expose-gc -e 'for (const file of process.argv.slice(1)) require(file)' "$@" || { code=1; tail -40 "$out/$name.log"; }
-  grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | sed "s/^/$tool: /" | tee -a "$summary"
-  grep -E '^# (tests|pass|fail|cancelled)' "$out/$name.log" | tr '\n' ' ' | sed "s/^/$tool: /; s|\$|\n|" | tee -a "$summary"
+  for ((shard = 0; shard < shards; shard++)); do
+    NODE_MLA_TEST_SMALL=1 run "$name-$shard" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
+      "${options[@]}" "$node" --expose-gc $node_options -e "$every_nth" "$shard" "$shards" "$@" &
+    running="$running $!"
+  done
+  shard=0
+  for one in $running; do
+    wait "$one" || { code=1; tail -40 "$out/$name-$shard.log"; }
+    shard=$((shard + 1))
+  done
+  wait "$seeded" || code=1
+  grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name"-*.log | sort | uniq -c | sed "s/^/$tool: /" | tee -a "$summary"
+  sed -nE 's/^# (tests|pass|fail|cancelled) ([0-9]+)$/\1 \2/p' "$out/$name"-*.log |
+    awk -v tool="$tool" '{ sum[$1] += $2 } END { printf "%s:", tool; for (k in sum) printf " %s %d", k, sum[k]; print "" }' |
+    tee -a "$summary"
   return "$code"
 }
 
@@ -156,9 +186,14 @@ for set in "$@"; do
   argument=""
   [ "$what" = "$set" ] || argument=${set#*:}
   case $what in
-    tests) node_tests tests $(test_files "$argument"); coverage tests "$out/tests.log" ;;
+    tests)
+      node_options=""
+      case $argument in *" "*) node_options=${argument#* } ;; esac
+      node_tests tests $node_options $(test_files "${argument%% *}")
+      coverage tests "$out/tests.log"
+      ;;
     ptx) run ptx "$app/build/programs/test-ptx" || tail -20 "$out/ptx.log" ;;
-    golden) node_tests golden "$app/test/gpu/model.test.js" ;;
+    golden) node_tests golden "$app/test/gpu/model.test.js" "$app/test/gpu/mutations.test.js" ;;
     bench)
       name=bench-$(echo "${argument:-kernels}" | tr -cs 'a-zA-Z0-9._\n' '-' | cut -c1-40)
       argument=${argument:-kernels}
@@ -181,16 +216,17 @@ for set in "$@"; do
       tail -60 "$out/$name.log"
       ;;
     sanitize)
-      tools=${argument%%:*}
-      names=""
-      case $argument in *:*) names=${argument#*:} ;; esac
+      node_options=""
+      case $argument in *" "*) node_options=${argument#* } ;; esac
+      IFS=: read -r tools names shards <<< "${argument%% *}"
+      tools=$(echo "${tools:-memcheck}" | tr + ' ')
       running=""
-      for tool in $(echo "${tools:-memcheck}" | tr + ' '); do
-        sanitize "$tool" $(test_files "$names") &
+      for tool in $tools; do
+        sanitize "$tool" "${shards:-1}" "$node_options" $(test_files "$names") &
         running="$running $!"
       done
       for one in $running; do wait "$one" || failed=1; done
-      for tool in $(echo "${tools:-memcheck}" | tr + ' '); do coverage "$tool" "$out/sanitize-$tool.log"; done
+      for tool in $tools; do coverage "$tool" "$out/sanitize-$tool"-*.log; done
       ;;
     *) echo "gpu-run: no set $set" | tee -a "$summary"; failed=1 ;;
   esac
