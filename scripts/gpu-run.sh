@@ -14,7 +14,7 @@
 #                              figures are OUT/GPU.jsonl
 #             sanitize[:TOOL+...[:NAME,...[:N]]]  the operations, small cases only, under compute-sanitizer's tools (default
 #                              memcheck; racecheck, initcheck, synccheck), all tools at the same time, each in N
-#                              processes (default 1) that share the tests; then which kernels of the addon no case has
+#                              processes (default 1) that share the cases; then which kernels of the addon no case has
 #                              launched. Options of node behind it as in "tests"
 #             mla:ARGS         any mla command
 #             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
@@ -131,14 +131,6 @@ racecheck_blames_right_programs() {
   echo "racecheck blames these right programs:${blamed:- none, so leave no kernel out of it any more}" | tee -a "$summary"
 }
 
-# What a process under a sanitizer runs: of the tests of FILE..., every N-th from the I-th on. A tool takes seconds to begin,
-# so it begins once for all files.
-every_nth='
-  const [, i, n, ...files] = process.argv, runner = require("node:test"), { test } = runner;
-  let at = 0;
-  runner.test = (...args) => { if (at++ % n == i) test(...args); };
-  for (const file of files) require(file);'
-
 # A bug that the tool must find, or nothing that it says counts.
 finds_its_bug() {
   local tool=$1
@@ -153,7 +145,8 @@ finds_its_bug() {
   [ "$tool" != racecheck ] || racecheck_blames_right_programs
 }
 
-# sanitize TOOL N OPTIONS FILE...: N processes share the tests.
+# sanitize TOOL N OPTIONS FILE...: N processes share the comparisons. A tool takes seconds to begin, so it begins once for all
+# files.
 sanitize() {
   local tool=$1 shards=$2 node_options=$3 name=sanitize-$1 code=0 shard kernel seeded running="" one
   local options=()
@@ -164,8 +157,9 @@ sanitize() {
     for kernel in $racecheck_blind; do options+=(--kernel-name-exclude "kns=$kernel"); done
   fi
   for ((shard = 0; shard < shards; shard++)); do
-    NODE_MLA_TEST_SMALL=1 run "$name-$shard" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
-      "${options[@]}" "$node" --expose-gc $node_options -e "$every_nth" "$shard" "$shards" "$@" &
+    NODE_MLA_TEST_SMALL=1 NODE_MLA_TEST_SHARE=$shard/$shards run "$name-$shard" compute-sanitizer --tool "$tool" \
+      --error-exitcode 99 --print-limit 20 "${options[@]}" "$node" --expose-gc $node_options \
+      -e 'for (const file of process.argv.slice(1)) require(file)' "$@" &
     running="$running $!"
   done
   shard=0

@@ -25,7 +25,7 @@
 // The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cuda:0:deterministic is the one of models with that option, whose
 // products must give rows the same bits in every batch; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
 // threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 is for runs under tools that
-// make everything a hundred times slower: it leaves out comparisons of more than 6 MB and says which, and runs the others
+// make everything a hundred times slower: it leaves out comparisons of more than 16 MB and says which, and runs the others
 // on the portable kernels as well.
 import { type Device, type DType, native, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
@@ -243,14 +243,24 @@ export function openTested(): Device {
 
 /** Whether only small cases are wanted: NODE_MLA_TEST_SMALL. */
 export const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
-const SMALL_BYTES = 6e6;
+const SMALL_BYTES = 16e6;
+
+/** Which of the comparisons this process makes: NODE_MLA_TEST_SHARE=I/N, every N-th name from the I-th on. */
+const [SHARE, SHARES] = (process.env.NODE_MLA_TEST_SHARE ?? '0/1').split('/').map(Number) as [number, number];
+const comparisons = new Map<string, number>();
+
+/** Comparisons of one name go to the same process. */
+function isOurs(name: string): boolean {
+  if (!comparisons.has(name)) comparisons.set(name, comparisons.size);
+  return (comparisons.get(name) as number) % SHARES === SHARE;
+}
 
 function devices(): Sides {
   if (sides === undefined) {
     const tested = new Side(TESTED_DEVICE, openTested());
     const portable = () => new Side('portable', openDevice('cuda', { portable: true }));
     const also = SMALL && tested.device.info().path === 'sm_90a' ? [portable()] : [];
-    sides = { reference: new Side('cpu', openDevice('cpu', { threads: 0 })), tested, also };
+    sides = { reference: new Side('cpu', openDevice('cpu', { threads: SMALL ? 2 : 0 })), tested, also };
   }
   return sides;
 }
@@ -275,6 +285,7 @@ export async function compareVerb<V extends keyof Verbs>(
   makeArgs: (make: Inputs) => PlannedArgs<V>,
   options: CompareOptions = {},
 ): Promise<void> {
+  if (!isOurs(options.label ?? `${comparisons.size}`)) return;
   const planned = planSmall(makeArgs, options.seed ?? 1, SMALL && !options.evenSmall ? SMALL_BYTES : Infinity);
   if (planned === null) {
     console.log(`${verb} ${options.label ?? ''}: left out, more than ${SMALL_BYTES / 1e6} MB`);
