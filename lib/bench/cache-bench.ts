@@ -9,6 +9,7 @@ import type { LatentModel } from '../model';
 import type { DeviceInfo, Stream, Tensor, Verbs } from '../native';
 import { Anchors } from './anchors';
 import { loadBenchModel, type ModelBenchOptions, nameOf, openSequences, promptOf } from './model-bench';
+import type { Sweep } from './records';
 import { median, timeGraph } from './timing';
 import { Dice, shuffle, Workbench } from './workbench';
 
@@ -41,10 +42,12 @@ export interface CacheResult {
   form: CacheForm;
   batch: number;
   depth: number;
-  /** microseconds of a decode step: the median, and every sample */
+  sweep: Sweep;
+  /** microseconds of a decode step, the median */
   us: number;
-  samples: number[];
+  /** generated in all: what the median gives, and every sample */
   tokensPerSecond: number;
+  repetitions: number[];
   /** microseconds that attention takes over the cache of one layer, in a chain of all layers */
   attentionUs: number;
   /** bytes of cache that it reads per second; the most that this GPU's memory gives, where that is known */
@@ -135,14 +138,17 @@ async function measureForm(
         const samples = await cache.timeStep(batch);
         const attentionUs = await cache.timeAttention(batch);
         const us = median(samples);
+        const name = nameOf(options);
+        const kind = form === 'latent' && options.cacheDtype === 'fp8' ? 'latent fp8' : form;
         report({
-          id: `${nameOf(options)} ${form} cache b=${batch} depth=${depth}`,
+          id: `${name} ${kind} cache b=${batch} depth=${depth}`,
           form,
           batch,
           depth,
+          sweep: { bench: 'cache', model: name, batch, tokens: depth, cache: kind },
           us,
-          samples,
           tokensPerSecond: (batch * 1e6) / us,
+          repetitions: samples.map((sample) => (batch * 1e6) / sample),
           attentionUs,
           attentionBytesPerSecond: (cache.bytesOf(batch) * 1e6) / attentionUs,
           ceilingBytesPerSecond,

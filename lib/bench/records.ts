@@ -4,13 +4,15 @@ import { MlaError } from '../errors';
 
 /** What was swept when a figure of a whole model was taken. */
 export interface Sweep {
-  bench: 'decode' | 'prefill';
+  bench: 'decode' | 'prefill' | 'cache';
   /** shape, or folder */
   model: string;
   /** sequences together */
   batch: number;
   /** in the cache of each when decoding began, or of each prompt */
   tokens: number;
+  /** of bench cache: which cache */
+  cache?: string | undefined;
 }
 
 /** Times of one case, whatever the record counted: microseconds of an operation, or of a token. */
@@ -130,7 +132,8 @@ function add(set: RecordSet, result: RawResult, wrong: (what: string) => Error):
 }
 
 function isSweep(value: RawResult['sweep']): value is Sweep {
-  const { bench, model, batch, tokens } = value ?? {};
+  const { bench, model, batch, tokens, cache } = value ?? {};
   const count = (n: unknown) => typeof n === 'number' && n >= 1;
-  return (bench === 'decode' || bench === 'prefill') && typeof model === 'string' && count(batch) && count(tokens);
+  const named = typeof model === 'string' && (cache === undefined || typeof cache === 'string');
+  return (bench === 'decode' || bench === 'prefill' || bench === 'cache') && named && count(batch) && count(tokens);
 }

@@ -16,7 +16,10 @@ const QUANTITY = {
   batch: { axis: 'sequences together', of: (n: number) => (n === 1 ? '1 sequence' : `${n} sequences`) },
   decode: { axis: 'tokens in the cache of each', of: (n: number) => `${n.toLocaleString('en-US')} in the cache` },
   prefill: { axis: 'tokens of the prompt', of: (n: number) => `${n.toLocaleString('en-US')} tokens` },
+  cache: { axis: 'tokens in the cache of each', of: (n: number) => `${n.toLocaleString('en-US')} in the cache` },
 };
+/** What a chart of a bench is about. */
+const SUBJECT = { decode: 'decoding', prefill: 'prompts', cache: 'decoding with either cache' };
 
 /** The figure of a series in its own unit: the middle of its runs' medians, with the smallest and largest of them all. */
 export function figureOf({ unit, runs }: Series): { value: number; low: number; high: number } {
@@ -65,13 +68,15 @@ function sweepChart(
   const fixed = over === 'batch' ? 'tokens' : 'batch';
   const nameOf = QUANTITY[fixed === 'batch' ? 'batch' : bench].of;
   const lines: ChartLine[] = [];
-  const values = [...new Set(members.map(({ sweep }) => sweep[fixed]))].sort((a, b) => a - b);
-  const known = values.length <= MOST_LINES_WITH_OTHERS ? anchors : undefined;
-  values.forEach((value, group) => {
+  const lineOf = (sweep: Sweep) =>
+    [sweep.cache && `${sweep.cache} cache`, nameOf(sweep[fixed])].filter(Boolean).join(', ');
+  const names = new Set(members.toSorted((a, b) => a.sweep[fixed] - b.sweep[fixed]).map(({ sweep }) => lineOf(sweep)));
+  const known = names.size <= MOST_LINES_WITH_OTHERS ? anchors : undefined;
+  [...names].forEach((name, group) => {
     const points: ChartPoint[] = [];
     const others = new Map<string, ChartPoint[]>();
     for (const { sweep, series } of members) {
-      if (sweep[fixed] !== value) continue;
+      if (lineOf(sweep) !== name) continue;
       const x = sweep[over];
       const { value: y, low, high } = figureOf(series);
       points.push({ x, y, low, high });
@@ -81,10 +86,10 @@ function sweepChart(
       }
     }
     const inOrder = (list: ChartPoint[]) => list.sort((a, b) => a.x - b.x);
-    lines.push({ name: nameOf(value), points: inOrder(points), group });
+    lines.push({ name, points: inOrder(points), group });
     for (const [by, list] of others) lines.push({ name: by, points: inOrder(list), group, dashed: true });
   });
-  const title = `${model}: ${bench === 'decode' ? 'decoding' : 'prompts'}, tokens per second in all`;
+  const title = `${model}: ${SUBJECT[bench]}, tokens per second in all`;
   const svg = lineChart({
     title,
     xLabel: QUANTITY[over === 'batch' ? 'batch' : bench].axis,

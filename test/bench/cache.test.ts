@@ -21,9 +21,10 @@ test('measures both caches at the batches given and at the most that fit', async
     results.filter((one: { form: string }) => one.form === form).map(({ batch }: { batch: number }) => batch);
   expect(batches('latent')).toEqual([1, 3, latent.mostSequences]);
   expect(batches('per-head')).toEqual([1, 3, perHead.mostSequences]);
-  for (const { id, form, batch, us, samples, tokensPerSecond, attentionUs } of results) {
+  for (const { id, form, batch, us, repetitions, sweep, tokensPerSecond, attentionUs } of results) {
     expect(id).toBe(`tiny ${form} cache b=${batch} depth=130`);
-    expect(samples.length).toBeGreaterThan(0);
+    expect(sweep).toEqual({ bench: 'cache', model: 'tiny', batch, tokens: 130, cache: form });
+    expect(repetitions.length).toBeGreaterThan(0);
     expect(tokensPerSecond).toBeCloseTo((batch * 1e6) / us, 3);
     expect(attentionUs).toBeGreaterThan(0);
   }

@@ -58,6 +58,20 @@ test('a sweep of two quantities gives a chart over each of them, with every figu
   expect(overBatch?.svg).toMatch(/>128 in the cache<[\s\S]*>4,096 in the cache</);
 });
 
+test('what was measured with two caches gives two lines over the batch', () => {
+  const results = ['latent', 'per-head'].flatMap((cache) =>
+    [1, 8].map((batch) => ({
+      id: `m ${cache} cache b=${batch} depth=4096`,
+      sweep: { bench: 'cache', model: 'm', batch, tokens: 4096, cache },
+      repetitions: [100 * batch, 101 * batch],
+      device: { name: 'GPU 9' },
+    })),
+  );
+  const drawn = charts(JSON.stringify({ results }));
+  expect(drawn.map(({ file }) => file)).toEqual(['m-cache-over-batch.svg']);
+  expect(drawn[0]?.svg).toMatch(/>latent cache, 4,096 in the cache<[\s\S]*>per-head cache, 4,096 in the cache</);
+});
+
 test('a point lies where its figures say: powers of two evenly across, more tokens higher', () => {
   const svg = charts(record('m', 'GPU 9', [128]))[0]?.svg as string;
   const points = circles(svg);
