@@ -27,6 +27,8 @@
 
 namespace mla::cuda {
 
+constexpr int kSegment = 128;  // k whose products are one chain; the width of an fp8 scale block
+
 struct Product {
   // sizes
   int64_t rows = 0;  // of each group; with offsets: of y, all groups together

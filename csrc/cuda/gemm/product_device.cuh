@@ -6,8 +6,6 @@
 
 namespace mla::cuda {
 
-constexpr int kSegment = 128;  // k whose products are one chain; the width of an fp8 scale block
-
 __device__ __forceinline__ float gate_up(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
 /// A value as bf16 holds it.

@@ -48,16 +48,19 @@ int row_tiles_of(const Product& p) {
   return most <= 8 ? 1 : 2;
 }
 
-RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
+/// With pieces of that many segments of a row.
+RingPlan plan_of(const Product& p, const Combine* c, int row_tiles, int64_t piece_segments) {
   const int height = 8 * row_tiles;
   RingPlan plan;
+  plan.piece_row_bytes = static_cast<int>(piece_segments * kSegment * dtype_bytes(p.w_dtype));
+  const int64_t stage_bytes = int64_t{kItemRows} * (plan.piece_row_bytes + kPieceRowPad);
   int64_t end = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t at = end;
     end = round_up(end + bytes, 16);
     return static_cast<int>(at);
   };
-  plan.sums = take(int64_t{2} * kStepSegments * row_tiles * 512);
+  plan.sums = take(int64_t{2} * std::max<int64_t>(kStepSegments, piece_segments) * row_tiles * 512);
   if (p.offsets != nullptr) {
     plan.capacity = static_cast<int>(p.groups + p.rows / height);
     plan.tiles = take(int64_t{plan.capacity} * 8);
@@ -77,24 +80,33 @@ RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
   const int64_t pitch = p.k * 2 / 128 * 128 + (p.k * 2 % 128 <= 64 ? 64 : 192);
   const bool in_l1 = c != nullptr || (p.norm.weight == nullptr && x_rows * p.k * 2 <= kL1Bytes);
   const int64_t held = x_rows * (pitch + (p.norm.weight == nullptr ? 0 : kNormSums * 4));
-  if ((p.groups == 1 || p.offsets != nullptr) && !in_l1 && end + held + kLeastStages * kStageBytes <= kBlockBytes) {
+  if ((p.groups == 1 || p.offsets != nullptr) && !in_l1 && end + held + kLeastStages * stage_bytes <= kBlockBytes) {
     plan.x_rows = static_cast<int>(x_rows);
     plan.x_pitch = static_cast<int>(pitch);
     plan.x = take(x_rows * pitch);
     plan.norm_sums = take(p.norm.weight == nullptr ? 0 : x_rows * kNormSums * 4);
   }
   end = round_up(end, 128);
-  plan.stages = static_cast<int>(std::clamp<int64_t>((kBlockBytes - end) / kStageBytes, kLeastStages, kMaxStages));
+  plan.stages = static_cast<int>(std::clamp<int64_t>((kBlockBytes - end) / stage_bytes, kLeastStages, kMaxStages));
   // Two turns of consumers must not meet in a stage: one of them could be a whole round ahead and take the barrier's
   // phase for its own.
-  if (p.w_dtype != DType::kF8E4M3) plan.stages &= ~1;
+  plan.stages &= ~1;
   // The ring comes first: its rows are where quarter-warps expect them.
-  const int ring = plan.stages * kStageBytes;
+  const int ring = static_cast<int>(plan.stages * stage_bytes);
   for (int* offset :
        {&plan.sums, &plan.x, &plan.norm_sums, &plan.tiles, &plan.operand_rows, &plan.parts, &plan.slots, &plan.weights})
     *offset += ring;
   plan.bytes = static_cast<int>(end) + ring;
   return plan;
+}
+
+RingPlan plan_of(const Product& p, const Combine* c, int row_tiles) {
+  const RingPlan usual = plan_of(p, c, row_tiles, kPieceRowBytes / (kSegment * dtype_bytes(p.w_dtype)));
+  const int64_t segments = ceil_div(p.k, int64_t{kSegment});
+  if (p.w_dtype != DType::kF8E4M3 || segments > kWholeSegments) return usual;
+  // A row that is a little longer than a piece is one piece: else its end would leave a stage half empty.
+  const RingPlan whole = plan_of(p, c, row_tiles, segments);
+  return whole.bytes <= kBlockBytes && whole.x_pitch == usual.x_pitch ? whole : usual;
 }
 
 /// May memory that holds these be read before pdl_wait()?

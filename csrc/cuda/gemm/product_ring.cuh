@@ -12,12 +12,14 @@
 //   warp 8, the producer, cuts items into pieces of 16 rows by 1024 bytes and copies one after the other into the ring,
 //     across items. Where the launcher found the weights settled all warps together fill the ring before pdl_wait(): a
 //     warp issues the copies of its lanes one after the other.
-//   warps 0 to 7 multiply, a segment of 128 k each (with bf16 weights four warps share a piece, and pieces are taken in
-//     turn): weights are the 16 rows of A, rows of x the 8 columns of B. The sums go to shared memory.
-//   warp 9, the epilogue, adds segments in ascending order, eight of them a step, and writes results.
+//   warps 0 to 7 multiply: four share a piece, a segment of 128 k at a time each, and the other four take the next one:
+//     weights are the 16 rows of A, rows of x the 8 columns of B. The sums go to shared memory. A piece has four
+//     segments with bf16 weights, eight with fp8, or as many as the rows if those are at most 12.
+//   warp 9, the epilogue, adds segments in ascending order, eight (or those 12) a step, and writes results.
 // x lies in shared memory where it is small, else it comes through L1.
-// Shared memory: rows of a piece 1088 bytes apart, which spreads a quarter-warp's 16-byte loads over all banks; 17 KB a
-//   stage, at most 6 stages; sums 8 or 16 KB; x, lists of uneven groups; combined also 64 bytes a pair.
+// Shared memory: rows of a piece lie 64 bytes more than a multiple of 128 apart, which spreads a quarter-warp's 16-byte
+//   loads over all banks; 17 KB a stage (whole rows 25 KB at most), at most 6 stages; sums 8 or 16 KB (12 or 24 KB); x,
+//   lists of uneven groups; combined also 64 bytes a pair.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
 #pragma once
 #include "cuda/device/pdl.cuh"
@@ -42,8 +44,9 @@ __global__ void __launch_bounds__(kRingThreads, 2)
       .barriers = {barriers, barriers + 8 * kMaxStages, barriers + 16 * kMaxStages, barriers + 16 * kMaxStages + 16},
       .row_blocks = static_cast<int>((p.n + kItemRows - 1) / kItemRows),
       .segments = static_cast<int>((p.k + kSegment - 1) / kSegment),
-      .pieces = static_cast<int>((p.k + S::kPieceK - 1) / S::kPieceK),
+      .pieces = 0,
       .steps = 0};
+  s.pieces = (s.segments + s.piece_segments() - 1) / s.piece_segments();
   s.steps = (s.pieces + S::kStepPieces - 1) / S::kStepPieces;
   const bool uneven = p.offsets != nullptr;
   if constexpr (!kCombine) {
@@ -124,38 +127,42 @@ __global__ void __launch_bounds__(kRingThreads, 2)
   } else if (warp < kRingConsumers) {
     if (plan.x_pitch > 0) hold_x(p, plan, shared);
     const int turn = warp / S::kTurnWarps, member = warp % S::kTurnWarps, g = lane / 4, q = lane % 4;
-    const unsigned char* const weights = shared + g * kPieceRowPitch + q * 16;
+    const unsigned char* const weights = shared + g * s.pitch() + q * 16;
     if (s.items > 0) s.advance(at, turn);
     const Bf16* x_rows[kTiles];
-    int aimed = -1, used = 1;
+    int reach[kTiles], aimed = -1, used = 1;
 #pragma unroll 1
     while (at.item.i < s.items) {
       if (aimed != at.item.i) {
         const RingRows rows = s.rows_of(at.item);
-        s.aim_x(rows, g, q, x_rows);
+        s.aim_x(rows, g, q, x_rows, reach);
         used = rows.count > 8 ? 2 : 1;
         aimed = at.item.i;
       }
-      const int segment = at.piece * S::kPieceSegments + member;
+      const int first = at.piece * s.piece_segments();
+      const int segments = min(s.piece_segments(), s.segments - first);
       const int step = at.item.i * s.steps + at.piece / S::kStepPieces;
-      uint4 x[kTiles][4];
-      if (segment < s.segments) s.load_x(x_rows, segment, q, x);
+      float4* const sums = s.sums(step, lane) + at.piece % S::kStepPieces * s.piece_segments() * (kTiles * 32);
+      uint4 x[kTiles][4], low[S::kChunks], high[S::kChunks];
+      if (member < segments) s.load_x(x_rows, reach, first + member, x);
       mbarrier_wait(RingBarriers::at(s.barriers.full, at.stage), at.filled);
-      float acc[kTiles][4] = {};
-      if (segment < s.segments) {
+#pragma unroll 1
+      for (int i = member; i < segments; i += S::kTurnWarps) {
+        const int segment = first + i;
         const int left = static_cast<int>(p.k) - segment * kSegment - q * (16 / static_cast<int>(sizeof(W)));
-        s.multiply(weights + at.stage * kStageBytes + member * S::kSegmentBytes, left, used, x, acc);
-      }
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(RingBarriers::at(s.barriers.empty, at.stage));
-      mbarrier_wait(RingBarriers::at(s.barriers.summed, step & 1), (step >> 1 & 1) ^ 1);
-      float4* const sums = s.sums(step, lane) + segment % kStepSegments * (kTiles * 32);
+        if (i != member) s.load_x(x_rows, reach, segment, x);
+        s.load_weights(weights + at.stage * s.stage_bytes() + i * S::kSegmentBytes, left, low, high);
+        float acc[kTiles][4] = {};
+        s.multiply(low, high, used, x, acc);
+        if (i == member) mbarrier_wait(RingBarriers::at(s.barriers.summed, step & 1), (step >> 1 & 1) ^ 1);
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        if (t == 0 || t < used) sums[t * 32] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+        for (int t = 0; t < kTiles; ++t) {
+          if (t == 0 || t < used) sums[(i * kTiles + t) * 32] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+        }
       }
       __syncwarp();
       if (lane == 0) {
+        mbarrier_arrive(RingBarriers::at(s.barriers.empty, at.stage));
         // A step that ends with the item may lack the other turn's piece.
         for (int i = s.step_pieces(at.piece); i <= S::kStepPieces; i += i)
           mbarrier_arrive(RingBarriers::at(s.barriers.summable, step & 1));
@@ -178,7 +185,7 @@ __global__ void __launch_bounds__(kRingThreads, 2)
       const bool adds = !kCombine && p.residual != nullptr && !p.gated;
       if (adds) s.load_residual(it, rows, lane, residual);
 #pragma unroll 1
-      for (int s0 = 0; s0 < s.segments; s0 += kStepSegments, ++step) {
+      for (int s0 = 0; s0 < s.segments; s0 += s.step_segments(), ++step) {
         const float4* const sums = s.sums(step, lane);
         if constexpr (S::kScaled) {
           if (s0 % kScaleSegments == 0) {
@@ -191,9 +198,9 @@ __global__ void __launch_bounds__(kRingThreads, 2)
           }
         }
         mbarrier_wait(RingBarriers::at(s.barriers.summable, step & 1), step >> 1 & 1);
-        const int count = min(kStepSegments, s.segments - s0);
+        const int count = min(s.step_segments(), s.segments - s0);
 #pragma unroll
-        for (int j = 0; j < kStepSegments; ++j) {
+        for (int j = 0; j < S::kMaxStep; ++j) {
           if (j >= count) break;
           float low = 1, high = 1;
           if constexpr (S::kScaled) {

@@ -5,15 +5,16 @@
 namespace mla::cuda {
 
 constexpr int kItemRows = 16;         // weight rows of an item
-constexpr int kPieceRowBytes = 1024;  // of a weight row in one piece
-constexpr int kPieceRowPitch = 1088;  // in shared memory
-constexpr int kStageBytes = kItemRows * kPieceRowPitch;
+constexpr int kPieceRowBytes = 1024;  // of a weight row in one piece, as a rule
+constexpr int kPieceRowPad = 64;      // behind it in shared memory
 constexpr int kMaxStages = 6;
-constexpr int kStepSegments = 8;  // segments whose sums wait in shared memory together
+constexpr int kStepSegments = 8;    // segments whose sums wait in shared memory together, as a rule
+constexpr int kWholeSegments = 12;  // fp8 rows of up to so many are one piece, and a step, if shared memory allows
 
 /// How one launch uses a block's shared memory, and what it may read before pdl_wait().
 struct RingPlan {
   int stages = 0;
+  int piece_row_bytes = kPieceRowBytes;
   int x_pitch = 0;  // bytes between rows of x in shared memory; 0: x stays where it is
   int x_rows = 0;
   int per_group = 1;  // tiles of each of even groups

@@ -45,12 +45,11 @@ struct Ring {
   static constexpr int kHeight = 8 * kTiles;
   static constexpr bool kScaled = sizeof(W) == 1;
   static constexpr int kSegmentBytes = kSegment * sizeof(W);
-  static constexpr int kPieceK = kPieceRowBytes / sizeof(W);
-  static constexpr int kPieceSegments = kPieceK / kSegment;           // 4 with bf16, 8 with fp8
-  static constexpr int kStepPieces = kStepSegments / kPieceSegments;  // 2 with bf16, 1 with fp8
-  static constexpr int kTurnWarps = kPieceSegments;                   // that share a piece, a segment each
-  static constexpr int kTurns = kRingConsumers / kTurnWarps;          // 2 with bf16, 1 with fp8
-  static constexpr int kChunks = kSegmentBytes / 64;                  // a lane group of four covers 64 bytes at a time
+  static constexpr int kStepPieces = kScaled ? 1 : 2;
+  static constexpr int kMaxStep = kScaled ? kWholeSegments : kStepSegments;  // segments
+  static constexpr int kTurns = 2;                                           // of warps, which take pieces in turn
+  static constexpr int kTurnWarps = kRingConsumers / kTurns;                 // that share a piece
+  static constexpr int kChunks = kSegmentBytes / 64;  // a lane group of four covers 64 bytes at a time
 
   const Product& p;
   const RingPlan& plan;
@@ -131,6 +130,14 @@ struct Ring {
     return {tile.x >> 8, tile.y, tile.x & 255};
   }
 
+  // Constants with bf16 weights.
+  __device__ __forceinline__ int piece_row_bytes() const { return kScaled ? plan.piece_row_bytes : kPieceRowBytes; }
+  __device__ __forceinline__ int piece_k() const { return piece_row_bytes() / static_cast<int>(sizeof(W)); }
+  __device__ __forceinline__ int piece_segments() const { return piece_row_bytes() / kSegmentBytes; }
+  __device__ __forceinline__ int step_segments() const { return kStepPieces * piece_segments(); }
+  __device__ __forceinline__ int pitch() const { return piece_row_bytes() + kPieceRowPad; }
+  __device__ __forceinline__ int stage_bytes() const { return kItemRows * pitch(); }
+
   // ---- producer ----
 
   /// Rows of w that an item has.
@@ -143,62 +150,71 @@ struct Ring {
 
   /// Asks for one row of a piece of the item whose weights begin at w.
   __device__ __forceinline__ void load_row(const RingPlace& at, const W* w, int row) const {
-    const int k0 = at.piece * kPieceK;
-    bulk_load(shared_address(shared) + at.stage * kStageBytes + row * kPieceRowPitch,
+    const int k0 = at.piece * piece_k();
+    bulk_load(shared_address(shared) + at.stage * stage_bytes() + row * pitch(),
               w + static_cast<int64_t>(row) * p.k + k0, row_bytes(at.piece), RingBarriers::at(barriers.full, at.stage));
   }
   __device__ __forceinline__ void expect(const RingPlace& at, int rows) const {
     mbarrier_arrive_expect(RingBarriers::at(barriers.full, at.stage), rows * row_bytes(at.piece));
   }
   __device__ __forceinline__ uint32_t row_bytes(int piece) const {
-    return min(kPieceK, static_cast<int>(p.k) - piece * kPieceK) * static_cast<uint32_t>(sizeof(W));
+    return min(piece_k(), static_cast<int>(p.k) - piece * piece_k()) * static_cast<uint32_t>(sizeof(W));
   }
 
   // ---- consumers ----
 
-  /// Points x[t] to this lane's row of each row tile; null where there is none.
-  __device__ __forceinline__ void aim_x(const RingRows& it, int g, int q, const Bf16* (&x)[kTiles]) const {
+  /// Points x[t] to this lane's row of each row tile, at this lane's first k, with how many k it has from there on:
+  /// none where there is no row.
+  __device__ __forceinline__ void aim_x(const RingRows& it, int g, int q, const Bf16* (&x)[kTiles],
+                                        int (&reach)[kTiles]) const {
     const int* const operand_rows = reinterpret_cast<const int*>(shared + plan.operand_rows);
+    const int k0 = q * (kScaled ? 16 : 8);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       x[t] = nullptr;
+      reach[t] = 0;
       const int r = 8 * t + g;
       if (r >= it.count) continue;
       const int row = p.order == nullptr ? it.row0 + r : operand_rows[it.row0 + r];
       if (row < 0) continue;
       x[t] = (plan.x_pitch > 0 ? reinterpret_cast<const Bf16*>(shared + plan.x + row * plan.x_pitch)
                                : static_cast<const Bf16*>(p.x) + it.group * p.x_group + row * p.x_row) +
-             q * (kScaled ? 16 : 8);
+             k0;
+      reach[t] = static_cast<int>(p.k) - k0;
     }
   }
 
   /// This lane's four loads of x in a segment: the k of its weights. Zeros for what does not exist.
-  __device__ __forceinline__ void load_x(const Bf16* const (&rows)[kTiles], int segment, int q,
+  __device__ __forceinline__ void load_x(const Bf16* const (&rows)[kTiles], const int (&reach)[kTiles], int segment,
                                          uint4 (&x)[kTiles][4]) const {
     const int k0 = segment * kSegment;
-    const int left = static_cast<int>(p.k) - k0 - q * (kScaled ? 16 : 8);
-    const bool whole = k0 + kSegment <= p.k;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
+      const Bf16* const from = rows[t] + k0;
+      const int left = reach[t] - k0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int k = kScaled ? j / 2 * 64 + j % 2 * 8 : j * 32;
-        x[t][j] = rows[t] != nullptr && (whole || k < left) ? load16(rows[t] + k0 + k) : make_uint4(0, 0, 0, 0);
+        x[t][j] = k < left ? load16(from + k) : make_uint4(0, 0, 0, 0);
       }
     }
   }
 
-  /// acc += the segment at `weights`, times x. `left`: how many k, from this lane's first one on, are weights; what
-  /// lies behind them in the ring may be anything. `used`: row tiles that have rows.
-  __device__ __forceinline__ void multiply(const unsigned char* weights, int left, int used,
-                                           const uint4 (&x)[kTiles][4], float (&acc)[kTiles][4]) const {
-    uint4 low[kChunks], high[kChunks];
+  /// This lane's weights of the segment at `weights`. `left`: how many k, from this lane's first one on, are weights;
+  /// what lies behind them in the ring may be anything. Every fp8 code gives a number, so zeros in x are enough there.
+  __device__ __forceinline__ void load_weights(const unsigned char* weights, int left, uint4 (&low)[kChunks],
+                                               uint4 (&high)[kChunks]) const {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       low[c] = load16(weights + c * 64);
-      high[c] = load16(weights + 8 * kPieceRowPitch + c * 64);
-      if (c * 64 / static_cast<int>(sizeof(W)) >= left) low[c] = high[c] = make_uint4(0, 0, 0, 0);
+      high[c] = load16(weights + 8 * pitch() + c * 64);
+      if (!kScaled && c * 64 / static_cast<int>(sizeof(W)) >= left) low[c] = high[c] = make_uint4(0, 0, 0, 0);
     }
+  }
+
+  /// acc += weights times x. `used`: row tiles that have rows.
+  __device__ __forceinline__ void multiply(const uint4 (&low)[kChunks], const uint4 (&high)[kChunks], int used,
+                                           const uint4 (&x)[kTiles][4], float (&acc)[kTiles][4]) const {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if constexpr (!kScaled) {
@@ -237,7 +253,7 @@ struct Ring {
 
   /// Where the sums of a step lie: a float4 for each lane of each row tile of each segment.
   __device__ float4* sums(int step, int lane) const {
-    return reinterpret_cast<float4*>(shared + plan.sums) + (step & 1) * (kStepSegments * kTiles * 32) + lane;
+    return reinterpret_cast<float4*>(shared + plan.sums) + (step & 1) * (step_segments() * kTiles * 32) + lane;
   }
 
   /// Pieces of the step that this piece belongs to.
