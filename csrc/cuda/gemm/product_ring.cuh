@@ -144,6 +144,9 @@ __global__ void __launch_bounds__(kRingThreads, 2)
       const int step = at.item.i * s.steps + at.piece / S::kStepPieces;
       float4* const sums = s.sums(step, lane) + at.piece % S::kStepPieces * s.piece_segments() * (kTiles * 32);
       uint4 x[kTiles][4], low[S::kChunks], high[S::kChunks];
+      const auto wait_for_sums = [&] {
+        mbarrier_wait(RingBarriers::at(s.barriers.summed, step & 1), (step >> 1 & 1) ^ 1);
+      };
       if (member < segments) s.load_x(x_rows, reach, first + member, x);
       mbarrier_wait(RingBarriers::at(s.barriers.full, at.stage), at.filled);
 #pragma unroll 1
@@ -154,12 +157,13 @@ __global__ void __launch_bounds__(kRingThreads, 2)
         s.load_weights(weights + at.stage * s.stage_bytes() + i * S::kSegmentBytes, left, low, high);
         float acc[kTiles][4] = {};
         s.multiply(low, high, used, x, acc);
-        if (i == member) mbarrier_wait(RingBarriers::at(s.barriers.summed, step & 1), (step >> 1 & 1) ^ 1);
+        if (i == member) wait_for_sums();
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
           if (t == 0 || t < used) sums[(i * kTiles + t) * 32] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
         }
       }
+      if (member >= segments) wait_for_sums();  // else this warp's next step could count for this one
       __syncwarp();
       if (lane == 0) {
         mbarrier_arrive(RingBarriers::at(s.barriers.empty, at.stage));
