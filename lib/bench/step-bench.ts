@@ -1,9 +1,13 @@
 // bench/step-bench.ts - where the time of one decode step goes: its graph with all operations, and without each kind of
-// them. The difference is what that kind adds to the chain, overlap with its neighbours included.
+// them, or without a layer. The difference is what they add to the chain, overlap with their neighbours included. Experts
+// get the same rows in all of these graphs (pinned-routes.ts), and each is timed between two runs of the whole, because
+// the GPU's clocks move.
 import type { LatentModel } from '../model';
 import type { DeviceInfo, Tensor } from '../native';
 import { Anchors } from './anchors';
+import { expertsHit } from './experts-hit';
 import { loadBenchModel, type ModelBenchOptions, openSequences, promptOf } from './model-bench';
+import { PinnedRoutes } from './pinned-routes';
 import { median, timeGraph } from './timing';
 import { type Args, watched } from './watched-stream';
 
@@ -14,7 +18,7 @@ export interface StepBenchOptions extends ModelBenchOptions {
   depth: number;
 }
 
-/** What one kind of operation takes in a step. */
+/** What one kind of operation takes in a step, or one layer. */
 export interface StepPart {
   /** the verb; products with the shape of their weights */
   name: string;
@@ -37,10 +41,15 @@ export interface StepResult {
   /** layers of the model */
   layers: number;
   parts: StepPart[];
+  /** the first dense layer and the first with experts, as far as the model has them */
+  perLayer: StepPart[];
+  /** of the routed experts, in the mean over the layers; null for a model without them */
+  expertsHit: number | null;
   device: DeviceInfo;
 }
 
-type Call = { name: string; verb: string; bytes: number };
+/** `layer` is null before the first layer and behind the last. */
+type Call = { name: string; verb: string; bytes: number; layer: number | null };
 
 const isTensor = (value: unknown): value is Tensor =>
   typeof value === 'object' && value !== null && 'shape' in value && 'dtype' in value;
@@ -73,51 +82,92 @@ export async function benchStep(options: StepBenchOptions, report: (result: Step
   }
 }
 
-async function timeLine(model: LatentModel, batch: number, depth: number, ceiling: number, id: string) {
-  const calls: Call[] = [];
+const SAMPLES = 5;
+
+async function timeLine(
+  model: LatentModel,
+  batch: number,
+  depth: number,
+  ceiling: number,
+  id: string,
+): Promise<StepResult> {
+  const hit = await expertsHit(model, batch);
+  const routes = await PinnedRoutes.of(model, batch);
+  const moe = model.config.moe_layers;
+  const layers = model.config.num_hidden_layers;
+  /** Times the step with the calls that `keep` wants, and shows all of them. */
   const time = async (keep: (call: Call) => boolean) => {
-    calls.length = 0;
+    const calls: Call[] = [];
+    let layer = -1;
+    let inLayer = false;
     const captured = model.captureDecode(batch, (stream) =>
       watched(stream, (verb, args) => {
-        const call = describe(model, verb, args, batch, depth);
-        calls.push(call);
+        if (verb === 'latentCompress') layer += 1;
+        if (verb === 'latentCompress') inLayer = true;
+        const call = { ...describe(model, verb, args, batch, depth, hit), layer: inLayer ? layer : null };
+        if (verb === 'moeDown') inLayer = false;
         // The step must stay where it is, to be repeated.
-        return verb !== 'advance' && keep(call);
+        if (verb === 'advance') return false;
+        calls.push(call);
+        if (!keep(call)) return false;
+        const router = moe.indexOf(layer);
+        const pinned = routes.pin(router, verb, args);
+        if (pinned === args) return true;
+        (stream[verb as 'moeDown'] as (args: Args) => void)(pinned);
+        return false;
       }),
     );
     try {
-      const samples = await timeGraph(captured.stream, captured.graph, 9);
-      return { us: median(samples) * captured.graph.operations, launches: captured.graph.launches };
+      const samples = await timeGraph(captured.stream, captured.graph, SAMPLES);
+      const { operations, launches } = captured.graph;
+      return { us: median(samples) * operations, launches, calls };
     } finally {
       captured.dispose();
     }
   };
-  await time(() => true); // the GPU's clocks rise meanwhile: what is measured first would seem slower
-  const whole = await time(() => true);
-  const kinds = new Map<string, { calls: number; bytes: number }>();
-  for (const { name, verb, bytes } of calls) {
-    if (verb === 'advance') continue;
-    const kind = kinds.get(name) ?? { calls: 0, bytes: 0 };
-    kinds.set(name, { calls: kind.calls + 1, bytes: kind.bytes + bytes });
+  try {
+    await time(() => true); // the GPU's clocks rise meanwhile: what is measured first would seem slower
+    const whole = await time(() => true);
+    let before = whole.us;
+    const all = [before];
+    const partOf = async (name: string, isPart: (call: Call) => boolean): Promise<StepPart> => {
+      const without = await time((call) => !isPart(call));
+      const after = (await time(() => true)).us;
+      const us = (before + after) / 2 - without.us;
+      before = after;
+      all.push(after);
+      const calls = whole.calls.filter(isPart);
+      const bytes = calls.reduce((sum, call) => sum + call.bytes, 0);
+      const launches = whole.launches - without.launches;
+      return { name, calls: calls.length, launches, us, floorUs: (bytes / ceiling) * 1e6 };
+    };
+    const parts: StepPart[] = [];
+    for (const name of new Set(whole.calls.map((call) => call.name)))
+      parts.push(await partOf(name, (call) => call.name === name));
+    const perLayer: StepPart[] = [];
+    const dense = Array.from({ length: layers - 1 }, (_, l) => l).find((l) => !moe.includes(l));
+    for (const [name, l] of [
+      ['dense layer', dense],
+      ['MoE layer', moe[0]],
+    ] as const)
+      if (l !== undefined) perLayer.push(await partOf(name, (call) => call.layer === l));
+    const { launches } = whole;
+    return { id, us: median(all), launches, layers, parts, perLayer, expertsHit: hit, device: model.deviceInfo };
+  } finally {
+    await routes.release();
   }
-  const parts: StepPart[] = [];
-  for (const [name, kind] of kinds) {
-    const without = await time((call) => call.name !== name);
-    parts.push({
-      name,
-      calls: kind.calls,
-      launches: whole.launches - without.launches,
-      us: whole.us - without.us,
-      floorUs: (kind.bytes / ceiling) * 1e6,
-    });
-  }
-  const layers = model.config.num_hidden_layers;
-  return { id, us: whole.us, launches: whole.launches, layers, parts, device: model.deviceInfo };
 }
 
 /** Bytes that a call moves at least: its tensors once, but of experts and of the cache what the step looks at. */
-function describe(model: LatentModel, verb: string, args: Args, batch: number, depth: number): Call {
-  const { n_routed_experts: experts, num_experts_per_tok: perToken } = model.config;
+function describe(
+  model: LatentModel,
+  verb: string,
+  args: Args,
+  batch: number,
+  depth: number,
+  hit: number | null,
+): Omit<Call, 'layer'> {
+  const { n_routed_experts: experts } = model.config;
   let bytes = 0;
   for (const [key, value] of Object.entries(args)) {
     if (!isTensor(value)) continue;
@@ -126,9 +176,8 @@ function describe(model: LatentModel, verb: string, args: Args, batch: number, d
     if (key === 'cache') {
       const tokens = verb === 'mlaDecode' ? batch * depth : batch;
       bytes += (tokens * rowBytes) / (value.shape[1] as number);
-    } else if ((key === 'w' || key === 'w_scale') && value.shape.length >= 3 && experts && perToken) {
-      const hit = experts * (1 - (1 - perToken / experts) ** batch) + ((value.shape[0] as number) - experts);
-      bytes += rowBytes * hit;
+    } else if ((key === 'w' || key === 'w_scale') && value.shape.length >= 3 && hit !== null) {
+      bytes += rowBytes * (hit + (value.shape[0] as number) - experts);
     } else {
       bytes += value.byteLength;
     }

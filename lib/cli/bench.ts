@@ -84,7 +84,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
 }
 
 /** One line for each kind of operation, and one for all. */
-function stepText({ id, us, launches, layers, parts, device }: StepResult): string {
+function stepText({ id, us, launches, layers, parts, perLayer, expertsHit, device }: StepResult): string {
   const row = ({ name, calls, launches, us, floorUs }: StepPart) => [
     name,
     String(calls),
@@ -92,6 +92,7 @@ function stepText({ id, us, launches, layers, parts, device }: StepResult): stri
     us.toFixed(1),
     (us / calls).toFixed(2),
     Number.isNaN(floorUs) ? '-' : (floorUs / calls).toFixed(2),
+    Number.isNaN(floorUs) ? '-' : ((100 * floorUs) / us).toFixed(0),
   ];
   const sum = (of: (part: StepPart) => number) => parts.reduce((total, part) => total + of(part), 0);
   const all = {
@@ -102,8 +103,17 @@ function stepText({ id, us, launches, layers, parts, device }: StepResult): stri
     floorUs: sum((part) => part.floorUs),
   };
   const each = (launches / layers).toFixed(1);
-  const table = tableOf(['operation', 'calls', 'launches', 'step us', 'us/call', 'floor us'], [...parts, all].map(row));
-  return `${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches (${layers} layers: ${each} each)\n\n${table}\n`;
+  const titles = ['operation', 'calls', 'launches', 'step us', 'us/call', 'floor us', '% floor'];
+  const table = tableOf(titles, [...parts, all].map(row));
+  const layer = tableOf(
+    ['one layer', 'launches', 'us', 'floor us', '% floor'],
+    perLayer
+      .map((part) => row({ ...part, calls: 1 }))
+      .map(([name, , ...rest]) => [name, ...rest.toSpliced(1, 1)] as string[]),
+  );
+  const hit = expertsHit === null ? '' : `, ${expertsHit.toFixed(1)} experts hit per layer`;
+  const head = `${id} on ${device.name}: ${us.toFixed(1)} us, ${launches} launches (${layers} layers: ${each} each)${hit}`;
+  return `${head}\n\n${table}\n${layer}\n`;
 }
 
 async function runModel(

@@ -116,7 +116,7 @@ test('bench step counts the launches of the whole step and of each kind of opera
   const flags = ['--shape', 'tiny', '--device', 'cpu', '--batch', '2', '--depth', '70', '--json'];
   const { code, stdout, stderr } = await runCli(['bench', 'step', ...flags]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-  const { launches, layers, parts } = JSON.parse(stdout);
+  const { launches, layers, parts, perLayer } = JSON.parse(stdout);
   const sum = (what: 'calls' | 'launches') =>
     parts.reduce((total: number, part: { calls: number; launches: number }) => total + part[what], 0);
   expect(layers).toBeGreaterThan(1);
@@ -124,6 +124,14 @@ test('bench step counts the launches of the whole step and of each kind of opera
   expect(sum('launches')).toBe(launches);
   // On the CPU a launch is an operation.
   expect(sum('calls')).toBe(launches);
+  const [dense, moe] = perLayer;
+  expect([dense.name, moe.name]).toEqual(['dense layer', 'MoE layer']);
+  // All layers are alike but for their second half; what stands outside of them has a name of its own.
+  const outside = ['gatherRows', 'decodePlan', 'sample'];
+  const inside = parts.filter(({ name }: { name: string }) => !outside.includes(name));
+  const calls = inside.reduce((total: number, part: { calls: number }) => total + part.calls, 0);
+  const head = 2; // rmsNorm and a product
+  expect((layers - 1) * moe.calls + dense.calls + head).toBe(calls);
 });
 
 test.each([
