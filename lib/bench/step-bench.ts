@@ -1,14 +1,13 @@
 // bench/step-bench.ts - where the time of one decode step goes: its graph with all operations, and without each kind of
 // them, or without a layer. The difference is what they add to the chain, overlap with their neighbours included. Experts
-// get the same rows in all of these graphs (pinned-routes.ts), and each is timed between two runs of the whole, because
-// the GPU's clocks move.
+// get the same rows in all of these graphs (pinned-routes.ts), and each is timed in turn with the whole.
 import type { LatentModel } from '../model';
 import type { DeviceInfo, Tensor } from '../native';
 import { Anchors } from './anchors';
 import { expertsHit } from './experts-hit';
 import { loadBenchModel, type ModelBenchOptions, openSequences, promptOf } from './model-bench';
 import { PinnedRoutes } from './pinned-routes';
-import { median, timeGraph } from './timing';
+import { median, timeGraph, timeInTurn } from './timing';
 import { type Args, watched } from './watched-stream';
 
 export interface StepBenchOptions extends ModelBenchOptions {
@@ -82,7 +81,7 @@ export async function benchStep(options: StepBenchOptions, report: (result: Step
   }
 }
 
-const SAMPLES = 5;
+const SAMPLES = 7;
 
 async function timeLine(
   model: LatentModel,
@@ -95,8 +94,8 @@ async function timeLine(
   const routes = await PinnedRoutes.of(model, batch);
   const moe = model.config.moe_layers;
   const layers = model.config.num_hidden_layers;
-  /** Times the step with the calls that `keep` wants, and shows all of them. */
-  const time = async (keep: (call: Call) => boolean) => {
+  /** The step with the calls that `keep` wants, and what it was asked about. */
+  const capture = (keep: (call: Call) => boolean) => {
     const calls: Call[] = [];
     let layer = -1;
     let inLayer = false;
@@ -110,39 +109,40 @@ async function timeLine(
         if (verb === 'advance') return false;
         calls.push(call);
         if (!keep(call)) return false;
-        const router = moe.indexOf(layer);
-        const pinned = routes.pin(router, verb, args);
+        const pinned = routes.pin(moe.indexOf(layer), verb, args);
         if (pinned === args) return true;
         (stream[verb as 'moeDown'] as (args: Args) => void)(pinned);
         return false;
       }),
     );
-    try {
-      const samples = await timeGraph(captured.stream, captured.graph, SAMPLES);
-      const { operations, launches } = captured.graph;
-      return { us: median(samples) * operations, launches, calls };
-    } finally {
-      captured.dispose();
-    }
+    return { ...captured, calls };
   };
+  const whole = capture(() => true);
+  const { stream, calls } = whole;
   try {
-    await time(() => true); // the GPU's clocks rise meanwhile: what is measured first would seem slower
-    const whole = await time(() => true);
-    let before = whole.us;
-    const all = [before];
+    await timeGraph(stream, whole.graph, SAMPLES); // the GPU's clocks rise meanwhile
+    const { launches } = whole.graph; // known once it has run
+    const all: number[] = [];
     const partOf = async (name: string, isPart: (call: Call) => boolean): Promise<StepPart> => {
-      const without = await time((call) => !isPart(call));
-      const after = (await time(() => true)).us;
-      const us = (before + after) / 2 - without.us;
-      before = after;
-      all.push(after);
-      const calls = whole.calls.filter(isPart);
-      const bytes = calls.reduce((sum, call) => sum + call.bytes, 0);
-      const launches = whole.launches - without.launches;
-      return { name, calls: calls.length, launches, us, floorUs: (bytes / ceiling) * 1e6 };
+      const without = capture((call) => !isPart(call));
+      try {
+        const taken = await timeInTurn(stream, whole.graph, without.graph, SAMPLES);
+        all.push(taken.whole);
+        const own = calls.filter(isPart);
+        const bytes = own.reduce((sum, call) => sum + call.bytes, 0);
+        return {
+          name,
+          calls: own.length,
+          launches: launches - without.graph.launches,
+          us: taken.difference,
+          floorUs: (bytes / ceiling) * 1e6,
+        };
+      } finally {
+        without.dispose();
+      }
     };
     const parts: StepPart[] = [];
-    for (const name of new Set(whole.calls.map((call) => call.name)))
+    for (const name of new Set(calls.map((call) => call.name)))
       parts.push(await partOf(name, (call) => call.name === name));
     const perLayer: StepPart[] = [];
     const dense = Array.from({ length: layers - 1 }, (_, l) => l).find((l) => !moe.includes(l));
@@ -151,9 +151,9 @@ async function timeLine(
       ['MoE layer', moe[0]],
     ] as const)
       if (l !== undefined) perLayer.push(await partOf(name, (call) => call.layer === l));
-    const { launches } = whole;
     return { id, us: median(all), launches, layers, parts, perLayer, expertsHit: hit, device: model.deviceInfo };
   } finally {
+    whole.dispose();
     await routes.release();
   }
 }

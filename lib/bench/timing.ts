@@ -30,6 +30,30 @@ export async function timeGraph(stream: Stream, graph: Graph, samples: number): 
   return taken;
 }
 
+/**
+ * Microseconds of a replay of `whole`, and by how much it is longer than one of `part`: medians of samples taken in turn,
+ * so that neither a change of the GPU's clocks nor the other's heat counts.
+ */
+export async function timeInTurn(
+  stream: Stream,
+  whole: Graph,
+  part: Graph,
+  samples: number,
+): Promise<{ whole: number; difference: number }> {
+  await sample(stream, part, 1);
+  const once = await sample(stream, whole, 1);
+  const replays = Math.max(1, Math.ceil(MIN_SAMPLE_MS / once));
+  const taken: number[] = [];
+  const differences: number[] = [];
+  for (let i = 0; i < samples; i++) {
+    const a = await sample(stream, whole, replays);
+    const b = await sample(stream, part, replays);
+    taken.push((a * 1000) / replays);
+    differences.push(((a - b) * 1000) / replays);
+  }
+  return { whole: median(taken), difference: median(differences) };
+}
+
 /** The middle one. */
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
