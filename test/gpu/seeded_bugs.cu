@@ -1,5 +1,5 @@
 // seeded_bugs.cu - one bug for each tool of compute-sanitizer, to prove that the tool, as scripts/gpu-run.sh calls it,
-// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail. And two right programs that
+// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail. And three right programs that
 // racecheck blames nevertheless: they show which ways of synchronising it does not follow, so why scripts/gpu-run.sh
 // leaves the kernels that are built on them out of it (docs/gpu-tests.md).
 // Built as the target seeded-bugs.
@@ -12,6 +12,7 @@
 #include "cuda/device/mma.cuh"
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/mbarrier.cuh"
+#include "cuda/ptx/warpgroup.cuh"
 
 namespace {
 
@@ -85,6 +86,19 @@ __global__ void refill_after_one_lane_has_arrived(const int* in, int* out) {
   }
 }
 
+/// right: a half of the block writes and arrives at a named barrier, the other half waits for it there and reads. As
+/// the two halves of mla_decode_wide show each other their probabilities.
+__global__ void hand_over_at_a_named_barrier(int* out) {
+  __shared__ int s_values[128];
+  if (threadIdx.x < 128) {
+    s_values[threadIdx.x] = static_cast<int>(threadIdx.x);
+    mla::cuda::named_barrier_arrive(1, 256);
+  } else {
+    mla::cuda::named_barrier_sync(1, 256);
+    out[threadIdx.x - 128] = s_values[(threadIdx.x + 1) % 128];
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -103,10 +117,12 @@ int main(int argc, char** argv) {
     one_lane_arrives_for_its_warp<<<1, 64>>>(out);
   } else if (std::strcmp(tool, "racecheck-refill") == 0) {
     refill_after_one_lane_has_arrived<<<1, 64>>>(in, out);
+  } else if (std::strcmp(tool, "racecheck-handover") == 0) {
+    hand_over_at_a_named_barrier<<<1, 256>>>(out);
   } else {
     std::fprintf(stderr,
                  "usage: seeded-bugs memcheck | racecheck | initcheck | synccheck | racecheck-relay | "
-                 "racecheck-refill\n");
+                 "racecheck-refill | racecheck-handover\n");
     return 2;
   }
   cudaDeviceSynchronize();  // whether it complains is the tool's business
