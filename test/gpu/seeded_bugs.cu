@@ -86,16 +86,19 @@ __global__ void refill_after_one_lane_has_arrived(const int* in, int* out) {
   }
 }
 
-/// right: a half of the block writes and arrives at a named barrier, the other half waits for it there and reads. As
-/// the two halves of mla_decode_wide show each other their probabilities.
+/// right: in each turn a half of the block writes and arrives at a named barrier, the other half waits for it there and
+/// reads; before the next turn all meet. As the two halves of mla_decode_wide show each other their probabilities.
 __global__ void hand_over_at_a_named_barrier(int* out) {
   __shared__ int s_values[128];
-  if (threadIdx.x < 128) {
-    s_values[threadIdx.x] = static_cast<int>(threadIdx.x);
-    mla::cuda::named_barrier_arrive(1, 256);
-  } else {
-    mla::cuda::named_barrier_sync(1, 256);
-    out[threadIdx.x - 128] = s_values[(threadIdx.x + 1) % 128];
+  for (int turn = 0; turn < 3; ++turn) {
+    __syncthreads();
+    if (threadIdx.x < 128) {
+      s_values[threadIdx.x] = static_cast<int>(threadIdx.x) + turn;
+      mla::cuda::named_barrier_arrive(1, 256);
+    } else {
+      mla::cuda::named_barrier_sync(1, 256);
+      out[threadIdx.x - 128] = s_values[threadIdx.x - 128];
+    }
   }
 }
 
