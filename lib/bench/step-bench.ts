@@ -81,7 +81,7 @@ export async function benchStep(options: StepBenchOptions, report: (result: Step
   }
 }
 
-const SAMPLES = 7;
+const SAMPLES = 15;
 
 async function timeLine(
   model: LatentModel,
