@@ -101,6 +101,20 @@ function verticalAxis(low: number, high: number): { ticks: number[]; place: (val
   return { ticks, place: (value) => (Math.log(value) - first) / (last - first) };
 }
 
+/** Widest digit of an axis. */
+const DIGIT = 7.5;
+
+/** Those of the values whose figures do not run into each other; powers of two are preferred. */
+function legible(values: readonly number[], xOf: (value: number) => number): number[] {
+  const odd = (value: number) => Number(!Number.isInteger(Math.log2(value)));
+  const room = (a: number, b: number) => ((figure(a).length + figure(b).length + 1) / 2) * DIGIT;
+  const chosen: number[] = [];
+  for (const value of values.toSorted((a, b) => odd(a) - odd(b) || a - b)) {
+    if (chosen.every((other) => Math.abs(xOf(other) - xOf(value)) >= room(other, value))) chosen.push(value);
+  }
+  return chosen;
+}
+
 /** Draws lines; each needs at least one point, and all figures must be above 0. */
 export function lineChart({ title, xLabel, yLabel, lines, footer }: LineChart): string {
   const points = lines.flatMap((one) => one.points);
@@ -120,10 +134,8 @@ export function lineChart({ title, xLabel, yLabel, lines, footer }: LineChart): 
     body.push(line(PLOT.left, yOf(tick), PLOT.left + PLOT.width, yOf(tick), 'stroke="#ddd"'));
     body.push(text(PLOT.left - 8, yOf(tick) + 4, figure(tick), 'end'));
   }
-  for (const x of swept) {
-    body.push(line(xOf(x), bottom, xOf(x), bottom + 5, 'stroke="#222"'));
-    body.push(text(xOf(x), bottom + 20, figure(x), 'middle'));
-  }
+  for (const x of swept) body.push(line(xOf(x), bottom, xOf(x), bottom + 5, 'stroke="#222"'));
+  for (const x of legible(swept, xOf)) body.push(text(xOf(x), bottom + 20, figure(x), 'middle'));
   body.push(line(PLOT.left, bottom, PLOT.left + PLOT.width, bottom, 'stroke="#222"'));
   body.push(text(PLOT.left + PLOT.width / 2, bottom + 42, xLabel, 'middle'));
   const turned = `transform="rotate(-90 20 ${at(PLOT.top + PLOT.height / 2)})" font-size="12"`;

@@ -86,6 +86,14 @@ test('a point lies where its figures say: powers of two evenly across, more toke
   expect((first.y - second.y) / (first.y - third.y)).toBeCloseTo(share, 2);
 });
 
+test('figures of an axis do not run into each other', () => {
+  const points = [1, 8, 62, 64, 814, 1024].map((x) => ({ x, y: x, low: x, high: x }));
+  const svg = lineChart({ title: '', xLabel: '', yLabel: '', footer: '', lines: [{ name: '', group: 0, points }] });
+  const bottom = /y="([\d.]+)"[^>]*>8</.exec(svg)?.[1];
+  const shown = [...svg.matchAll(/y="([\d.]+)"[^>]*>([\d,]+)</g)].filter(([, y]) => y === bottom).map(([, , x]) => x);
+  expect(shown.sort()).toEqual(['1', '1,024', '64', '8']);
+});
+
 test('figures near each other stand on an axis that begins at 0', () => {
   const point = (x: number, y: number) => ({ x, y, low: y, high: y });
   const lines = [{ name: 'a', group: 0, points: [point(1, 100), point(2, 200), point(4, 400)] }];
