@@ -28,10 +28,10 @@ struct Launch {
   cudaStream_t stream = nullptr;
   View workspace;  // u8; at least <verb>_workspace bytes
   const Traits* traits = nullptr;
-  std::span<const View> fresh = {};  // what the operation before on this stream writes
+  std::span<const View> fresh = {};  // what may not be written yet when the operation's first kernel starts
 
-  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its
-  /// successor start, so whatever an operation before the last one wrote is complete by then.
+  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its successor
+  /// start, so what an operation before the last one wrote is complete by then; only moeRoute's does not, and is skipped.
   bool settled(const View& view) const noexcept;
 };
 

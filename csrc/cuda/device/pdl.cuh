@@ -5,7 +5,7 @@
 //                            still reads and this one writes. All threads call it. After it, everything that earlier
 //                            kernels wrote is visible.
 //   pdl_launch_dependents()  the next kernel's blocks may start as soon as all blocks of this one have called it or
-//                            ended; it orders nothing. Call it after pdl_wait(), when the block's loads are under way.
+//                            ended; it orders nothing. Call it after pdl_wait() (only moeRoute: before it).
 // Before pdl_wait() a kernel may only compute, set up shared memory, prefetch into L2 (prefetch_l2), and read what the
 // launcher found settled (Launch::settled: weights as a rule, lengths and tables of a decode step). Below sm_90 both
 // compile to nothing.

@@ -10,8 +10,9 @@
 // Block: 10 warps, two blocks a multiprocessor, so that the next kernel's blocks move in and load while the last ones
 //   of this kernel finish.
 //   warp 8, the producer, cuts items into pieces of 16 rows by 1024 bytes and copies one after the other into the ring,
-//     across items. Where the launcher found the weights settled all warps together fill the ring before pdl_wait(): a
-//     warp issues the copies of its lanes one after the other.
+//     across items. Where the launcher found the weights settled it fills the ring without pdl_wait(), the first pieces
+//     with the help of all warps, the others as those arrive: what all blocks together ask for at once is a queue in
+//     front of the memory, in which rows and lists would stand behind it.
 //   warps 0 to 7 multiply: four share a piece, a segment of 128 k at a time each, and the other four take the next one:
 //     weights are the 16 rows of A, rows of x the 8 columns of B. The sums go to shared memory. A piece has four
 //     segments with bf16 weights, eight with fp8, or as many as the rows if those are at most 12.
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kRingThreads, 2)
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ uint64_t barrier_words[2 * kMaxStages + 4];
   __shared__ int listed[2];  // tiles, rows that have a group
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(kFullWarp, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const uint32_t barriers = shared_address(barrier_words);
   S s{.p = p,
       .plan = plan,
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kRingThreads, 2)
   const bool uneven = p.offsets != nullptr;
   if constexpr (!kCombine) {
     const int64_t tiles = uneven ? plan.always : p.groups * plan.per_group;
-    s.items = s.known = S::share(tiles * s.row_blocks, blockIdx.x, &s.first_known);
+    s.items = s.known = S::share(static_cast<uint32_t>(tiles * s.row_blocks), blockIdx.x, &s.first_known);
   }
   if (threadIdx.x == 0) {
     for (int i = 0; i < plan.stages; ++i) {
@@ -64,33 +65,36 @@ __global__ void __launch_bounds__(kRingThreads, 2)
     }
     mbarrier_fence_init();
   }
-  const auto list = [&] {
-    make_lists(s, combine, listed);
-    __syncthreads();
+  // Counts the items, once the lists are there.
+  const auto count_items = [&] {
     s.tiles = listed[0];
     if constexpr (kCombine) {
       s.items = (s.tiles + 1 - static_cast<int>(blockIdx.x & 1)) / 2;
     } else {
-      // Blocks with more of the known items get fewer of the others.
-      s.items = s.known + S::share(static_cast<int64_t>(s.tiles - plan.always) * s.row_blocks,
-                                   gridDim.x - 1 - blockIdx.x, &s.first);
+      // Blocks with more of the known items do not get more of the others.
+      const uint32_t more = static_cast<uint32_t>(plan.always * s.row_blocks) % gridDim.x;
+      const uint32_t turn = blockIdx.x < more ? blockIdx.x + gridDim.x - more : blockIdx.x - more;
+      s.items = s.known + S::share(static_cast<uint32_t>((s.tiles - plan.always) * s.row_blocks), turn, &s.first);
       s.first += plan.always * s.row_blocks;
     }
   };
+  const bool listed_late = uneven && !plan.lists_settled;
   // Lists that the operation before left alone: all weights are known before the wait.
   if (uneven && plan.lists_settled) {
-    list();
-  } else {
-    __syncthreads();
+    if (warp > kRingConsumers) list_tiles(s, listed);
+    if (warp < kRingConsumers) list_rows(s, combine, [] {});
   }
+  __syncthreads();
+  if (uneven && plan.lists_settled) count_items();
 
   RingPlace at;
   if (s.items > 0) at.item = s.item(0);
+  int asked = plan.stages;  // pieces of the first round
   if (plan.weights_settled) {
-    // The ring as far as it goes, two rows a warp.
+    // The first ones by all warps, two rows a warp.
     RingPlace early = at;
     const int row = warp * 2 + lane;
-    for (int c = 0; c < plan.stages && early.item.i < s.items; ++c) {
+    for (asked = 0; asked < kEarlyPieces && early.item.i < s.items; ++asked) {
       const int rows = s.item_rows(early.item);
       if (threadIdx.x == 0) s.expect(early, rows);
       __syncwarp();
@@ -100,11 +104,40 @@ __global__ void __launch_bounds__(kRingThreads, 2)
     if (warp == kRingConsumers) at = early;
   }
   if constexpr (kCombine) cluster_sync();  // its blocks run: the first one's shared memory may be written
-  pdl_wait();
-  if (warp == kRingConsumers) pdl_launch_dependents();
-  if (uneven && !plan.lists_settled) {
-    list();
-    if (s.items > 0 && at.item.i == s.known) at.item = s.item(at.item.i);
+
+  if (warp == kRingConsumers) {
+    // The rest of the ring while the others wait, read lists and rows, which would stand behind all that is under way.
+    for (; asked < plan.stages && at.item.i < s.items; ++asked) {
+      mbarrier_wait(RingBarriers::at(s.barriers.full, asked - kEarlyPieces), 0);
+      s.load(at, s.item_weights(at.item), s.item_rows(at.item));
+      s.advance(at, 1);
+    }
+    if (!plan.weights_settled) pdl_wait();
+    if (listed_late) {
+      named_barrier_sync(kListBarrier, kRingThreads);  // the others only arrive
+      count_items();
+      if (s.items > 0 && at.item.i == s.known) at.item = s.item(at.item.i);
+    }
+  } else {
+    pdl_wait();
+    if (warp > kRingConsumers) pdl_launch_dependents();
+    if (listed_late) {
+      if (warp > kRingConsumers) {
+        list_tiles(s, listed);
+      } else {
+        list_rows(s, combine, [&] {
+          if (plan.x_pitch > 0) {
+            hold_rows(p, plan, shared);
+          } else if (p.x_rows <= kTouchedRows) {
+            touch_x(p);
+          }
+        });
+      }
+      named_barrier_arrive(kListBarrier, kRingThreads);
+      named_barrier_sync(kListedBarrier, kRingThreads - 32);
+      count_items();
+      if (s.items > 0) at.item = s.item(0);
+    }
   }
 
   if (warp == kRingConsumers) {
@@ -118,14 +151,11 @@ __global__ void __launch_bounds__(kRingThreads, 2)
         w = s.item_weights(at.item);
       }
       mbarrier_wait(RingBarriers::at(s.barriers.empty, at.stage), at.filled ^ 1);
-      if (lane == 0) s.expect(at, rows);
-      __syncwarp();  // copies are issued from uniform registers: the warp must be together
-      if (lane < rows) s.load_row(at, w, lane);
-      __syncwarp();
+      s.load(at, w, rows);
       s.advance(at, 1);
     }
   } else if (warp < kRingConsumers) {
-    if (plan.x_pitch > 0) hold_x(p, plan, shared);
+    if (plan.x_pitch > 0 && !listed_late) hold_x(p, plan, shared);
     const int turn = warp / S::kTurnWarps, member = warp % S::kTurnWarps, g = lane / 4, q = lane % 4;
     const unsigned char* const weights = shared + g * s.pitch() + q * 16;
     if (s.items > 0) s.advance(at, turn);

@@ -14,6 +14,9 @@ namespace mla::cuda {
 constexpr int kScaleSegments = 16;  // whose scales a warp keeps
 constexpr int kRingConsumers = 8;   // warps
 constexpr int kRingThreads = (kRingConsumers + 2) * 32;
+// Named barriers, beside that of hold_x: the lists are there, for the producer and for all others.
+constexpr int kListBarrier = 2, kListedBarrier = 3;
+constexpr int kTouchedRows = 2;  // rows of x that uneven products bring into L1 while their lists are on their way
 
 /// A place in the sequence of the items of a block: which tile, which 16-row block of w.
 struct RingItem {
@@ -43,6 +46,7 @@ struct RingPlace {
 template <class W, int kTiles, bool kCombine>
 struct Ring {
   static constexpr int kHeight = 8 * kTiles;
+  static constexpr bool kCombines = kCombine;
   static constexpr bool kScaled = sizeof(W) == 1;
   static constexpr int kSegmentBytes = kSegment * sizeof(W);
   static constexpr int kStepPieces = kScaled ? 1 : 2;
@@ -62,10 +66,12 @@ struct Ring {
   int items = 0;  // of this block, and the first of those that are not known
   int first = 0;
 
-  /// This block's share of `count` things that are in order, `turn` of them in the place of blockIdx.
-  __device__ static int share(int64_t count, int turn, int* first) {
-    *first = static_cast<int>(count * turn / gridDim.x);
-    return static_cast<int>(count * (turn + 1) / gridDim.x) - *first;
+  /// This block's share of `count` things that are in order, `turn` of them in the place of blockIdx: the first
+  /// `count % gridDim.x` turns get one more.
+  __device__ static int share(uint32_t count, uint32_t turn, int* first) {
+    const uint32_t each = count / gridDim.x, more = count - each * gridDim.x;
+    *first = static_cast<int>(each * turn + min(turn, more));
+    return static_cast<int>(each + (turn < more ? 1 : 0));
   }
 
   /// Item `i` from scratch.
@@ -156,6 +162,32 @@ struct Ring {
   }
   __device__ __forceinline__ void expect(const RingPlace& at, int rows) const {
     mbarrier_arrive_expect(RingBarriers::at(barriers.full, at.stage), rows * row_bytes(at.piece));
+  }
+  /// Asks for a piece of the item whose weights begin at w; by the whole warp. One thread issues, from values that the
+  /// compiler knows to be the same in all lanes: they have to be in uniform registers, and it would loop over the
+  /// lanes.
+  __device__ __forceinline__ void load(const RingPlace& place, const W* w, int rows) const {
+    const auto same = [](auto x) { return __shfl_sync(kFullWarp, x, 0); };
+    const int stage = same(place.stage), piece = same(place.piece);
+    const uint64_t first = same(reinterpret_cast<uint64_t>(w + piece * piece_k()));
+    const uint32_t to = shared_address(shared) + stage * stage_bytes(), bytes = row_bytes(piece);
+    const uint32_t barrier = RingBarriers::at(barriers.full, stage);
+    const int64_t row_step = p.k * static_cast<int64_t>(sizeof(W));
+    const auto copy = [&](int row) {
+      bulk_load(to + row * pitch(), reinterpret_cast<const void*>(first + row * row_step), bytes, barrier);
+    };
+    rows = same(rows);
+    if (elect_lane()) {
+      mbarrier_arrive_expect(barrier, rows * bytes);
+      if (rows == kItemRows) {
+#pragma unroll
+        for (int row = 0; row < kItemRows; ++row) copy(row);
+      } else {
+#pragma unroll 1
+        for (int row = 0; row < rows; ++row) copy(row);
+      }
+    }
+    __syncwarp();
   }
   __device__ __forceinline__ uint32_t row_bytes(int piece) const {
     return min(piece_k(), static_cast<int>(p.k) - piece * piece_k()) * static_cast<uint32_t>(sizeof(W));
@@ -334,60 +366,69 @@ struct Ring {
   }
 };
 
-/// The lists of uneven groups: tiles, always-on ones first, and which row of x each row multiplies; combined also where
-/// each pair stands and its weight. `listed` receives how many tiles there are, and how many rows have a group. All
-/// threads; the barrier that must follow is the caller's.
-template <class W, int kTiles, bool kCombine>
-__device__ void make_lists(const Ring<W, kTiles, kCombine>& s, const Combine& combine, int* listed) {
-  using S = Ring<W, kTiles, kCombine>;
+/// The list of uneven tiles, always-on ones first; `listed` receives how many there are, and how many rows have a
+/// group. By one warp.
+template <class S>
+__device__ void list_tiles(const S& s, int* listed) {
+  constexpr int kAtOnce = 4;  // loads under way
   const Product& p = s.p;
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x < 32) {
-    constexpr int kAtOnce = 4;  // loads under way
-    int2* const list = reinterpret_cast<int2*>(s.shared + s.plan.tiles);
-    const int first_always = static_cast<int>(p.groups) - s.plan.always;
-    int before = s.plan.always;
-    for (int e0 = 0; e0 < p.groups; e0 += 32 * kAtOnce) {
-      int begin[kAtOnce], end[kAtOnce];
+  int2* const list = reinterpret_cast<int2*>(s.shared + s.plan.tiles);
+  const int first_always = static_cast<int>(p.groups) - s.plan.always;
+  const int end_of_rows = p.offsets[p.groups];
+  int before = s.plan.always;
+  for (int e0 = 0; e0 < p.groups; e0 += 32 * kAtOnce) {
+    int begin[kAtOnce], end[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const GroupRows group(p, e0 + 32 * i + lane);
-        begin[i] = group.begin;
-        end[i] = group.end;
-      }
+    for (int i = 0; i < kAtOnce; ++i) {
+      const GroupRows group(p, e0 + 32 * i + lane);
+      begin[i] = group.begin;
+      end[i] = group.end;
+    }
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int e = e0 + 32 * i + lane;
-        if (e0 + 32 * i >= p.groups) break;
-        if (e >= first_always) {
-          if (e < p.groups) list[e - first_always] = {e << 8 | min(S::kHeight, end[i] - begin[i]), begin[i]};
-          begin[i] = min(end[i], begin[i] + S::kHeight);  // rows beyond, if any, are tiles like all others
-        }
-        const int count = (end[i] - begin[i] + S::kHeight - 1) / S::kHeight;
-        const int until = before + inclusive_scan(count, lane);
-        for (int j = 0; j < count; ++j) {
-          const int at = until - count + j, row0 = begin[i] + j * S::kHeight;
-          if (at < s.plan.capacity) list[at] = {e << 8 | min(S::kHeight, end[i] - row0), row0};
-        }
-        before = __shfl_sync(kFullWarp, until, 31);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int e = e0 + 32 * i + lane;
+      if (e0 + 32 * i >= p.groups) break;
+      if (e >= first_always) {
+        if (e < p.groups) list[e - first_always] = {e << 8 | min(S::kHeight, end[i] - begin[i]), begin[i]};
+        begin[i] = min(end[i], begin[i] + S::kHeight);  // rows beyond, if any, are tiles like all others
       }
-    }
-    if (lane == 0) {
-      listed[0] = min(before, s.plan.capacity);
-      listed[1] = min(max(p.offsets[p.groups], 0), static_cast<int>(p.rows));
-    }
-  } else {
-    if (p.order != nullptr) {
-      int* const rows = reinterpret_cast<int*>(s.shared + s.plan.operand_rows);
-      for (int i = threadIdx.x - 32; i < p.rows; i += kRingThreads - 32) rows[i] = static_cast<int>(operand_row(p, i));
-    }
-    if constexpr (kCombine) {
-      int* const slots = reinterpret_cast<int*>(s.shared + s.plan.slots);
-      float* const weights = reinterpret_cast<float*>(s.shared + s.plan.weights);
-      for (int i = threadIdx.x - 32; i < combine.tokens * combine.per_token; i += kRingThreads - 32) {
-        slots[i] = combine.slots[i];
-        weights[i] = combine.weights[i];
+      const int count = (end[i] - begin[i] + S::kHeight - 1) / S::kHeight;
+      const int until = before + inclusive_scan(count, lane);
+      for (int j = 0; j < count; ++j) {
+        const int at = until - count + j, row0 = begin[i] + j * S::kHeight;
+        if (at < s.plan.capacity) list[at] = {e << 8 | min(S::kHeight, end[i] - row0), row0};
       }
+      before = __shfl_sync(kFullWarp, until, 31);
+    }
+  }
+  if (lane == 0) {
+    listed[0] = min(before, s.plan.capacity);
+    listed[1] = min(max(end_of_rows, 0), static_cast<int>(p.rows));
+  }
+}
+
+/// Which row of x each row multiplies, and, combined, where each pair stands and its weight. By the consumers, who call
+/// meanwhile() while they wait for the memory.
+template <class S, class Meanwhile>
+__device__ void list_rows(const S& s, const Combine& combine, Meanwhile&& meanwhile) {
+  constexpr int kThreads = kRingConsumers * 32;
+  const Product& p = s.p;
+  const int rows = p.order == nullptr ? 0 : static_cast<int>(p.rows), thread = threadIdx.x;
+  const uint32_t per_row = static_cast<uint32_t>(p.per_row), pairs = static_cast<uint32_t>(p.x_rows) * per_row;
+  int pair = thread < rows ? p.order[thread] : 0;
+  meanwhile();
+  int* const list = reinterpret_cast<int*>(s.shared + s.plan.operand_rows);
+  for (int i = thread; i < rows; i += kThreads) {
+    if (i != thread) pair = p.order[i];
+    list[i] = static_cast<uint32_t>(pair) < pairs ? static_cast<int>(static_cast<uint32_t>(pair) / per_row) : -1;
+  }
+  if constexpr (S::kCombines) {
+    int* const slots = reinterpret_cast<int*>(s.shared + s.plan.slots);
+    float* const weights = reinterpret_cast<float*>(s.shared + s.plan.weights);
+    for (int i = thread; i < combine.tokens * combine.per_token; i += kThreads) {
+      slots[i] = combine.slots[i];
+      weights[i] = combine.weights[i];
     }
   }
 }
@@ -421,16 +462,20 @@ __device__ void combine_parts(const S& s, const Combine& c, int block, int used,
   }
 }
 
-/// Rows of x into shared memory, normed if p says so, by the consumers; ends with their barrier.
-__device__ inline void hold_x(const Product& p, const RingPlan& plan, unsigned char* shared) {
-  if (p.norm.weight != nullptr) {
-    const auto sync = [] { named_barrier_sync(1, kRingConsumers * 32); };
-    hold_normed<kRingConsumers>(p.norm, static_cast<const Bf16*>(p.x), p.x_row, plan.x_rows, static_cast<int>(p.k),
-                                shared + plan.x, plan.x_pitch, reinterpret_cast<float*>(shared + plan.norm_sums),
-                                threadIdx.x / 32, sync);
-    sync();
-    return;
+/// Brings all rows of x into L1, by the consumers.
+__device__ __forceinline__ void touch_x(const Product& p) {
+  for (int64_t row = 0; row < p.x_rows; ++row) {
+    for (int k = threadIdx.x * 8; k < p.k; k += kRingConsumers * 32 * 8) {
+      [[maybe_unused]] uint32_t a, b, c, d;
+      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                   : "l"(static_cast<const Bf16*>(p.x) + row * p.x_row + k));
+    }
   }
+}
+
+/// Rows of x into shared memory by the consumers; complete after a barrier that follows.
+__device__ inline void hold_rows(const Product& p, const RingPlan& plan, unsigned char* shared) {
   constexpr int kAtOnce = 8;
   const int pieces = static_cast<int>(p.k / 8), all = plan.x_rows * pieces;
   for (int i0 = threadIdx.x; i0 < all; i0 += kAtOnce * kRingConsumers * 32) {
@@ -450,7 +495,19 @@ __device__ inline void hold_x(const Product& p, const RingPlan& plan, unsigned c
       store16(shared + plan.x + row * plan.x_pitch + (i - row * pieces) * 16, held[j]);
     }
   }
-  named_barrier_sync(1, kRingConsumers * 32);
+}
+
+/// The same, normed if p says so; ends with their barrier.
+__device__ inline void hold_x(const Product& p, const RingPlan& plan, unsigned char* shared) {
+  const auto sync = [] { named_barrier_sync(1, kRingConsumers * 32); };
+  if (p.norm.weight != nullptr) {
+    hold_normed<kRingConsumers>(p.norm, static_cast<const Bf16*>(p.x), p.x_row, plan.x_rows, static_cast<int>(p.k),
+                                shared + plan.x, plan.x_pitch, reinterpret_cast<float*>(shared + plan.norm_sums),
+                                threadIdx.x / 32, sync);
+  } else {
+    hold_rows(p, plan, shared);
+  }
+  sync();
 }
 
 }  // namespace mla::cuda

@@ -7,7 +7,7 @@ namespace mla::cuda {
 struct SelectArgs;
 struct GroupArgs;
 
-/// Up to 16 rows on Hopper: everything in one launch. select.logits is not used.
+/// Up to 8 rows on Hopper: everything in one launch. select.logits is not used.
 bool routes_few(const MoeRouteParams& p, const Traits& traits);
 Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,
                         const Launch& launch);

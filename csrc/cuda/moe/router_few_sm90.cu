@@ -1,13 +1,15 @@
-// router_few_sm90.cu - moeRoute for up to 16 rows in one launch, on Hopper. ops/ops.h has the formulas.
+// router_few_sm90.cu - moeRoute for up to 8 rows of up to 2048 channels and up to 64 experts in one launch, on Hopper.
+// ops/ops.h has the formulas.
 //
-// One cluster of 8 blocks, 16 warps each. Every block norms all rows into its shared memory (norm/hold_normed.cuh) and
-// computes the logits of an eighth of the experts, whose gate rows it copied before pdl_wait() where they are settled;
-// the logits are sent to the first block's shared memory, which then chooses (router_select.cuh, a warp per row) and
-// groups (router_group.cuh), with ids and marks in shared memory. Block b also writes the normed rows b and b + 8.
-// Sums and choices have the order, and so the bits, of router_portable.cu: a warp for one logit, lane l taking elements
-// 8l .. 8l + 8 of each 256.
-// Shared memory: gate rows of the block, rows of x, logits; at most 112 KB, so that a block fits beside one of the
-// kernel before. Latency-bound. Test: test/gpu/router.test.ts.
+// One cluster of 8 blocks, 8 warps each. Every block norms all rows into its shared memory and computes the logits of
+// an eighth of the experts, a warp each, whose gate row it holds in registers. The logits of a row are sent to the
+// block of its number, of which one warp chooses (router_select.cuh); the ids are sent to the first block, of which one
+// warp groups (router_group.cuh). Block b also writes normed row b. All of this is latency, and a good part of it that
+// of instructions that no cache has any more: nothing but weights passed since the layer before. So all warps go
+// through their part once before pdl_wait(), with zeros. Sums and choices have the order, and so the bits, of
+// norm_rows.cu and router_portable.cu: thread i of a row's norm has elements 8i .. 8i + 8; lane l of a logit takes
+// elements 8l .. 8l + 8 of each 256. Shared memory: 34 KB; with the registers, a block fits beside one of the kernel
+// before. Test: test/gpu/router.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -16,186 +18,250 @@
 #include "cuda/moe/router.h"
 #include "cuda/moe/router_group.cuh"
 #include "cuda/moe/router_select.cuh"
-#include "cuda/norm/hold_normed.cuh"
+#include "cuda/norm/norm_row.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/warpgroup.cuh"
 
 namespace mla::cuda {
 namespace {
 
-constexpr int kBlocks = 8;
-constexpr int kWarps = 16;
+constexpr int kBlocks = 8;  // and the most rows
+constexpr int kWarps = 8;   // of a block, and the experts it takes
 constexpr int kThreads = kWarps * 32;
-constexpr int64_t kMostBytes = 112 * 1024;
+constexpr int kMostD = kThreads * kChunk;  // so that a thread norms one chunk, as in norm_rows.cu
+constexpr int kExperts = kBlocks * kWarps;
+constexpr int kSteps = kMostD / (32 * kChunk);  // of a logit
+constexpr int kMostGroups = 128;
+constexpr int kMostColumns = 96;  // top_k is at most kExperts
+constexpr int kPitch = kMostD * 2 + 16;
 
 struct FewArgs {
-  const Bf16* x;     // [rows, d]
-  Bf16* normed;      // [rows, d]
-  const void* gate;  // [experts, d]
-  HeldNorm norm;
-  int rows, d, experts, per_block;
-  bool gate_settled;
-  int held, pitch, sums, logits, words, ids, marks, starts;  // in shared memory; gate rows come first
-  int bytes;
+  const Bf16* x;             // [rows, d]
+  Bf16* normed;              // [rows, d]
+  const void* gate;          // [experts, d]
+  const void* weight;        // [d], of the norm
+  const int32_t* positions;  // [rows]
+  float eps;
+  int rows, d;
+  int norm_warps;  // that norm_rows.cu has for a row
+  bool weight_bf16;
+  bool settled;  // gate, norm weights and bias
 };
 
-template <int kPer, class Gate>
-__global__ void __launch_bounds__(kThreads)
-    route_few_kernel(const __grid_constant__ FewArgs a, SelectArgs select, GroupArgs grouping) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ __align__(8) uint64_t s_logits;  // the barrier of the logits
-  __shared__ int s_pairs;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int rank = static_cast<int>(cluster_rank());
-  const int first = rank * a.per_block, mine = max(0, min(a.per_block, a.experts - first));
-  const auto load_gate = [&] {
-    const char* const from = static_cast<const char*>(a.gate) + static_cast<int64_t>(first) * a.d * sizeof(Gate);
-    for (int i = threadIdx.x; i < mine * a.d * static_cast<int>(sizeof(Gate)) / 16; i += kThreads)
-      cp_async16_stream(shared_address(shared + i * 16), from + i * 16);
-    cp_async_commit();
-  };
-  if (a.gate_settled) load_gate();
-  const uint32_t barrier = shared_address(&s_logits);
-  uint32_t* const marks = reinterpret_cast<uint32_t*>(shared + a.marks);
-  if (rank == 0) {
-    for (int i = threadIdx.x; i < grouping.groups; i += kThreads) marks[i] = 0;
-    if (threadIdx.x == 0) {
-      mbarrier_init(barrier, 1);
-      mbarrier_fence_init();
-      mbarrier_arrive_expect(barrier, a.rows * a.experts * static_cast<int>(sizeof(float)));
-    }
-  }
-  cluster_sync();  // the first block runs and has its barrier: logits may be sent
-  pdl_wait();
-  pdl_launch_dependents();
-  if (!a.gate_settled) load_gate();
-  unsigned char* const held = shared + a.held;
-  hold_normed<kWarps>(a.norm, a.x, a.d, a.rows, a.d, held, a.pitch, reinterpret_cast<float*>(shared + a.sums), warp,
-                      [] { __syncthreads(); });
-  cp_async_wait<0>();
-  __syncthreads();
+struct Shared {
+  alignas(16) unsigned char held[kBlocks * kPitch];
+  alignas(16) float sums[kBlocks][kWarps];  // of a row's squares
+  alignas(16) float logits[kExperts];
+  float bias[kExperts];
+  uint32_t words[kExperts];
+  float weights[kMostColumns];
+  int32_t chosen[kMostColumns];
+  int32_t ids[kBlocks * kMostColumns], nowhere[kBlocks * kMostColumns];
+  uint32_t marks[kMostGroups];
+  int starts[kMostGroups + 1];
+  int32_t position;
+  alignas(8) uint64_t logits_sent, ids_sent;
+};
 
-  for (int task = warp; task < mine * a.rows; task += kWarps) {
-    const int e = task % mine, row = task / mine;
-    const Gate* const gate = reinterpret_cast<const Gate*>(shared) + e * a.d;
-    const Bf16* const x = reinterpret_cast<const Bf16*>(held + row * a.pitch);
-    float sum = 0;
-    for (int at = lane * kChunk; at < a.d; at += 32 * kChunk) {
-      float v[kChunk], w[kChunk];
-      load_chunk(x, at, a.d, true, v);
-      load_chunk(gate, at, a.d, true, w);
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) sum = fmaf(v[i], w[i], sum);
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-      const int at = (row * a.experts + first + e) * static_cast<int>(sizeof(float));
-      cluster_send(cluster_address(shared_address(shared + a.logits + at), 0), cluster_address(barrier, 0), sum);
-    }
+/// Groups the pairs of all rows, by one warp.
+__device__ __forceinline__ void group_few(const GroupArgs& a, int pairs, const int32_t* ids, uint32_t* marks,
+                                          int* starts) {
+  const int lane = threadIdx.x % 32;
+  for (int i = lane; i < a.groups; i += 32) marks[i] = 0;
+  __syncwarp();
+  for (int i = lane; i < pairs; i += 32) {
+    const int group = group_of(a, ids[i]);
+    if (group >= 0) atomicOr(&marks[group], 1u << (i / a.columns));
   }
-  for (int row = rank; row < a.rows; row += kBlocks) {
-    for (int i = threadIdx.x; i < a.d / kChunk; i += kThreads)
-      store16(a.normed + static_cast<int64_t>(row) * a.d + i * kChunk, load16(held + row * a.pitch + i * 16));
-  }
-  if (rank != 0) return;
-
-  const int columns = grouping.columns, pairs = a.rows * columns;
-  int32_t* const ids = reinterpret_cast<int32_t*>(shared + a.ids);
-  int* const starts = reinterpret_cast<int*>(shared + a.starts);
-  if (warp < a.rows) {
-    mbarrier_wait_cluster(barrier, 0);
-    int32_t* const out = select.ids;
-    select.logits = reinterpret_cast<const float*>(shared + a.logits);
-    select.ids = ids;
-    select_row<kPer>(select, warp, reinterpret_cast<uint32_t*>(shared + a.words) + warp * a.experts);
-    __syncwarp();
-    for (int i = warp * columns + lane; i < (warp + 1) * columns; i += 32) {
-      const int group = group_of(grouping, ids[i]);
-      if (group >= 0) atomicOr(&marks[group], 1u << warp);
-      out[i] = ids[i];
-    }
-  }
-  __syncthreads();
-  if (warp == 0) {
-    const int total = start_groups(grouping, marks, starts);
-    if (lane == 0) s_pairs = total;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += kThreads) {
-    const int group = group_of(grouping, ids[i]);
+  __syncwarp();
+  const int total = start_groups(a, marks, starts);
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane; i < pairs; i += 32) {
+    const int group = group_of(a, ids[i]);
     int slot = -1;
     if (group >= 0) {
-      slot = starts[group] + __popc(marks[group] & ((1u << (i / columns)) - 1));
-      grouping.order[slot] = i;
+      slot = starts[group] + __popc(marks[group] & ((1u << (i / a.columns)) - 1));
+      a.order[slot] = i;
     }
-    grouping.slots[i] = slot;
-    if (i >= s_pairs) grouping.order[i] = -1;
+    a.slots[i] = slot;
+    if (i >= total) a.order[i] = -1;
   }
 }
 
 template <class Gate>
-auto kernel_of(int experts) {
-  return experts <= 64 ? route_few_kernel<2, Gate> : route_few_kernel<8, Gate>;
-}
+__global__ void __launch_bounds__(kThreads, 2)
+    route_few_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ SelectArgs choice,
+                     const __grid_constant__ GroupArgs grouping) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = static_cast<int>(cluster_rank());
+  const int expert = rank * kWarps + warp, at = threadIdx.x * kChunk;
+  const int pairs = a.rows * grouping.columns;
+  const uint32_t logits_sent = shared_address(&s.logits_sent), ids_sent = shared_address(&s.ids_sent);
+  if (threadIdx.x == 0) {
+    mbarrier_init(logits_sent, 1);
+    mbarrier_init(ids_sent, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect(logits_sent, choice.experts * static_cast<int>(sizeof(float)));
+    mbarrier_arrive_expect(ids_sent, pairs * static_cast<int>(sizeof(int32_t)));
+    s.position = 0;
+  }
+  if (!a.settled) pdl_wait();
+  Eight<Gate> raw_gate[kSteps];
+#pragma unroll
+  for (int c = 0; c < kSteps; ++c) {
+    const int k = (c * 32 + lane) * kChunk;
+    if (expert < choice.experts && k < a.d) {
+      raw_gate[c] = *reinterpret_cast<const Eight<Gate>*>(static_cast<const Gate*>(a.gate) +
+                                                          static_cast<int64_t>(expert) * a.d + k);
+    } else {
+      raw_gate[c] = {};
+    }
+  }
+  float weight[kChunk];
+  load_weight_chunk(a.weight, a.weight_bf16, at < a.d ? at : 0, a.d, true, weight);
+  for (int i = threadIdx.x; i < choice.experts; i += kThreads) s.bias[i] = choice.bias == nullptr ? 0 : choice.bias[i];
+  for (int i = threadIdx.x; i < kBlocks * kPitch / 16; i += kThreads) store16(s.held + i * 16, make_uint4(0, 0, 0, 0));
+  for (int i = threadIdx.x; i < kBlocks * kMostColumns; i += kThreads) s.ids[i] = -1;
+  for (int i = threadIdx.x; i < kExperts; i += kThreads) s.logits[i] = 0;
+  __syncthreads();
 
-FewArgs args_of(const MoeRouteParams& p) {
-  FewArgs a;
-  a.x = p.x.as<const Bf16>();
-  a.normed = p.normed.as<Bf16>();
-  a.gate = p.gate.data;
-  a.rows = static_cast<int>(p.x.dim(0));
-  a.d = static_cast<int>(p.x.dim(1));
-  a.experts = static_cast<int>(p.gate.dim(0));
-  a.per_block = static_cast<int>(ceil_div(a.experts, kBlocks));
-  a.norm.weight = p.norm.data;
-  a.norm.weight_bf16 = p.norm.dtype == DType::kBF16;
-  a.norm.eps = p.eps;
-  a.norm.threads = norm_threads(a.d);
-  a.norm.positions = p.positions.as<const int32_t>();
-  a.gate_settled = false;
-  a.pitch = a.d * 2 + 16;
-  const int64_t groups = p.expert_end - p.expert_begin + p.shared;
-  int64_t end = a.per_block * int64_t{a.d} * dtype_bytes(p.gate.dtype);
-  const auto take = [&](int64_t bytes) {
-    const int64_t at = end;
-    end = round_up(end + bytes, 16);
-    return static_cast<int>(at);
-  };
-  a.held = take(int64_t{a.rows} * a.pitch);
-  a.sums = take(int64_t{a.rows} * kHeldNormWarps * 4);
-  a.logits = take(int64_t{a.rows} * a.experts * 4);
-  a.words = take(p.n_group > 1 ? int64_t{a.rows} * a.experts * 4 : 0);
-  a.ids = take(a.rows * (p.top_k + p.shared) * 4);
-  a.marks = take(groups * 4);
-  a.starts = take(groups * 4);
-  a.bytes = static_cast<int>(std::min<int64_t>(end, kMostBytes + 1));
-  return a;
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool real = pass == 1;
+    int position = 0;
+    if (real) {
+      cluster_sync();  // the other blocks run and have their barriers: logits and ids may be sent
+      // The next kernel asks for megabytes, and whatever is asked for after that stands behind them; here rows and
+      // positions only, which are asked for before its blocks have begun.
+      pdl_launch_dependents();
+      pdl_wait();
+      if (at < a.d) {
+#pragma unroll
+        for (int row0 = 0; row0 < kBlocks; row0 += 4) {
+          if (row0 >= a.rows) break;
+          uint4 raw[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (row0 + i < a.rows) raw[i] = load16(a.x + static_cast<int64_t>(row0 + i) * a.d + at);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (row0 + i < a.rows) store16(s.held + (row0 + i) * kPitch + at * 2, raw[i]);
+          }
+        }
+      }
+      if (lane < a.rows) position = a.positions[lane];
+    }
+    const int rows = real ? a.rows : 1;
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      const Eight<Bf16> raw = *reinterpret_cast<const Eight<Bf16>*>(s.held + row * kPitch + at * 2);
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) sum = fmaf(to_float(raw.v[i]), to_float(raw.v[i]), sum);
+      sum = warp_sum(sum);
+      if (lane == 0) s.sums[row][warp] = sum;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      float sum = s.sums[row][0];
+#pragma unroll
+      for (int i = 1; i < kWarps; ++i) sum += i < a.norm_warps ? s.sums[row][i] : 0.0f;
+      const float factor = 1.0f / sqrtf(sum / static_cast<float>(a.d) + a.eps);
+      const bool padding = __shfl_sync(kFullWarp, position, row) < 0;
+      Eight<Bf16>* const place = reinterpret_cast<Eight<Bf16>*>(s.held + row * kPitch + at * 2);
+      Eight<Bf16> v = *place;
+      if (at < a.d) {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          v.v[i] = padding ? from_float<Bf16>(0.0f) : from_float<Bf16>(to_float(v.v[i]) * factor * weight[i]);
+        }
+        *place = v;
+        if (real && row == rank) *reinterpret_cast<Eight<Bf16>*>(a.normed + static_cast<int64_t>(row) * a.d + at) = v;
+      }
+    }
+    if (real && threadIdx.x == rank) s.position = position;
+    __syncthreads();
+#pragma unroll 1
+    for (int row = 0; row < rows; ++row) {
+      const unsigned char* const x = s.held + row * kPitch + lane * kChunk * 2;
+      float sum = 0;
+#pragma unroll
+      for (int c = 0; c < kSteps; ++c) {
+        const Eight<Bf16> v = *reinterpret_cast<const Eight<Bf16>*>(x + c * 32 * kChunk * 2);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sum = fmaf(to_float(v.v[i]), to_float(raw_gate[c].v[i]), sum);
+      }
+      sum = warp_sum(sum);
+      if (real && lane == 0 && expert < choice.experts)
+        cluster_send(cluster_address(shared_address(&s.logits[expert]), row), cluster_address(logits_sent, row), sum);
+    }
+
+    if (warp == 0 && rank < a.rows) {
+      SelectArgs select = choice;
+      if (choice.bias != nullptr) select.bias = s.bias;
+      select.logits = s.logits;
+      select.positions = &s.position;
+      select.ids = s.chosen;
+      select.weights = real ? choice.weights + rank * grouping.columns : s.weights;
+      if (real) mbarrier_wait_cluster(logits_sent, 0);
+      select_row<kExperts / 32>(select, 0, s.words);
+      __syncwarp();
+      for (int i = lane; i < grouping.columns && real; i += 32) {
+        const int to = rank * grouping.columns + i;
+        cluster_send(cluster_address(shared_address(&s.ids[to]), 0), cluster_address(ids_sent, 0),
+                     __int_as_float(s.chosen[i]));
+        choice.ids[to] = s.chosen[i];
+      }
+    } else if (warp == 1 && rank == 0) {
+      GroupArgs group = grouping;
+      if (real) {
+        mbarrier_wait_cluster(ids_sent, 0);
+      } else {
+        group.offsets = s.starts;
+        group.order = group.slots = s.nowhere;
+      }
+      group_few(group, pairs, s.ids, s.marks, s.starts);
+    }
+  }
+  // Blocks that are sent something have got all of it.
 }
 
 }  // namespace
 
 bool routes_few(const MoeRouteParams& p, const Traits& traits) {
-  return traits.hopper && p.x.dtype == DType::kBF16 && p.x.dim(0) <= kHeldNormRows && p.gate.dim(0) <= 256 &&
-         p.x.dim(1) % kChunk == 0 && aligned16(p.x.data) && aligned16(p.norm.data) && aligned16(p.gate.data) &&
-         aligned16(p.normed.data) && args_of(p).bytes <= kMostBytes;
+  return traits.hopper && p.x.dtype == DType::kBF16 && p.x.dim(0) <= kBlocks && p.gate.dim(0) <= kExperts &&
+         p.x.dim(1) <= kMostD && p.x.dim(1) % kChunk == 0 && p.top_k + p.shared <= kMostColumns &&
+         p.expert_end - p.expert_begin + p.shared <= kMostGroups && aligned16(p.x.data) && aligned16(p.norm.data) &&
+         aligned16(p.gate.data) && aligned16(p.normed.data);
 }
 
 Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,
                         const Launch& launch) {
-  FewArgs args = args_of(p);
-  args.gate_settled = launch.settled(p.gate);
-  const auto kernel = p.gate.dtype == DType::kBF16 ? kernel_of<Bf16>(args.experts) : kernel_of<float>(args.experts);
-  return cuda_status(launch_clusters(kernel, dim3(kBlocks), dim3(kThreads), kBlocks, static_cast<size_t>(args.bytes),
-                                     launch.stream, args, select, grouping),
+  FewArgs a;
+  a.x = p.x.as<const Bf16>();
+  a.normed = p.normed.as<Bf16>();
+  a.gate = p.gate.data;
+  a.weight = p.norm.data;
+  a.positions = p.positions.as<const int32_t>();
+  a.eps = p.eps;
+  a.rows = static_cast<int>(p.x.dim(0));
+  a.d = static_cast<int>(p.x.dim(1));
+  a.norm_warps = norm_threads(a.d) / 32;
+  a.weight_bf16 = p.norm.dtype == DType::kBF16;
+  a.settled = launch.settled(p.gate) && launch.settled(p.norm) && (!p.bias.present() || launch.settled(p.bias));
+  const auto kernel = p.gate.dtype == DType::kBF16 ? route_few_kernel<Bf16> : route_few_kernel<float>;
+  return cuda_status(launch_clusters(kernel, dim3(kBlocks), dim3(kThreads), kBlocks, sizeof(Shared), launch.stream, a,
+                                     select, grouping),
                      "route_few_kernel");
 }
 
 Status load_route_few_kernels() {
-  for (const int experts : {64, 256}) {
-    MLA_RETURN_IF_ERROR(load_kernel(kernel_of<Bf16>(experts), "route_few_kernel", kMostBytes));
-    MLA_RETURN_IF_ERROR(load_kernel(kernel_of<float>(experts), "route_few_kernel", kMostBytes));
-  }
-  return Status::Ok();
+  MLA_RETURN_IF_ERROR(load_kernel(route_few_kernel<Bf16>, "route_few_kernel", sizeof(Shared)));
+  return load_kernel(route_few_kernel<float>, "route_few_kernel", sizeof(Shared));
 }
 
 }  // namespace mla::cuda

@@ -10,8 +10,8 @@
 //
 // A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
 // the same in all tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
-// On Hopper up to 4 rows take router_few_sm90.cu, and steps 1 to 3 of up to 128 router_rows_sm90.cu, where the gate
-// fits into the shared memory of eight blocks; with the same bits.
+// On Hopper up to 8 rows take router_few_sm90.cu, if they are short, and steps 1 to 3 of up to 128 router_rows_sm90.cu,
+// where the gate fits into the shared memory of eight blocks; with the same bits.
 //
 // Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
@@ -30,9 +30,6 @@ namespace {
 
 constexpr int kLogitThreads = 128;
 constexpr int kGroupThreads = 512;
-/// Of the kernel that does everything. H200, 2026-11, V2-Lite: 1 row 7 us, 16 rows 27; from 8
-/// to 64 rows router_rows_sm90.cu and the grouping take 13.
-constexpr int64_t kFewRows = 4;
 constexpr int64_t kManyLogits = 512;  // of a multiprocessor: eight warps with tiles of 8 by 8
 constexpr int64_t kFewLogits = 1024;  // up to here one warp each; they would not fill the GPU in tiles
 
@@ -292,7 +289,7 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
   grouping.begin = static_cast<int>(p.expert_begin);
   grouping.end = static_cast<int>(p.expert_end);
   grouping.groups = static_cast<int>(groups);
-  if (rows <= kFewRows && routes_few(p, *launch.traits)) return launch_route_few(p, select, grouping, launch);
+  if (routes_few(p, *launch.traits)) return launch_route_few(p, select, grouping, launch);
   if (routes_rows(p, *launch.traits)) {
     MLA_RETURN_IF_ERROR(launch_route_rows(p, select, launch));
     return launch_grouping(grouping, launch);

@@ -32,7 +32,7 @@ class CudaStream final : public BackendStream {
 
   cudaStream_t stream;
   std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
-  std::vector<View> fresh;                         // what the last operation writes; nothing after a copy or replay
+  std::vector<View> fresh;                         // Launch::fresh; nothing after a copy or replay
 
  private:
   Completion& completion_;
@@ -104,7 +104,9 @@ void note_written(const Op& op, std::vector<View>* fresh) {
         if constexpr (!std::is_same_v<decltype(params), std::monostate>) params.fields(collect);
       },
       op);
-  if (!collect.empty) fresh->clear();
+  // The router lets its successor start before it has waited itself: the operation before it may still be writing then.
+  const bool waits_first = !std::holds_alternative<MoeRouteParams>(op);
+  if (!collect.empty && waits_first) fresh->clear();
   fresh->insert(fresh->end(), written.begin(), written.end());
 }
 
