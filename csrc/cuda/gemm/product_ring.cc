@@ -24,21 +24,19 @@ constexpr int64_t kNormedRows = 2;
 /// Rows of even groups beyond this take the tile kernels.
 constexpr int64_t kRingRows = 16;
 /// Rows of an expert, on average, likewise; fewer where the order of sums is free and the tiles (product_wgmma.cuh) are
-/// faster. H200, 2026-11, V2-Lite with its always-on experts, us, ring / tiles:
-///   tokens (rows an expert)      16 (2)       20 (3)       32 (4)       40 (5)
-///   gate and up, bf16         143 / 144    170 / 152    194 / 175    208 / 177
-///   down, bf16                 76 / 78      82 / 81      93 / 91      97 / 93
-///   gate and up, fp8          103 / 109    111 / 116    127 / 130    132 / 131
-///   down, fp8                  67 / 55      72 / 55      83 / 62      85 / 62       8 tokens (1): 47 / 41
+/// faster. H200, 2026-11, V2-Lite with its always-on experts, us, ring / tiles, the two from different calls:
+///   tokens (rows an expert)      16 (2)       32 (4)
+///   gate and up, bf16         148 / 144    222 / 175
+///   down, bf16                 73 / 78      88 / 91
+///   gate and up, fp8           80 / 109    118 / 130
+///   down, fp8                  53 / 55      66 / 62       8 tokens (1): 37 / 41
 constexpr int64_t kRingMeanRows = 4;
 constexpr int64_t kRingCombineRows = 8;
-constexpr int64_t kRingRowsBesideTilesBf16 = 2;
-constexpr int64_t kRingCombineRowsBesideTilesF8 = 1;
+constexpr int64_t kRingRowsBesideTiles = 2;
 
 /// The most rows of an expert, on average, for the ring.
 int64_t most_mean_rows(const Product& p, const Combine* c, const Traits& traits) {
-  if (!traits.deterministic && p.w_dtype == DType::kBF16) return kRingRowsBesideTilesBf16;
-  if (!traits.deterministic && c != nullptr) return kRingCombineRowsBesideTilesF8;
+  if (!traits.deterministic && (p.w_dtype == DType::kBF16 || c != nullptr)) return kRingRowsBesideTiles;
   return c == nullptr ? kRingMeanRows : kRingCombineRows;
 }
 

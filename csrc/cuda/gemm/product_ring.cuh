@@ -10,9 +10,9 @@
 // Block: 10 warps, two blocks a multiprocessor, so that the next kernel's blocks move in and load while the last ones
 //   of this kernel finish.
 //   warp 8, the producer, cuts items into pieces of 16 rows by 1024 bytes and copies one after the other into the ring,
-//     across items. Where the launcher found the weights settled it fills the ring without pdl_wait(), the first pieces
-//     with the help of all warps, the others as those arrive: what all blocks together ask for at once is a queue in
-//     front of the memory, in which rows and lists would stand behind it.
+//     across items. Where the launcher found the weights settled it fills the ring without pdl_wait(), a few pieces
+//     at a time: what all blocks together ask for at once is a queue in front of the memory, in which rows and lists
+//     would stand behind it.
 //   warps 0 to 7 multiply: four share a piece, a segment of 128 k at a time each, and the other four take the next one:
 //     weights are the 16 rows of A, rows of x the 8 columns of B. The sums go to shared memory. A piece has four
 //     segments with bf16 weights, eight with fp8, or as many as the rows if those are at most 12.
@@ -54,19 +54,45 @@ __global__ void __launch_bounds__(kRingThreads, 2)
     const int64_t tiles = uneven ? plan.always : p.groups * plan.per_group;
     s.items = s.known = S::share(static_cast<uint32_t>(tiles * s.row_blocks), blockIdx.x, &s.first_known);
   }
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < plan.stages; ++i) {
-      mbarrier_init(RingBarriers::at(s.barriers.full, i), 1);
-      mbarrier_init(RingBarriers::at(s.barriers.empty, i), S::kTurnWarps);
+  const bool producer = warp == kRingConsumers;
+  // The producer does not wait for the others, who wait for the barriers.
+  if (producer) {
+    if (lane == 0) {
+      for (int i = 0; i < plan.stages; ++i) {
+        mbarrier_init(RingBarriers::at(s.barriers.full, i), 1);
+        mbarrier_init(RingBarriers::at(s.barriers.empty, i), S::kTurnWarps);
+      }
+      for (int i = 0; i < 2; ++i) {
+        mbarrier_init(RingBarriers::at(s.barriers.summable, i), S::kTurnWarps * S::kStepPieces);
+        mbarrier_init(RingBarriers::at(s.barriers.summed, i), 1);
+      }
+      mbarrier_fence_init();
     }
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(RingBarriers::at(s.barriers.summable, i), S::kTurnWarps * S::kStepPieces);
-      mbarrier_init(RingBarriers::at(s.barriers.summed, i), 1);
-    }
-    mbarrier_fence_init();
+    __syncwarp();
+    named_barrier_arrive(kStartBarrier, kRingThreads);
+  } else {
+    named_barrier_sync(kStartBarrier, kRingThreads);
   }
-  // Counts the items, once the lists are there.
-  const auto count_items = [&] {
+  // Lists of uneven groups, and how many items they make.
+  const auto make_lists = [&] {
+    if (producer) {
+      named_barrier_sync(kListBarrier, kRingThreads);  // the others only arrive
+    } else {
+      if (warp > kRingConsumers) {
+        list_tiles(s, listed);
+      } else {
+        list_rows(s, combine, [&] {
+          if constexpr (kCombine) return;
+          if (plan.x_pitch > 0) {
+            hold_rows(p, plan, shared);
+          } else if (p.x_rows <= kTouchedRows) {
+            touch_x(p);
+          }
+        });
+      }
+      named_barrier_arrive(kListBarrier, kRingThreads);
+      named_barrier_sync(kListedBarrier, kRingThreads - 32);
+    }
     s.tiles = listed[0];
     if constexpr (kCombine) {
       s.items = (s.tiles + 1 - static_cast<int>(blockIdx.x & 1)) / 2;
@@ -78,69 +104,36 @@ __global__ void __launch_bounds__(kRingThreads, 2)
       s.first += plan.always * s.row_blocks;
     }
   };
-  const bool listed_late = uneven && !plan.lists_settled;
-  // Lists that the operation before left alone: all weights are known before the wait.
-  if (uneven && plan.lists_settled) {
-    if (warp > kRingConsumers) list_tiles(s, listed);
-    if (warp < kRingConsumers) list_rows(s, combine, [] {});
+  if constexpr (kCombine) {
+    // The operation before left the lists alone, as a rule: then all weights are known before the wait.
+    if (!plan.lists_settled) pdl_wait();
+    make_lists();
+    cluster_sync();  // its blocks run: the first one's shared memory may be written
   }
-  __syncthreads();
-  if (uneven && plan.lists_settled) count_items();
 
   RingPlace at;
   if (s.items > 0) at.item = s.item(0);
-  int asked = plan.stages;  // pieces of the first round
-  if (plan.weights_settled) {
-    // The first ones by all warps, two rows a warp.
-    RingPlace early = at;
-    const int row = warp * 2 + lane;
-    for (asked = 0; asked < kEarlyPieces && early.item.i < s.items; ++asked) {
-      const int rows = s.item_rows(early.item);
-      if (threadIdx.x == 0) s.expect(early, rows);
-      __syncwarp();
-      if (warp < kRingConsumers && lane < 2 && row < rows) s.load_row(early, s.item_weights(early.item), row);
-      s.advance(early, 1);
-    }
-    if (warp == kRingConsumers) at = early;
-  }
-  if constexpr (kCombine) cluster_sync();  // its blocks run: the first one's shared memory may be written
-
-  if (warp == kRingConsumers) {
-    // The rest of the ring while the others wait, read lists and rows, which would stand behind all that is under way.
-    for (; asked < plan.stages && at.item.i < s.items; ++asked) {
-      mbarrier_wait(RingBarriers::at(s.barriers.full, asked - kEarlyPieces), 0);
+  if (!producer) {
+    pdl_wait();
+    if (warp > kRingConsumers) pdl_launch_dependents();
+  } else if (!plan.weights_settled) {
+    pdl_wait();
+  } else {
+    // The ring as far as it goes and weights are known, while the others wait and read lists and rows.
+    for (int asked = 0; asked < plan.stages && at.item.i < s.items; ++asked) {
+      if (asked >= kEarlyPieces) mbarrier_wait(RingBarriers::at(s.barriers.full, asked - kEarlyPieces), 0);
       s.load(at, s.item_weights(at.item), s.item_rows(at.item));
       s.advance(at, 1);
     }
-    if (!plan.weights_settled) pdl_wait();
-    if (listed_late) {
-      named_barrier_sync(kListBarrier, kRingThreads);  // the others only arrive
-      count_items();
-      if (s.items > 0 && at.item.i == s.known) at.item = s.item(at.item.i);
-    }
-  } else {
-    pdl_wait();
-    if (warp > kRingConsumers) pdl_launch_dependents();
-    if (listed_late) {
-      if (warp > kRingConsumers) {
-        list_tiles(s, listed);
-      } else {
-        list_rows(s, combine, [&] {
-          if (plan.x_pitch > 0) {
-            hold_rows(p, plan, shared);
-          } else if (p.x_rows <= kTouchedRows) {
-            touch_x(p);
-          }
-        });
-      }
-      named_barrier_arrive(kListBarrier, kRingThreads);
-      named_barrier_sync(kListedBarrier, kRingThreads - 32);
-      count_items();
-      if (s.items > 0) at.item = s.item(0);
+  }
+  if constexpr (!kCombine) {
+    if (uneven) {
+      make_lists();
+      if (s.items > 0 && (!producer || at.item.i == s.known)) at.item = s.item(at.item.i);
     }
   }
 
-  if (warp == kRingConsumers) {
+  if (producer) {
     int loaded = -1, rows = 0;
     const W* w = nullptr;
 #pragma unroll 1
@@ -155,7 +148,7 @@ __global__ void __launch_bounds__(kRingThreads, 2)
       s.advance(at, 1);
     }
   } else if (warp < kRingConsumers) {
-    if (plan.x_pitch > 0 && !listed_late) hold_x(p, plan, shared);
+    if (plan.x_pitch > 0 && !uneven) hold_x(p, plan, shared);
     const int turn = warp / S::kTurnWarps, member = warp % S::kTurnWarps, g = lane / 4, q = lane % 4;
     const unsigned char* const weights = shared + g * s.pitch() + q * 16;
     if (s.items > 0) s.advance(at, turn);

@@ -14,8 +14,9 @@ namespace mla::cuda {
 constexpr int kScaleSegments = 16;  // whose scales a warp keeps
 constexpr int kRingConsumers = 8;   // warps
 constexpr int kRingThreads = (kRingConsumers + 2) * 32;
-// Named barriers, beside that of hold_x: the lists are there, for the producer and for all others.
-constexpr int kListBarrier = 2, kListedBarrier = 3;
+// Named barriers, beside that of hold_x: the mbarriers are there; the lists are there, for the producer and for the
+// others.
+constexpr int kStartBarrier = 4, kListBarrier = 2, kListedBarrier = 3;
 constexpr int kTouchedRows = 2;  // rows of x that uneven products bring into L1 while their lists are on their way
 
 /// A place in the sequence of the items of a block: which tile, which 16-row block of w.
@@ -154,15 +155,6 @@ struct Ring {
     return static_cast<const W*>(p.w) + group_of(it) * p.w_group + static_cast<int64_t>(it.block) * kItemRows * p.k;
   }
 
-  /// Asks for one row of a piece of the item whose weights begin at w.
-  __device__ __forceinline__ void load_row(const RingPlace& at, const W* w, int row) const {
-    const int k0 = at.piece * piece_k();
-    bulk_load(shared_address(shared) + at.stage * stage_bytes() + row * pitch(),
-              w + static_cast<int64_t>(row) * p.k + k0, row_bytes(at.piece), RingBarriers::at(barriers.full, at.stage));
-  }
-  __device__ __forceinline__ void expect(const RingPlace& at, int rows) const {
-    mbarrier_arrive_expect(RingBarriers::at(barriers.full, at.stage), rows * row_bytes(at.piece));
-  }
   /// Asks for a piece of the item whose weights begin at w; by the whole warp. One thread issues, from values that the
   /// compiler knows to be the same in all lanes: they have to be in uniform registers, and it would loop over the
   /// lanes.
