@@ -30,9 +30,9 @@ struct Launch {
   const Traits* traits = nullptr;
   std::span<const View> fresh = {};  // what may not be written yet when the operation's first kernel starts
 
-  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its successor
-  /// start, so what an operation before the last one wrote is complete by then; only moeRoute does not: behind it `fresh`
-  /// has what the two last ones write.
+  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its
+  /// successor start, so what an operation before the last one wrote is complete by then; only moeRoute does not:
+  /// behind it `fresh` has what the two last ones write.
   bool settled(const View& view) const noexcept;
 };
 
