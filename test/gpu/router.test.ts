@@ -45,6 +45,7 @@ const ROUTERS: Readonly<Record<string, Router>> = {
   'V2-Lite': V2_LITE,
   V2,
   V3,
+  'V3, whole rows': { ...V3, gate: 'bf16', d: 7168 },
   'V3, one of eight devices': { ...V3, local: [32, 64] },
   'V3 in float32': { ...V3, act: 'f32' },
   'the largest': { ...V2_LITE, act: 'f32', gate: 'f32', d: 64, experts: 1024, top_k: 64, shared: 64, sigmoid: true },
@@ -83,6 +84,16 @@ function routeArgs(make: Inputs, r: Router, rows: number, begin = 0, end = rows)
     norm_topk: r.norm_topk ?? false,
   };
 }
+
+test('moeRoute, V2-Lite: many rows, the first as in a batch of few', async () => {
+  const rows = 1100;
+  const whole = await runTested('moeRoute', (make) => routeArgs(make, V2_LITE, rows));
+  const few = await runTested('moeRoute', (make) => routeArgs(make, V2_LITE, rows, 0, 100));
+  for (const output of ['normed', 'ids', 'weights']) {
+    const part = few[output] as Uint8Array;
+    assert(Buffer.compare(part, (whole[output] as Uint8Array).subarray(0, part.length)) === 0, output);
+  }
+});
 
 for (const [name, router] of Object.entries(ROUTERS)) {
   test(`moeRoute, ${name}`, async () => {

@@ -69,6 +69,11 @@ __device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, 
                : "memory");
 }
 
+/// 4 bytes, which stay in L1.
+__device__ __forceinline__ void cp_async4(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
 /// The same for long rows that are read to their end: asks L2 for 256 bytes.
 __device__ __forceinline__ void cp_async16_stream(uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 16 : 0;

@@ -10,7 +10,6 @@ namespace mla::cuda {
 namespace {
 
 constexpr int64_t kMostRows = 128;
-constexpr int64_t kMostRowsF8 = 96;
 /// Beyond so many rows the sums of a short k are not worth adding up: 128 x 512 in 16 groups by 96 and 128 rows 4.3 and
 /// 5.1 us here, 4.2 and 4.3 by product_wgmma.cuh (H200, 2026-11).
 constexpr int64_t kMostRowsOfShortK = 64;
@@ -56,7 +55,7 @@ SplitPlan plan_of(const Product& p, const Launch& launch) {
 
 bool splits(const Product& p, const Traits& traits) {
   constexpr int64_t kMost = int64_t{1} << 30;  // columns and steps are counted with 32 bits
-  const int64_t most_rows = p.w_dtype == DType::kF8E4M3 ? kMostRowsF8 : p.k < kShortK ? kMostRowsOfShortK : kMostRows;
+  const int64_t most_rows = p.k < kShortK ? kMostRowsOfShortK : kMostRows;
   return traits.hopper && !traits.deterministic && p.offsets == nullptr && p.rows <= most_rows && p.k >= kLeastK &&
          p.k <= kMost && p.n <= kMost && tiles_of(p) < traits.multiprocessors;
 }

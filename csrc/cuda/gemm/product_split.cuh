@@ -6,7 +6,8 @@
 //   one where there are few: the next kernel's blocks find room and load weights while the last ones of this one end.
 // Block: two warpgroups multiply, 64 rows of w each; a warp asks the copy engine for weights, before pdl_wait() where
 //   they are settled, another for tokens. A stage is 64 k of both in 128-byte swizzled rows.
-// Sums: each block's part of k is one chain of m64nNk16; the parts, float32 in the blocks' shared memory, are added in
+// Sums: each block's part of k is one chain of m64nNk16 (fp8 weights: product_codes.cuh); the parts, float32 in the
+// blocks' shared memory, are added in
 //   ascending order, each block adding a share of the tile's results.
 // Shared memory: stages, and in their place the sums when all is multiplied: [tokens][132].
 // Test: test/gpu/matrix.test.ts. docs/kernels/few-rows.md tells why.
@@ -14,6 +15,7 @@
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/load_kernel.cuh"
+#include "cuda/gemm/product_codes.cuh"
 #include "cuda/gemm/product_device.cuh"
 #include "cuda/gemm/product_split.h"
 #include "cuda/ptx/bulk.cuh"
@@ -85,17 +87,7 @@ __device__ __forceinline__ void multiply_part(const SplitBlock<Bf16>& b, float (
   keep(d);
 }
 
-/// Two neighbouring codes as bf16.
-__device__ __forceinline__ uint32_t split_codes_to_bf16(uint16_t codes) {
-  uint32_t extended, out;
-  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(extended) : "r"(static_cast<uint32_t>(codes)));
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-      : "=r"(out)
-      : "r"(extended << 4 & 0x87f087f0u), "r"(0x7b807b80u), "r"(0x80008000u));
-  return out;
-}
-
-/// The same: codes become bf16 in registers, and each 128 k are a chain of their own, then scaled.
+/// The same: codes become bf16 in registers, and sums change their unit with each stage.
 template <int N>
 __device__ __forceinline__ void multiply_part(const SplitBlock<F8E4M3>& b, float (&d)[N / 2]) {
   const Product& p = b.p;
@@ -104,40 +96,46 @@ __device__ __forceinline__ void multiply_part(const SplitBlock<F8E4M3>& b, float
   const float* const low_scale = p.scale + b.group * p.scale_group + (p.gated ? b.w0 / 2 : b.w0) / kSegment * segments;
   const float* const high_scale = low_scale + (p.gated ? div_up<int64_t>(p.n / 2, kSegment) * segments : 0);
   const uint32_t offset = (threadIdx.x / 32 * 16 + g) * 128 + 2 * q;
+  const auto rescale = [&](float by_low, float by_high) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) d[i] *= i % 4 < 2 ? by_low : by_high;
+  };
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) d[i] = 0;
+  SplitScale low(0, 1), high(0, 1);
   SplitCursor at;
 #pragma unroll 1
   for (int step = 0; step < b.steps; ++step) {
-    const float low = low_scale[b.first + step], high = high_scale[b.first + step];
+    const float low_before = low.factor, high_before = high.factor;
+    low = SplitScale(low_scale[b.first + step], low_before);
+    high = SplitScale(high_scale[b.first + step], high_before);
     mbarrier_wait(b.full(at.stage), at.filled);
     const unsigned char* const codes = b.shared + at.stage * b.stage_bytes() + offset;
-    const auto pair = [&](int row8, int k8) {
-      return split_codes_to_bf16(
-          *reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8));
+    const auto pair = [&](int row8, int k8, uint32_t power) {
+      return codes_to_bf16(*reinterpret_cast<const uint16_t*>(codes + row8 * 1024 + (k8 / 2 ^ g) * 16 + k8 % 2 * 8),
+                           power);
     };
     uint32_t a[8][4];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      a[i][0] = pair(0, 2 * i);
-      a[i][1] = pair(1, 2 * i);
-      a[i][2] = pair(0, 2 * i + 1);
-      a[i][3] = pair(1, 2 * i + 1);
+      a[i][0] = pair(0, 2 * i, low.power);
+      a[i][1] = pair(1, 2 * i, high.power);
+      a[i][2] = pair(0, 2 * i + 1, low.power);
+      a[i][3] = pair(1, 2 * i + 1, high.power);
     }
+    rescale(__fdividef(low_before, low.factor), __fdividef(high_before, high.factor));
     const uint32_t x = b.stage(at.stage) + b.kWBytes;
-    float chain[N / 2];
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      Wgmma<N>::bf16(chain, a[i], wgmma_tile(x + i / 4 * b.plan.tokens * 128, 16, 1024) + i % 4 * 2, i > 0);
+      Wgmma<N>::bf16(d, a[i], wgmma_tile(x + i / 4 * b.plan.tokens * 128, 16, 1024) + i % 4 * 2, true);
     wgmma_commit();
     wgmma_wait<0>();
-    keep(chain);
+    keep(d);
     if (lane == 0) mbarrier_arrive(b.empty(at.stage));
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) d[i] = fmaf(i % 4 < 2 ? low : high, chain[i], d[i]);
     at.advance(b.plan.stages);
   }
+  rescale(low.factor, high.factor);
 }
 
 /// All sums of the block, with the smallest N that holds the tokens, into shared memory.
@@ -275,11 +273,7 @@ __global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScale
   } else {
     pdl_wait();
     pdl_launch_dependents();
-    if constexpr (B::kScaled) {
-      hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96>(b);  // more would need more registers than there are
-    } else {
-      hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
-    }
+    hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
   }
   __syncwarp();
   cluster_sync();

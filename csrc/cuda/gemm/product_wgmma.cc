@@ -18,8 +18,9 @@ constexpr int64_t kUnevenMeanRows = 1;
 /// gate and up for 1,024 tokens, 96 rows an expert, 255, 197 and 208 us with tiles of 64, 128 and 256).
 int fitting_tokens(int64_t mean) { return mean <= 56 ? 64 : mean <= 104 ? 128 : 256; }
 
-/// The tokens of the largest tiles that cp.async gathers.
-int gathered_tokens(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 64 : 128; }
+/// Up to so many rows of a group cp.async gathers. H200, 2026-11, fp8 weights, V2-Lite's gate and up, 12, 24 and 48
+/// rows an expert: 117, 130 and 160 us gathered, 112, 118 and 137 in order, which takes 3.2, 4.1 and 5.9.
+int64_t gathered_rows(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 16 : 104; }
 
 /// The sizes of N that product_wgmma.cuh has for a kernel of so many tokens; the same lists stand there.
 int64_t columns(int64_t tokens, int most_tokens) {
@@ -29,10 +30,10 @@ int64_t columns(int64_t tokens, int most_tokens) {
 
 /// What a product of equal groups would take, in microseconds without the launch. Fitted to 66 cases of 64 to 4,096
 /// rows on an H200, 2026-11: a step of 64 k takes what its loads or its products take, a tile what its results take.
-/// With fp8 weights a step takes what its conversion and its products take (8 cases of 512 and 4,096 rows).
+/// With fp8 weights a step takes what its conversion and its products take (20 cases of one wave, 128 and 512 rows).
 double estimate(const Product& p, int multiprocessors, int most_tokens, int64_t token_tiles) {
   const auto n = static_cast<double>(columns(round_up(ceil_div(p.rows, token_tiles), 8), most_tokens));
-  const double step = p.w_dtype == DType::kF8E4M3 ? 0.3 + 0.00195 * n : std::max(0.165 + 0.00118 * n, 0.00225 * n);
+  const double step = p.w_dtype == DType::kF8E4M3 ? 0.31 + 0.0016 * n : std::max(0.165 + 0.00118 * n, 0.00225 * n);
   const int64_t tiles = p.groups * token_tiles * ceil_div(p.n, kWgmmaWeights);
   const auto waves = static_cast<double>(ceil_div(tiles, multiprocessors));
   return waves * (static_cast<double>(ceil_div(p.k, 64)) * step + 1.0 + 0.011 * n);
@@ -87,8 +88,7 @@ bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
 }
 
 bool gathers_first(const Product& p, const Traits& traits) {
-  return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) &&
-         fitting_tokens(ceil_div(p.rows, p.groups)) > gathered_tokens(p);
+  return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) && ceil_div(p.rows, p.groups) > gathered_rows(p);
 }
 
 cudaError_t launch_product_wgmma(const Product& p, const Launch& launch) {

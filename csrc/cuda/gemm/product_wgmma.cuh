@@ -4,7 +4,8 @@
 // Formula: product.h. A tile is 128 rows of w by up to kMostTokens rows of x ("tokens"). Weights are the rows of
 //   wgmma's A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is
 //   read once. With gate and up rows interleaved by 8, both of a feature are sums of one thread (rows g and g + 8).
-// Grid: one block a multiprocessor, in clusters of kCluster that share their tokens (each brings a part of them to both
+// Grid: one block a multiprocessor (two with fp8 weights and up to 64 tokens), in clusters of kCluster that share their
+// tokens (each brings a part of them to both
 //   by multicast). A block takes tiles until none is left. Tokens of a group are cut into equal tiles.
 // Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the
 //   copy engine in swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
@@ -59,8 +60,10 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
     wgmma_wait<0>();
     release_stage<S>(shared, previous);
     keep(d);
+  } else if constexpr (S::kMostTokens > 64) {
+    ScaledTileMany<S, N>(p, shared, at, d).multiply();
   } else {
-    ScaledTile<S, N>(p, shared, tile, at, d).multiply();
+    ScaledTileFew<S, N>(p, shared, at, d).multiply();
   }
 }
 
@@ -75,14 +78,14 @@ __device__ __forceinline__ void multiply_sized(const Product& p, const WgmmaShar
 }
 
 template <class S>
-__global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThreads, 1)
+__global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThreads, S::kResident)
     product_wgmma_kernel(const __grid_constant__ Product p, const __grid_constant__ WgmmaPlan plan,
                          const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   const WgmmaShared<S> shared{dynamic};
   if (threadIdx.x == kMathThreads) {
     for (int i = 0; i < S::kStages; ++i) {
-      mbarrier_init(shared.full(i), S::kGathered ? 1 + kLoadThreads : 2);
+      mbarrier_init(shared.full(i), S::kGathered ? 1 + kLoadThreads : S::kScaled ? 3 : 2);  // weights, tokens, scales
       mbarrier_init(shared.empty(i), 8 * S::kCluster);
     }
     mbarrier_fence_init();
@@ -96,7 +99,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
   }
   const int64_t first = blockIdx.x / S::kCluster, stride = gridDim.x / S::kCluster;
   if (threadIdx.x >= kMathThreads) {
-    give_registers<S::kGathered ? 56 : 40>();
+    give_registers<S::kLoadRegisters>();
     if constexpr (S::kGathered) {
       load_gathered<S>(p, plan, shared, &w_map, first, stride);
     } else if (threadIdx.x < kMathThreads + 32) {
@@ -108,13 +111,13 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
     }
     pdl_launch_dependents();
   } else {
-    take_registers<S::kGathered ? 224 : 232>();
+    take_registers<S::kMathRegisters>();
     pdl_wait();
     pdl_launch_dependents();
     const bool wide = p.y_row % 8 == 0 && p.y_group % 8 == 0 && aligned16(p.y) && aligned16(p.residual);
     RingCursor<S::kStages> at;
     int turn = 0;
-    if constexpr (S::kScaled) begin_turns();
+    if constexpr (S::kTurns) begin_turns();
     for (;;) {
       mbarrier_wait(shared.full(at.stage), at.filled);
       const WgmmaTile tile = shared.tile(at.stage);
@@ -129,7 +132,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
       }
       emit_wgmma<S>(p, shared, tile, wide, turn, d);
     }
-    if constexpr (S::kScaled) end_turns();
+    if constexpr (S::kTurns) end_turns();
   }
   if constexpr (S::kCluster > 1) cluster_sync();  // nobody leaves while the other still writes to it
 }
@@ -141,8 +144,9 @@ cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiproce
   CUtensorMap w_map{}, x_map{};
   const std::array<int64_t, 3> w_dims{p.k, p.n, p.groups};
   const std::array<int64_t, 2> w_strides{p.k, p.groups > 1 ? p.w_group : p.n * p.k};
-  const std::array<int, 3> w_box{64, kWgmmaWeights, 1};
-  if (!make_tensor_map(p.w, p.w_dtype, w_dims, w_strides, w_box, S::kScaled ? Swizzle::k64 : Swizzle::k128, &w_map)
+  const std::array<int, 3> w_box{S::kStageK, kWgmmaWeights, 1};
+  if (!make_tensor_map(p.w, p.w_dtype, w_dims, w_strides, w_box,
+                       S::kScaled && S::kStageK == 64 ? Swizzle::k64 : Swizzle::k128, &w_map)
            .ok())
     return cudaErrorInvalidValue;
   if (!S::kGathered) {
@@ -153,7 +157,7 @@ cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiproce
     if (!make_tensor_map(p.x, p.x_dtype, x_dims, x_strides, x_box, Swizzle::k128, &x_map).ok())
       return cudaErrorInvalidValue;
   }
-  int64_t clusters = multiprocessors / S::kCluster;
+  int64_t clusters = multiprocessors * S::kResident / S::kCluster;
   if (p.offsets == nullptr) clusters = std::min(clusters, p.groups * plan.token_tiles * plan.weight_tiles);
   return launch_pdl(product_wgmma_kernel<S>, dim3(static_cast<unsigned>(clusters * S::kCluster)), dim3(kWgmmaThreads),
                     S::kSharedBytes, stream, p, plan, w_map, x_map);

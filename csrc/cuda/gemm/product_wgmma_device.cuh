@@ -12,9 +12,7 @@ namespace mla::cuda {
 constexpr int kMathThreads = 256;
 constexpr int kLoadThreads = 128;
 constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
-constexpr int kHopperShared = 232448;       // bytes of shared memory of a block
-constexpr int kStagingBytes = 32 * 68 * 4;  // 32 tokens by 64 float32, rows moved by 4 banks; or 64 tokens by 64 bf16
-constexpr int kStagingPitch = 68;           // floats
+constexpr int kHopperShared = 232448;  // bytes of shared memory of a block
 constexpr int kTokenTilesAtATime = 8;
 
 template <class Weight, int kTokens, bool kGatheredTokens, int kBlocks>
@@ -23,22 +21,30 @@ struct WgmmaShape {
   static constexpr int kMostTokens = kTokens, kCluster = kBlocks;
   static constexpr bool kGathered = kGatheredTokens;
   static constexpr bool kScaled = sizeof(W) == 1;
-  static constexpr int kStageK = kScaled && kMostTokens == 64 ? 128 : 64;
+  /// Blocks of a multiprocessor. fp8 weights by few tokens: turning weights into bf16 is the bound, and takes more
+  /// warps than one block has.
+  static constexpr int kResident = kScaled && kMostTokens <= 64 ? 2 : 1;
+  /// Of a thread: what the compiler may give all of them, dealt out anew.
+  static constexpr int kLoadRegisters = kResident == 1 && kGathered ? 56 : 40;
+  static constexpr int kMathRegisters = kResident == 2 ? 96 : kGathered ? 224 : 232;
+  static constexpr int kStageK = kResident == 2 ? 128 : 64;
   static constexpr int kHalves = kStageK / 64;  // 64 k of tokens are 128 bytes
-  static constexpr int kWHalfBytes = kWgmmaWeights * 64 * sizeof(W);
-  static constexpr int kWBytes = kHalves * kWHalfBytes;
+  static constexpr int kWBytes = kWgmmaWeights * kStageK * sizeof(W);
   static constexpr int kHalfBytes = kMostTokens * 128;
   static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
-  static constexpr int kFree = kHopperShared - 1024 - 4 * kStagingBytes;
+  static constexpr bool kTurns = kScaled && kMostTokens > 64;  // of the warpgroups, in asking for products
+  static constexpr int kPiece = kScaled ? 32 : 64;  // tokens whose results are written at a time; float32: half
+  static constexpr int kStagingBytes = kPiece * 64 * 2;
+  static constexpr int kSharedBytes = (kHopperShared + 1024) / kResident - 1024;  // 1 KB a block is not ours
+  static constexpr int kFree = kSharedBytes - 1024 - 4 * kStagingBytes;
   static constexpr int kStages = kFree / kStageBytes < 8 ? kFree / kStageBytes : 8;
-  static constexpr int kSharedBytes = kHopperShared;
 
   /// Stages of a tile; what lies behind the last k counts as zeros.
   __device__ static int steps(const Product& p) {
     constexpr int kUnit = kScaled ? kSegment : kStageK;
     return static_cast<int>((p.k + kUnit - 1) / kUnit) * (kUnit / kStageK);
   }
-  static_assert(kStages * 32 <= 1024 && !(kGathered && kCluster > 1));
+  static_assert(kStages * 40 <= 1024 && !(kGathered && kCluster > 1));
 };
 
 /// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights [w0, w0 + 128).
@@ -109,12 +115,14 @@ struct WgmmaShared {
 
   __device__ uint32_t stage(uint32_t i) const { return shared_address(base) + i * S::kStageBytes; }
   __device__ unsigned char* staging(int warpgroup) const {
-    return base + S::kStages * S::kStageBytes + warpgroup * 2 * kStagingBytes;
+    return base + S::kStages * S::kStageBytes + warpgroup * 2 * S::kStagingBytes;
   }
-  __device__ unsigned char* after() const { return base + S::kStages * S::kStageBytes + 4 * kStagingBytes; }
+  __device__ unsigned char* after() const { return base + S::kStages * S::kStageBytes + 4 * S::kStagingBytes; }
   __device__ uint32_t full(uint32_t i) const { return shared_address(after()) + i * 8; }
   __device__ uint32_t empty(uint32_t i) const { return full(S::kStages + i); }
-  __device__ WgmmaTile& tile(uint32_t i) const { return reinterpret_cast<WgmmaTile*>(after() + 2 * S::kStages * 8)[i]; }
+  __device__ WgmmaTile& tile(uint32_t i) const { return reinterpret_cast<WgmmaTile*>(after() + 3 * S::kStages * 8)[i]; }
+  /// fp8 weights: scales of the stage's rows of w, of gate rows and up rows if gated
+  __device__ float2& scales(uint32_t i) const { return reinterpret_cast<float2*>(after() + 2 * S::kStages * 8)[i]; }
 };
 
 /// The stage may be filled again, as far as this warp is concerned.

@@ -34,20 +34,20 @@ __device__ __forceinline__ float gate_up_quick(float gate, float up) {
 template <class S>
 __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S>& shared, const WgmmaTile& tile,
                                            bool wide, int& turn, const float (&d)[S::kMostTokens / 2]) {
-  constexpr int N = S::kMostTokens;
+  constexpr int N = S::kMostTokens, kPiece = S::kPiece;
   const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128;
   const int warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
   const int64_t row = tile.group * p.y_group + tile.row0 * p.y_row;
   const int matrix = lane / 8, line = lane % 8;
   if (S::kGathered || p.gated) {
 #pragma unroll
-    for (int t0 = 0; t0 < N; t0 += 64) {
+    for (int t0 = 0; t0 < N; t0 += kPiece) {
       if (t0 >= tile.count) break;
-      unsigned char* const buffer = shared.staging(warpgroup) + turn * kStagingBytes;
+      unsigned char* const buffer = shared.staging(warpgroup) + turn * S::kStagingBytes;
       turn ^= 1;
       // [64 tokens][32 features] bf16; four rows of 64 bytes are two lines of banks
 #pragma unroll
-      for (int j0 = t0 / 8; j0 < t0 / 8 + 8; j0 += 4) {
+      for (int j0 = t0 / 8; j0 < (t0 + kPiece) / 8; j0 += 4) {
         uint32_t r[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
       named_barrier_sync(1 + warpgroup, 128);
       const int64_t n = tile.w0 / 2 + warpgroup * 32 + thread % 4 * 8;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kPiece / 32; ++i) {
         const int token = thread / 4 + 32 * i;
         if (t0 + token >= tile.count || n >= p.n / 2) continue;
         const uint4 v = load16(buffer + token * 64 + ((thread % 4 ^ (token / 2 % 4)) * 16));
@@ -76,13 +76,13 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
     }
   } else if (p.y_dtype == DType::kBF16 && p.residual == nullptr) {
 #pragma unroll
-    for (int t0 = 0; t0 < N; t0 += 64) {
+    for (int t0 = 0; t0 < N; t0 += kPiece) {
       if (t0 >= tile.count) break;
-      unsigned char* const buffer = shared.staging(warpgroup) + turn * kStagingBytes;
+      unsigned char* const buffer = shared.staging(warpgroup) + turn * S::kStagingBytes;
       turn ^= 1;
       // [64 tokens][64 weights] bf16
 #pragma unroll
-      for (int j = t0 / 8; j < t0 / 8 + 8; j += 2) {
+      for (int j = t0 / 8; j < (t0 + kPiece) / 8; j += 2) {
         const int token = 8 * (j + matrix / 2) - t0 + line;
         const uint32_t to = shared_address(buffer) + token * 128 + (((2 * warp + matrix % 2) ^ line) * 16);
         const uint32_t r[4] = {pack_bf16(d[4 * j], d[4 * j + 1]), pack_bf16(d[4 * j + 2], d[4 * j + 3]),
@@ -92,7 +92,7 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
       named_barrier_sync(1 + warpgroup, 128);
       const int64_t n = tile.w0 + warpgroup * 64 + thread % 8 * 8;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kPiece / 16; ++i) {
         const int token = thread / 8 + 16 * i;
         if (t0 + token >= tile.count || n >= p.n) continue;
         const uint4 v = load16(buffer + token * 128 + ((thread % 8 ^ token % 8) * 16));
@@ -108,46 +108,50 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
       }
     }
   } else {
-    // [32 tokens][64 weights] float32; 16 threads a token
+    // [16 or 32 tokens][64 weights] float32, of which tokens 2 q and 2 q + 1 move by 8 q: 4 lanes that write, 4 pairs
+    // of banks; 16 threads read a token
+    constexpr int kTokens = kPiece / 2;
     const int64_t n = tile.w0 + warpgroup * 64 + thread % 16 * 4;
     const bool whole = wide && n + 4 <= p.n;
     // Residuals are asked for three pieces ahead: they come from far.
     constexpr int kAhead = 3;
-    uint2 residual[kAhead][4];
+    uint2 residual[kAhead][kTokens / 8];
     const auto ask = [&](int t0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kTokens / 8; ++i) {
         const int token = t0 + thread / 16 + 8 * i;
-        residual[t0 / 32 % kAhead][i] = make_uint2(0, 0);
+        residual[t0 / kTokens % kAhead][i] = make_uint2(0, 0);
         if (p.residual != nullptr && whole && token < tile.count)
-          residual[t0 / 32 % kAhead][i] =
+          residual[t0 / kTokens % kAhead][i] =
               *reinterpret_cast<const uint2*>(static_cast<const Bf16*>(p.residual) + row + token * p.y_row + n);
       }
     };
 #pragma unroll
-    for (int t0 = 0; t0 < N && t0 < 32 * kAhead; t0 += 32) ask(t0);
+    for (int t0 = 0; t0 < N && t0 < kTokens * kAhead; t0 += kTokens) ask(t0);
 #pragma unroll
-    for (int t0 = 0; t0 < N; t0 += 32) {
+    for (int t0 = 0; t0 < N; t0 += kTokens) {
       if (t0 >= tile.count) break;
-      float* const buffer = reinterpret_cast<float*>(shared.staging(warpgroup) + turn * kStagingBytes);
+      float* const buffer = reinterpret_cast<float*>(shared.staging(warpgroup) + turn * S::kStagingBytes);
       turn ^= 1;
 #pragma unroll
-      for (int j = t0 / 8; j < t0 / 8 + 4; ++j) {
-        float* const to = buffer + (8 * j - t0 + 2 * q) * kStagingPitch + 16 * warp + g;
-        to[0] = d[4 * j];
-        to[kStagingPitch] = d[4 * j + 1];
-        to[8] = d[4 * j + 2];
-        to[kStagingPitch + 8] = d[4 * j + 3];
+      for (int j = t0 / 8; j < (t0 + kTokens) / 8; ++j) {
+        float* const to = buffer + (8 * j - t0 + 2 * q) * 64;
+        const int low = (16 * warp + g) ^ (8 * q), high = (16 * warp + g + 8) ^ (8 * q);
+        to[low] = d[4 * j];
+        to[64 + low] = d[4 * j + 1];
+        to[high] = d[4 * j + 2];
+        to[64 + high] = d[4 * j + 3];
       }
       named_barrier_sync(1 + warpgroup, 128);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kTokens / 8; ++i) {
         const int token = thread / 16 + 8 * i;
         if (t0 + token >= tile.count || n >= p.n) continue;
-        const float4 v = *reinterpret_cast<const float4*>(buffer + token * kStagingPitch + thread % 16 * 4);
-        put4(p, row + (t0 + token) * p.y_row + n, n, whole, residual[t0 / 32 % kAhead][i], v);
+        const float4 v =
+            *reinterpret_cast<const float4*>(buffer + token * 64 + ((thread % 16 * 4) ^ (token / 2 % 4 * 8)));
+        put4(p, row + (t0 + token) * p.y_row + n, n, whole, residual[t0 / kTokens % kAhead][i], v);
       }
-      if (t0 + 32 * kAhead < N) ask(t0 + 32 * kAhead);
+      if (t0 + kTokens * kAhead < N) ask(t0 + kTokens * kAhead);
     }
   }
 }

@@ -8,17 +8,23 @@
 
 namespace mla::cuda {
 
-/// Asks the copy engine for the weights of a stage.
+/// One lane asks for the weights of a stage and their scales.
 template <class S>
-__device__ __forceinline__ void load_weights(const WgmmaPlan& plan, const WgmmaShared<S>& shared, uint32_t stage,
-                                             const CUtensorMap* map, const WgmmaTile& tile, int step) {
+__device__ __forceinline__ void load_weights(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
+                                             uint32_t stage, const CUtensorMap* map, const WgmmaTile& tile, int step) {
   const uint32_t full = shared.full(stage);
-  mbarrier_arrive_expect(full, S::kWBytes);
-#pragma unroll
-  for (int half = 0; half < S::kHalves; ++half) {
-    tile_load(shared.stage(stage) + half * S::kWHalfBytes, map, full, step * S::kStageK + half * 64, tile.w0,
-              tile.group, plan.once ? kEvictFirst : kEvictNormal);
+  if constexpr (S::kScaled) {
+    const int64_t segments = (p.k + kSegment - 1) / kSegment;
+    const float* const low = p.scale + tile.group * p.scale_group +
+                             (p.gated ? tile.w0 / 2 : tile.w0) / kSegment * segments + step * S::kStageK / kSegment;
+    const uint32_t to = shared_address(&shared.scales(stage));
+    cp_async4(to, low);
+    cp_async4(to + 4, low + (p.gated ? div_up<int64_t>(p.n / 2, kSegment) * segments : 0));
+    if constexpr (!S::kGathered) cp_async_arrive(full);
   }
+  mbarrier_arrive_expect(full, S::kWBytes);
+  tile_load(shared.stage(stage), map, full, step * S::kStageK, tile.w0, tile.group,
+            plan.once ? kEvictFirst : kEvictNormal);
 }
 
 /// One lane asks for all weights. The first stages may be asked for before pdl_wait().
@@ -33,7 +39,7 @@ __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const 
     early = min(steps, S::kStages);
     if (elect_lane()) {
       shared.tile(0) = tile;
-      for (int step = 0; step < early; ++step) load_weights<S>(plan, shared, step, map, tile, step);
+      for (int step = 0; step < early; ++step) load_weights<S>(p, plan, shared, step, map, tile, step);
     }
   }
   pdl_wait();
@@ -47,7 +53,7 @@ __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const 
         }
         mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
         if (step == 0) shared.tile(at.stage) = tile;
-        load_weights<S>(plan, shared, at.stage, map, tile, step);
+        load_weights<S>(p, plan, shared, at.stage, map, tile, step);
       }
     }
     __syncwarp();
@@ -55,7 +61,9 @@ __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const 
   if (elect_lane()) {
     mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
     shared.tile(at.stage).count = -1;
-    mbarrier_arrive(shared.full(at.stage));
+    const uint32_t full = shared.full(at.stage);
+    mbarrier_arrive(full);
+    if constexpr (S::kScaled) mbarrier_arrive(full);
   }
 }
 
@@ -107,6 +115,7 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const int steps = S::steps(p);
   constexpr int kMine = S::kMostTokens / 16;  // rows of a lane: 4 warp + lane / 8 + 16 i
+  constexpr int kTogether = S::kResident == 2 ? 1 : 4;
   const int row = warp * 4 + lane / 8, piece = lane % 8;
   pdl_wait();
   WgmmaWalk<S> walk{p, plan, first};
@@ -124,7 +133,7 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
       mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
       if (warp == 0 && lane == 0) {
         if (step == 0) shared.tile(at.stage) = tile;
-        load_weights<S>(plan, shared, at.stage, w_map, tile, step);
+        load_weights<S>(p, plan, shared, at.stage, w_map, tile, step);
       }
       const uint32_t to = shared.stage(at.stage) + S::kWBytes + row * 128 + ((piece ^ row % 8) * 16);
 #pragma unroll
@@ -132,10 +141,10 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
         const int64_t k = static_cast<int64_t>(step) * S::kStageK + half * 64 + piece * 8;
         const Bf16* const x = static_cast<const Bf16*>(p.x) + k;
 #pragma unroll
-        for (int i0 = 0; i0 < kMine; i0 += 4) {
+        for (int i0 = 0; i0 < kMine; i0 += kTogether) {
           if (16 * i0 >= tile.count) break;
 #pragma unroll
-          for (int i = i0; i < i0 + 4; ++i) {
+          for (int i = i0; i < i0 + kTogether; ++i) {
             const int x_row = __shfl_sync(kFullWarp, from[i / 8], i % 8 * 4 + lane / 8);
             const bool valid = k < p.k && x_row >= 0;
             cp_async16(to + half * S::kHalfBytes + i * 2048, x + (valid ? x_row * p.x_row : -k), valid);

@@ -18,6 +18,11 @@ bool routes_rows(const MoeRouteParams& p, const Traits& traits);
 Status launch_route_rows(const MoeRouteParams& p, const SelectArgs& select, const Launch& launch);
 Status load_route_rows_kernels();
 
+/// Logits of some rows where the gate is large, as the tensor cores' products give them.
+bool routes_large(const MoeRouteParams& p, const Traits& traits);
+Status launch_route_large(const MoeRouteParams& p, float* logits, const Launch& launch);
+Status load_route_large_kernels(const Traits& traits);
+
 /// Loads the router's kernels; part of load_moe_kernels().
 Status load_router_kernels(const Traits& traits);
 

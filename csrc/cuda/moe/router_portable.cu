@@ -2,14 +2,15 @@
 // formulas.
 //
 //   1. normed: norm/norm_rows.cu; zeros for padding.
-//   2. logits = normed * gate^T, float32 into the workspace: a warp for one logit, or for 4 or 8 rows by as many
-//      experts.
+//   2. logits = normed * gate^T, float32 into the workspace: a warp for one logit, or for 4 rows by 4 experts;
+//      for a large gate (V2's and V3's) tensor cores (router_large_portable.cu, or a product).
 //   3. ids and weights: a warp per row, router_select.cuh.
 //   4. offsets, order and slots: router_group.cuh; up to 16 rows (8 with over 256 experts) by the block of step 3, up
 //      to 128 by a block of their own, more by a counting and a placing kernel.
 //
 // A logit is summed up by 32 lanes, lane l taking elements 8l .. 8l + 8 of each 256, and then over the lanes; that is
-// the same in all tile shapes, so a row routes alike among few and among many. Everything but `normed` is float32.
+// the same in all tile shapes, so a row routes alike among few and among many. So it does with a large gate, whose
+// logits have the order of sums of gemm/product.h for any number of rows. Everything but `normed` is float32.
 // On Hopper up to 8 rows take router_few_sm90.cu, if they are short, and steps 1 to 3 of up to 128 router_rows_sm90.cu,
 // where the gate fits into the shared memory of eight blocks; with the same bits.
 //
@@ -19,6 +20,7 @@
 
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/workspace.h"
+#include "cuda/gemm/product.h"
 #include "cuda/launch.h"
 #include "cuda/moe/router.h"
 #include "cuda/moe/router_group.cuh"
@@ -30,7 +32,6 @@ namespace {
 
 constexpr int kLogitThreads = 128;
 constexpr int kGroupThreads = 512;
-constexpr int64_t kManyLogits = 512;  // of a multiprocessor: eight warps with tiles of 8 by 8
 constexpr int64_t kFewLogits = 1024;  // up to here one warp each; they would not fill the GPU in tiles
 
 // ---- logits -------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ struct LogitArgs {
 
 /// kVector: rows are read by 16 bytes, without a branch at each load, so that many are under way.
 template <class Act, class Gate, int kRows, int kExperts, bool kVector>
-__global__ __launch_bounds__(kLogitThreads, kRows* kExperts > 16 ? 2 : 4) void route_logits_kernel(LogitArgs a) {
+__global__ __launch_bounds__(kLogitThreads, 4) void route_logits_kernel(LogitArgs a) {
   constexpr int kAtOnce = kVector && kRows * kExperts == 1 ? 8 : 1;  // steps whose loads are asked for together
   const int lane = threadIdx.x % 32;
   const int64_t tile = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
@@ -129,11 +130,11 @@ template <class Act, class Gate>
 LogitKernel logit_kernel_of(int tile, bool vector) {
   if (!vector)
     return tile == 1 ? route_logits_kernel<Act, Gate, 1, 1, false> : route_logits_kernel<Act, Gate, 4, 4, false>;
-  if (tile == 1) return route_logits_kernel<Act, Gate, 1, 1, true>;
-  return tile == 4 ? route_logits_kernel<Act, Gate, 4, 4, true> : route_logits_kernel<Act, Gate, 8, 8, true>;
+  return tile == 1 ? route_logits_kernel<Act, Gate, 1, 1, true> : route_logits_kernel<Act, Gate, 4, 4, true>;
 }
 
-/// Tiles of 1, 4 or 8 rows by as many experts; of 8 only if the rows are read by 16 bytes.
+/// Tiles of 1 or 4 rows by as many experts. Of 8 by 8, loads ahead or not, they are no faster: 47 and 55 us for 4,096
+/// rows of V2-Lite, 49 of 4 by 4 (H200, 2026-11).
 LogitKernel logit_kernel_of(DType act, DType gate, int tile, bool vector) {
   if (act == DType::kBF16)
     return gate == DType::kBF16 ? logit_kernel_of<Bf16, Bf16>(tile, vector)
@@ -142,7 +143,29 @@ LogitKernel logit_kernel_of(DType act, DType gate, int tile, bool vector) {
                               : logit_kernel_of<float, float>(tile, vector);
 }
 
+/// Gates from here on do not fit into the shared memory of eight blocks (router_rows_sm90.cu), whose order of sums the
+/// tensor cores cannot follow.
+constexpr int64_t kLargeGateBytes = 8 * 200 * 1024;
+
+/// The logits as a product, if the tensor cores compute them.
+bool logits_product(const MoeRouteParams& p, float* logits, Product* product) {
+  View y = p.x;
+  y.data = logits;
+  y.dtype = DType::kF32;
+  y.shape[1] = p.gate.dim(0);
+  *product = dense_product(p.normed, p.gate, View{}, false, y);
+  return p.gate.bytes() >= kLargeGateBytes && fits_tensor_cores(*product);
+}
+
 Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launch) {
+  if (Product product; logits_product(p, logits, &product)) {
+    if (routes_large(p, *launch.traits)) return launch_route_large(p, logits, launch);
+    Traits one_order = *launch.traits;
+    one_order.deterministic = true;
+    Launch ordered = launch;
+    ordered.traits = &one_order;
+    return cuda_status(launch_product(product, ordered), "moeRoute");
+  }
   LogitArgs args;
   args.x = p.normed.data;
   args.gate = p.gate.data;
@@ -151,8 +174,7 @@ Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launc
   args.d = p.x.dim(1);
   args.experts = static_cast<int>(p.gate.dim(0));
   const bool vector = args.d % kChunk == 0 && aligned16(args.x) && aligned16(args.gate);
-  const int64_t logits_each = args.rows * args.experts / launch.traits->multiprocessors;
-  const int tile = args.rows * args.experts <= kFewLogits ? 1 : vector && logits_each >= kManyLogits ? 8 : 4;
+  const int tile = args.rows * args.experts <= kFewLogits ? 1 : 4;
   const int threads = tile == 1 ? 32 : kLogitThreads;
   const int64_t warps = ceil_div(args.rows, tile) * ceil_div(args.experts, tile);
   const auto kernel = logit_kernel_of(p.x.dtype, p.gate.dtype, tile, vector);
@@ -312,11 +334,12 @@ Status load_router_kernels(const Traits& traits) {
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const DType gate : {DType::kF32, DType::kBF16}) {
       for (const bool vector : {false, true}) {
-        for (const int tile : {1, 4, 8})
+        for (const int tile : {1, 4})
           MLA_RETURN_IF_ERROR(load_kernel(logit_kernel_of(act, gate, tile, vector), "route_logits_kernel"));
       }
     }
   }
+  MLA_RETURN_IF_ERROR(load_route_large_kernels(traits));
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<2>, "route_select_kernel"));
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<8>, "route_select_kernel"));
   MLA_RETURN_IF_ERROR(load_kernel(route_select_kernel<32>, "route_select_kernel"));

@@ -38,8 +38,40 @@ __device__ __forceinline__ int warp_best_key(uint32_t key, int index, uint32_t* 
   return static_cast<int>(__reduce_min_sync(kFullWarp, key == *best ? static_cast<unsigned>(index) : ~0u));
 }
 
-/// Keeps the experts of the topk_group best groups; the others' keys become that of -inf. `s_row` holds one word per
-/// expert.
+/// Keeps the experts of the topk_group best groups; the others' keys become that of -inf. Groups of 32: one register of
+/// all lanes each.
+template <int kPer>
+__device__ __forceinline__ void keep_groups_of_32(const SelectArgs& a, const float (&choice)[kPer],
+                                                  uint32_t (&keys)[kPer]) {
+  const int lane = threadIdx.x % 32;
+  uint32_t group_key = kTaken;  // of the group of this lane's number
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    if (i >= a.n_group) continue;
+    const uint32_t key = order_key(fmaxf(choice[i], -INFINITY));  // NaN is least
+    uint32_t score = __reduce_max_sync(kFullWarp, key);
+    if (a.group_top2) {
+      const int owner = __ffs(__ballot_sync(kFullWarp, key == score)) - 1;
+      const uint32_t second = __reduce_max_sync(kFullWarp, lane == owner ? kTaken : key);
+      score = order_key(from_order_key(score) + from_order_key(second));
+    }
+    if (lane == i) group_key = score;
+  }
+  uint32_t kept = 0;  // one bit for each group
+  for (int i = 0; i < a.topk_group; ++i) {
+    uint32_t best;
+    const int winner = warp_best_key(group_key, lane, &best);
+    if (lane == winner) group_key = kTaken;
+    kept |= 1u << winner;
+  }
+  const uint32_t none = order_key(-INFINITY);
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    if (i < a.n_group && (kept >> i & 1) == 0) keys[i] = none;
+  }
+}
+
+/// The same for groups of any size. `s_row` holds one word per expert.
 template <int kPer>
 __device__ __forceinline__ void keep_groups(const SelectArgs& a, const float (&choice)[kPer], uint32_t (&keys)[kPer],
                                             uint32_t* s_row) {
@@ -101,12 +133,13 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
   }
 
   const float* const logits = a.logits + row * a.experts;
-  float choice[kPer];
+  float choice[kPer], bias[kPer];  // loads that do not wait for each other
   Scorer score{a.sigmoid, -INFINITY, 0};
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int expert = lane + 32 * i;
     choice[i] = expert < a.experts ? logits[expert] : -INFINITY;
+    bias[i] = a.bias != nullptr && expert < a.experts ? a.bias[expert] : 0.0f;
     score.largest = fmaxf(score.largest, choice[i]);
   }
   if (!a.sigmoid) {
@@ -124,10 +157,16 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
     keys[i] = kTaken;
     if (expert >= a.experts) continue;
     choice[i] = score(choice[i]);
-    if (a.bias != nullptr) choice[i] += a.bias[expert];
+    if (a.bias != nullptr) choice[i] += bias[i];
     keys[i] = order_key(choice[i]);
   }
-  if (a.n_group > 1) keep_groups(a, choice, keys, s_row);
+  if (a.n_group > 1) {
+    if (a.experts == 32 * a.n_group) {
+      keep_groups_of_32(a, choice, keys);
+    } else {
+      keep_groups(a, choice, keys, s_row);
+    }
+  }
 
   // Lane j keeps choices j and j + 32.
   int low_id = 0, high_id = 0;
