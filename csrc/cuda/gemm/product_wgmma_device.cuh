@@ -58,7 +58,7 @@ struct WgmmaWalk {
   const Product& p;
   const WgmmaPlan& plan;
   int64_t index;
-  int first = 0;       // uneven groups: a group,
+  int first = 0;       // uneven groups, from the last one: a group,
   int64_t before = 0;  // and the tiles of all groups before it
 
   /// The tile at `index`; false behind the last one.
@@ -77,7 +77,8 @@ struct WgmmaWalk {
       const int lane = threadIdx.x % 32;
       for (;;) {
         if (first >= p.groups) return false;
-        const GroupRows group(p, first + lane);
+        // The last group first: an always-on expert has the rows of all tokens, and its tiles take longest.
+        const GroupRows group(p, static_cast<int>(first + lane < p.groups ? p.groups - 1 - first - lane : p.groups));
         const int tiles = group.tiles(S::kMostTokens) * plan.weight_tiles;
         const int until = inclusive_scan(tiles, lane);
         const unsigned past = __ballot_sync(kFullWarp, before + until > index);
@@ -86,7 +87,7 @@ struct WgmmaWalk {
           begin = __shfl_sync(kFullWarp, group.begin, owner);
           group_rows = __shfl_sync(kFullWarp, group.end, owner) - begin;
           within = index - before - __shfl_sync(kFullWarp, until - tiles, owner);
-          tile.group = first + owner;
+          tile.group = static_cast<int>(p.groups) - 1 - first - owner;
           break;
         }
         before += __shfl_sync(kFullWarp, until, 31);

@@ -3,9 +3,12 @@
 //   x = round(x + delta), where delta is given;  out = round(x * rsqrt(mean(x^2) + eps) * weight)
 //
 // Grid T, block min(512, d / 8) threads, 128 bytes of shared memory. Sums in float32, in an order that depends on d
-// alone; each output is rounded once. Accesses of 16 bytes, or of single elements where rows are not aligned to that.
+// alone; each output is rounded once. Accesses of 16 bytes (norm_wide_kernel, d <= 8192), or of single elements where
+// rows are not aligned to that; the same bits.
 // Bandwidth-bound: x is read once (d <= 8192) and out written once. Limit: T < 2^31. Test: test/gpu/rows.test.ts.
 #include "cuda/norm/norm.h"
+
+#include <type_traits>
 
 #include "cuda/device/pdl.cuh"
 #include "cuda/norm/norm_row.cuh"
@@ -23,6 +26,7 @@ struct NormArgs {
   float eps;
   bool weight_bf16;
   bool vector;
+  bool settled;  // the weight may be read before pdl_wait()
 };
 
 template <class Act>
@@ -56,6 +60,70 @@ __global__ __launch_bounds__(kNormMaxThreads) void norm_rows_kernel(NormArgs a) 
       [&](int64_t at, const float(&v)[kChunk]) { store_chunk(out, at, a.d, a.vector, v); });
 }
 
+/// All loads of a thread, at most two chunks, are under way at once: the branches of the kernel above make each wait
+/// for the one before.
+template <class Act, class Weight, bool kDelta>
+__global__ __launch_bounds__(kNormMaxThreads, 2) void norm_wide_kernel(NormArgs a) {
+  __shared__ float s_sums[32];
+  const int64_t row = blockIdx.x, first = int64_t{threadIdx.x} * kChunk, second = first + int64_t{blockDim.x} * kChunk;
+  const int64_t at[2] = {first < a.d ? first : 0, second < a.d ? second : 0};
+  const bool exists[2] = {first < a.d, second < a.d};
+  Act* const x = static_cast<Act*>(a.x) + row * a.d;
+  Eight<Act> held[2], delta[2];
+  Eight<Weight> weight[2];
+  const auto load = [&](const auto* from, auto(&to)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      to[h] = *reinterpret_cast<const std::remove_reference_t<decltype(to[h])>*>(from + at[h]);
+  };
+  if (!a.settled) pdl_wait();
+  load(static_cast<const Weight*>(a.weight), weight);
+  pdl_wait();
+  pdl_launch_dependents();
+  const bool padding = a.positions != nullptr && a.positions[row] < 0;
+  load(x, held);
+  if constexpr (kDelta) load(static_cast<const Act*>(a.delta) + row * a.d, delta);
+  float sum = 0;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (!exists[h]) continue;
+    if constexpr (kDelta) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) held[h].v[i] = from_float<Act>(to_float(held[h].v[i]) + to_float(delta[h].v[i]));
+      if (!padding) *reinterpret_cast<Eight<Act>*>(x + at[h]) = held[h];
+    }
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) sum = fmaf(to_float(held[h].v[i]), to_float(held[h].v[i]), sum);
+  }
+  sum = block_sum_of(sum, s_sums);
+  const float factor = 1.0f / sqrtf(sum / static_cast<float>(a.d) + a.eps);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (!exists[h]) continue;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      held[h].v[i] = from_float<Act>(padding ? 0.0f : to_float(held[h].v[i]) * factor * to_float(weight[h].v[i]));
+    *reinterpret_cast<Eight<Act>*>(static_cast<Act*>(a.out) + row * a.d + at[h]) = held[h];
+  }
+}
+
+using NormKernel = void (*)(NormArgs);
+
+template <class Act, class Weight>
+NormKernel wide_kernel_of(bool delta) {
+  return delta ? norm_wide_kernel<Act, Weight, true> : norm_wide_kernel<Act, Weight, false>;
+}
+
+template <class Act>
+NormKernel kernel_of(bool wide, bool weight_bf16, bool delta) {
+  if (!wide) return norm_rows_kernel<Act>;
+  return weight_bf16 ? wide_kernel_of<Act, Bf16>(delta) : wide_kernel_of<Act, float>(delta);
+}
+
+NormKernel kernel_of(DType act, bool wide, bool weight_bf16, bool delta) {
+  return act == DType::kBF16 ? kernel_of<Bf16>(wide, weight_bf16, delta) : kernel_of<float>(wide, weight_bf16, delta);
+}
+
 }  // namespace
 
 Status launch_norm_rows(const NormRows& p, const Launch& launch) {
@@ -72,7 +140,9 @@ Status launch_norm_rows(const NormRows& p, const Launch& launch) {
   args.weight_bf16 = p.weight.dtype == DType::kBF16;
   args.vector =
       d % kChunk == 0 && aligned16(args.x) && aligned16(args.delta) && aligned16(args.weight) && aligned16(args.out);
-  auto* const kernel = p.x.dtype == DType::kBF16 ? norm_rows_kernel<Bf16> : norm_rows_kernel<float>;
+  args.settled = launch.settled(p.weight);
+  const bool wide = args.vector && d <= 2 * kChunk * norm_threads(d);
+  const auto kernel = kernel_of(p.x.dtype, wide, args.weight_bf16, args.delta != nullptr);
   return cuda_status(
       launch_pdl(kernel, dim3(static_cast<unsigned>(rows)), dim3(norm_threads(d)), 0, launch.stream, args),
       "norm_rows_kernel");
@@ -99,8 +169,14 @@ Status addRmsNorm(const AddRmsNormParams& p, const Launch& launch) noexcept {
 
 Status load_norm_kernels(const Traits& traits) {
   (void)traits;
-  MLA_RETURN_IF_ERROR(load_kernel(norm_rows_kernel<Bf16>, "norm_rows_kernel"));
-  return load_kernel(norm_rows_kernel<float>, "norm_rows_kernel");
+  for (const DType act : {DType::kBF16, DType::kF32}) {
+    MLA_RETURN_IF_ERROR(load_kernel(kernel_of(act, false, false, false), "norm_rows_kernel"));
+    for (const bool weight_bf16 : {false, true}) {
+      for (const bool delta : {false, true})
+        MLA_RETURN_IF_ERROR(load_kernel(kernel_of(act, true, weight_bf16, delta), "norm_rows_kernel"));
+    }
+  }
+  return Status::Ok();
 }
 
 }  // namespace mla::cuda
