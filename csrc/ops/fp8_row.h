@@ -8,8 +8,9 @@
 // c = 512, r = 64: 512 + 16 + 128 = 656 bytes; c = 256: 256 + 8, 8 zeros, 128 = 400 bytes. Channel i of the latent is
 // e4m3[i] * scale[i / 128].
 //
-// A scale is a power of two from 2^-117 to 2^119, the smallest that brings its channels to 448 or below; where even the
-// largest does not, they saturate. So every product is zero or a normal bf16, exactly, and reading rounds nothing.
+// A scale is a power of two from 2^-60 to 2^60, the smallest that brings its channels to 448 or below; where even the
+// largest does not, they saturate. So every product is zero or a normal bf16, exactly, and reading rounds nothing; and
+// bf16 has room for a scale times other powers of two.
 // Where a channel is no finite number the scale is NaN, and all its channels are read as NaN.
 #pragma once
 #include <cstdint>
@@ -24,8 +25,8 @@
 namespace mla {
 
 constexpr int kRowScaleChannels = 128;         // of an fp8 row that share a scale
-constexpr uint32_t kRowLeastScale = 10;        // exponent bits of 2^-117
-constexpr uint32_t kRowMostScale = 246;        // of 2^119
+constexpr uint32_t kRowLeastScale = 67;        // exponent bits of 2^-60
+constexpr uint32_t kRowMostScale = 187;        // of 2^60
 constexpr uint32_t kRowNoScale = 0x7fc00000u;  // NaN
 
 /// Bytes from the beginning of a row, which is a multiple of 16.

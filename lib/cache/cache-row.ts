@@ -13,9 +13,9 @@ export interface CacheRow {
 }
 
 const SCALE_CHANNELS = 128;
-/** Exponent bits of the scales that csrc/ops/fp8_row.h makes: 2^-117 to 2^119. */
-const LEAST_SCALE = 10;
-const MOST_SCALE = 246;
+/** Exponent bits of the scales that csrc/ops/fp8_row.h makes: 2^-60 to 2^60. */
+const LEAST_SCALE = 67;
+const MOST_SCALE = 187;
 
 const upTo = (bytes: number, unit: number) => Math.ceil(bytes / unit) * unit;
 

@@ -142,8 +142,8 @@ test('an fp8 cache: rows that no model made are refused', async () => {
   const page = Buffer.alloc(layout.layers * PAGE_TOKENS * rowBytes);
   for (let at = 0; at < 70 * rowBytes; at += rowBytes) {
     page.fill(0x7e, at, at + 100).fill(0xfe, at + 100, at + 200);
-    page.writeFloatLE(2 ** -117, at + 200);
-    page.writeFloatLE(2 ** 119, at + 204);
+    page.writeFloatLE(2 ** -60, at + 200);
+    page.writeFloatLE(2 ** 60, at + 204);
     page.writeUInt16LE(0x3f80, at + 208);
   }
   const store = (bytes: Buffer) =>
@@ -168,7 +168,7 @@ test('an fp8 cache: rows that no model made are refused', async () => {
   const forgeries: [string, (bytes: Buffer) => void][] = [
     ['a NaN code', (bytes) => bytes.writeUInt8(0x7f, row)],
     ['a negative NaN code', (bytes) => bytes.writeUInt8(0xff, row + 199)],
-    ...[Number.NaN, Infinity, -1, 1.5, -0, 2 ** -118, 2 ** 120, 2 ** -140].map(
+    ...[Number.NaN, Infinity, -1, 1.5, -0, 2 ** -61, 2 ** 61, 2 ** -140].map(
       (value) => [`scale ${value}`, (bytes: Buffer) => bytes.writeUInt32LE(scale(value), row + 204)] as never,
     ),
     ['an infinite key', (bytes) => bytes.writeUInt16LE(0x7f80, row + 208)],

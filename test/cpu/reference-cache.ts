@@ -111,8 +111,8 @@ export function fp8Row(values: ArrayLike<number>, c: number): { bytes: Uint8Arra
     const channels = Array.from({ length: Math.min(128, c - begin) }, (_, i) => values[begin + i] as number);
     const finite = channels.every(Number.isFinite);
     const largest = Math.max(...channels.map(Math.abs));
-    let exponent = finite ? -117 : 0;
-    while (finite && exponent < 119 && largest / 2 ** exponent > 448) exponent++;
+    let exponent = finite ? -60 : 0;
+    while (finite && exponent < 60 && largest / 2 ** exponent > 448) exponent++;
     const scale = finite ? 2 ** exponent : Number.NaN;
     const codes = channels.map((x) => rounded('f8e4m3', x / 2 ** exponent));
     bytes.set(encode('f8e4m3', codes), begin);

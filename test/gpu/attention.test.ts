@@ -104,6 +104,28 @@ decodeCase('fp8 cache, 40 sequences', {
   cache: 'fp8',
   lengths: Array.from({ length: 40 }, (_, i) => (i * 389) % 1500),
 });
+// Every width of row tile over an fp8 cache; blocks with one page, with several, and with pieces of two sequences.
+for (const heads of [8, 20, 24, 32]) {
+  const lengths = [1, 64, 65, 700, 129, 5000];
+  decodeCase(`fp8 cache, peaky, ${heads} heads`, { heads, cache: 'fp8', lengths, queryScale: 8 });
+  decodeCase(`fp8 cache, rank 256, peaky, ${heads} heads`, { heads, cache: 'fp8', c: 256, lengths, queryScale: 8 });
+}
+for (const c of [512, 256]) {
+  decodeCase(`fp8 cache, rank ${c}, 40 sequences of 700 keys, 2 tokens each`, {
+    heads: 8,
+    cache: 'fp8',
+    c,
+    lengths: Array.from({ length: 40 }, () => 700),
+    queries: Array.from({ length: 40 }, () => 2),
+  });
+  decodeCase(`fp8 cache, rank ${c}, a long one and 128 short ones`, {
+    heads: 4,
+    cache: 'fp8',
+    c,
+    lengths: [30000, ...Array.from({ length: 128 }, (_, i) => (i * 37) % 300)],
+    queryScale: 4,
+  });
+}
 decodeCase('f32 activations, fp8 cache', { act: 'f32', cache: 'fp8', heads: 4, ...RAGGED });
 decodeCase('odd dimensions, fp8 cache', { cache: 'fp8', heads: 3, c: 200, r: 32, ...RAGGED });
 decodeCase('fp8 dimensions that no vector divides', { act: 'f32', cache: 'fp8', heads: 3, c: 30, r: 6, ...RAGGED });
@@ -173,12 +195,14 @@ for (const [label, shape] of MHA)
 
 test('mlaDecode under starts, lengths and a table that make no sense writes nothing outside of its outputs', async () => {
   const wildValues = [-1, 2 ** 31 - 1, -(2 ** 31), 7, 2147480000];
-  for (let seed = 1; seed <= 9; seed++) {
-    const [heads, c] = seed <= 5 ? [3 + 8 * seed, 256] : [seed % 2 === 0 ? 64 : 128, 512];
+  for (let seed = 1; seed <= 13; seed++) {
+    const cache = seed > 9 ? 'fp8' : 'bf16';
+    const [heads, c] =
+      seed <= 5 ? [3 + 8 * seed, 256] : seed <= 9 ? [seed % 2 === 0 ? 64 : 128, 512] : [12, seed % 2 === 0 ? 256 : 512];
     const run = runTested(
       'mlaDecode',
       (make) => {
-        const args = decodeArgs(make, { heads, c, lengths: [130, 70, 300], queries: [1, 2, 1] });
+        const args = decodeArgs(make, { heads, cache, c, lengths: [130, 70, 300], queries: [1, 2, 1] });
         const wild = (planned: Planned) => {
           const values = Array.from(valuesOf('i32', planned.bytes));
           const spoilt = values.map((x) =>

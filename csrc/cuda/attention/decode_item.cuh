@@ -98,7 +98,7 @@ __device__ inline bool find_decode_item(const DecodeArgs& a, int index, int* s_f
   __syncthreads();
   const int b = s_found[0];
   if (b < 0) return false;
-  const int q_begin = max(s_found[4], 0), q_end = min(s_found[5], a.tokens), tokens = q_end - q_begin;
+  const int q_begin = max(s_found[4], 0), q_end = min(max(s_found[5], 0), a.tokens), tokens = q_end - q_begin;
   if (tokens <= 0) return false;
   const int length = min(max(s_found[3], 0), a.max_pages * kPageTokens);
   const int rows = tokens * a.heads, row_tiles = (rows + a.row_tile - 1) / a.row_tile;

@@ -2,10 +2,31 @@
 #pragma once
 #include "cuda/attention/few_item.cuh"
 #include "cuda/device/pdl.cuh"
+#include "cuda/device/shared.cuh"
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 
 namespace mla::cuda::few {
+
+/// A page of packed rows into a slot; zeros if there is no such page.
+template <class S>
+__device__ __forceinline__ void load_packed(const Args& a, int page, uint32_t slot, uint32_t full) {
+  constexpr int kParts = 4, kPart = S::kPageBytes / kParts;
+  const int lane = threadIdx.x % 32;
+  if (page >= 0) {
+    if (lane == 0) {
+      mbarrier_arrive_expect(full, S::kPageBytes);
+      const uint8_t* const from = a.cache + int64_t{page} * S::kPageBytes;
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) bulk_load(slot + i * kPart, from + i * kPart, kPart, full);
+    }
+  } else {
+    for (int x = lane * 16; x < S::kPageBytes; x += 32 * 16) shared_store4(slot + x, 0, 0, 0, 0);
+    fence_proxy_async();  // the copy engine writes here next
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(full);
+  }
+}
 
 /// The loading warp.
 template <class S>
@@ -30,19 +51,27 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
       if (t % 32 == 0 && (t > 0 || !asked)) page = t + lane < tiles ? table[t + lane] : -1;
       if (t < tiles) {
         const int number = __shfl_sync(kFullWarp, page, t % 32);
+        const bool exists = number >= 0 && number < a.pages;
         // What lies outside of the tensor arrives as zeros.
-        const int y = (number >= 0 && number < a.pages ? number : a.pages) * kPageTokens;
+        const int y = (exists ? number : a.pages) * kPageTokens;
         const auto load_page = [&](RingCursor<S::kSlots>& ring, int which) {
           const uint32_t barriers = which * S::kSlots * 8;
-          for (int i = 0; i < S::kTiles; ++i) {
-            const uint32_t full = at.full + barriers + ring.stage * 8;
+          if constexpr (S::kFp8) {
             mbarrier_wait(at.empty + barriers + ring.stage * 8, ring.filled ^ 1);
-            if (leader) {
-              mbarrier_arrive_expect(full, kTileBytes);
-              tile_load(at.ring + which * S::kRingBytes + ring.stage * kTileBytes, &maps.cache, full,
-                        i == 0 ? kC : (i - 1) * 64, y);
-            }
+            load_packed<S>(a, exists ? number : -1, at.ring + which * S::kRingBytes + ring.stage * S::kSlotBytes,
+                           at.full + barriers + ring.stage * 8);
             ring.advance();
+          } else {
+            for (int i = 0; i < S::kTiles; ++i) {
+              const uint32_t full = at.full + barriers + ring.stage * 8;
+              mbarrier_wait(at.empty + barriers + ring.stage * 8, ring.filled ^ 1);
+              if (leader) {
+                mbarrier_arrive_expect(full, kTileBytes);
+                tile_load(at.ring + which * S::kRingBytes + ring.stage * kTileBytes, &maps.cache, full,
+                          i == 0 ? kC : (i - 1) * 64, y);
+              }
+              ring.advance();
+            }
           }
         };
         if (!S::kTurns || t % 2 == 0) {

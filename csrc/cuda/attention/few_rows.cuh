@@ -37,16 +37,17 @@ __device__ __forceinline__ void over_keys(float (&x)[kN / 4], Combine combine) {
   }
 }
 
-/// Combines x over the four warps of a warpgroup; holds a barrier before the reads.
+/// Combines x over the four warps of a warpgroup; a barrier of so many threads stands before the reads.
 template <int kN, class Combine>
-__device__ __forceinline__ void over_warps(float (&x)[kN / 4], uint32_t stat, int group, Combine combine) {
+__device__ __forceinline__ void over_warps(float (&x)[kN / 4], uint32_t stat, int group, int barrier, int threads,
+                                           Combine combine) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const uint32_t mine = stat + (group * 4 * kN + lane % 4 * 2) * 4;
   if (lane < 4) {
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j) shared_store2(mine + (warp * kN + j * 8) * 4, x[2 * j], x[2 * j + 1]);
   }
-  named_barrier_sync(1 + group, 128);
+  named_barrier_sync(barrier, threads);
 #pragma unroll
   for (int j = 0; j < kN / 8; ++j) {
     float2 all = shared_load2(mine + j * 32);

@@ -28,6 +28,7 @@ Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& 
 int decode_few_rows(const MlaDecodeParams& p);  // the row tile of the instance that runs
 Status launch_decode_few_512(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_few_256(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
+Status launch_decode_few_fp8(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_fma(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 Status launch_decode_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch);
 
@@ -42,6 +43,7 @@ Status load_decode_plan_kernels();
 Status load_decode_portable_kernels(const Traits& traits);
 Status load_decode_few_512_kernels();
 Status load_decode_few_256_kernels();
+Status load_decode_few_fp8_kernels();
 Status load_decode_wide_kernels();
 Status load_decode_wide_merge_kernels();
 Status load_decode_fma_kernels(const Traits& traits);

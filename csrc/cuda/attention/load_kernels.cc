@@ -9,6 +9,7 @@ Status load_attention_kernels(const Traits& traits) {
   if (traits.hopper) {
     MLA_RETURN_IF_ERROR(load_decode_few_512_kernels());
     MLA_RETURN_IF_ERROR(load_decode_few_256_kernels());
+    MLA_RETURN_IF_ERROR(load_decode_few_fp8_kernels());
     MLA_RETURN_IF_ERROR(load_decode_wide_kernels());
     MLA_RETURN_IF_ERROR(load_decode_wide_merge_kernels());
   }

@@ -54,12 +54,13 @@ struct Shape {
 
 bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   const int64_t c = p.out.dim(2);
-  return traits.hopper && !traits.deterministic && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 &&
-         (c == 512 || c == 256) && p.q.dim(2) - c == 64;
+  return traits.hopper && !traits.deterministic && p.q.dtype == DType::kBF16 &&
+         (p.cache.dtype == DType::kBF16 || p.cache.dtype == DType::kF8E4M3) && (c == 512 || c == 256) &&
+         p.q.dim(2) - c == 64;
 }
 
 bool wide_types_fit(const MlaDecodeParams& p, const Traits& traits) {
-  return few_types_fit(p, traits) && p.out.dim(2) == 512;
+  return few_types_fit(p, traits) && p.cache.dtype == DType::kBF16 && p.out.dim(2) == 512;
 }
 
 }  // namespace
@@ -77,6 +78,7 @@ bool decode_few_fits(const MlaDecodeParams& p, const Traits& traits) {
 int decode_few_rows(const MlaDecodeParams& p) {
   const int rows = few_row_tile(p.q.dim(0), p.lengths.dim(0), p.q.dim(1));
   if (rows > 32) return kFewRows;
+  if (p.cache.dtype == DType::kF8E4M3) return rows;
   if (p.out.dim(2) == 512) return rows;
   return rows <= 16 ? 16 : 32;
 }
@@ -108,8 +110,9 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   if (few) {
     partials.few_plan = true;
     partials.plan_at = few_plan_offset(p.lengths.dim(0));
-    MLA_RETURN_IF_ERROR(shape.c == 512 ? launch_decode_few_512(p, partials, launch)
-                                       : launch_decode_few_256(p, partials, launch));
+    MLA_RETURN_IF_ERROR(p.cache.dtype == DType::kF8E4M3 ? launch_decode_few_fp8(p, partials, launch)
+                        : shape.c == 512                ? launch_decode_few_512(p, partials, launch)
+                                                        : launch_decode_few_256(p, partials, launch));
   } else if (wide) {
     partials.plan_at = wide_plan_offset(p.lengths.dim(0), launch.traits->multiprocessors);
     MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));

@@ -11,6 +11,7 @@
 // probabilities. What several blocks have of a row tile the merge kernel adds up (mla_decode_merge.cu). The order of
 // all sums is the plan's, so equal calls give equal bits. Precision: float32 but for the probabilities (bf16), as
 // everywhere. Keys behind a sequence's end are masked, and their rows set to zero before they are multiplied by zero.
+// Pages of an fp8 cache arrive as they are, and become f16 in registers (few_fp8.cuh).
 // Schedule and measurements: docs/kernels/mla-decode.md. Test: test/gpu/attention.test.ts.
 #pragma once
 #include <cuda_runtime.h>
@@ -19,6 +20,7 @@
 #include <array>
 #include <utility>
 
+#include "cuda/attention/few_fp8.cuh"
 #include "cuda/attention/few_load.cuh"
 #include "cuda/attention/few_rows.cuh"
 #include "cuda/attention/kernels.h"
@@ -37,30 +39,31 @@ struct Consumer {
 
   const Args& a;
   const Layout<S>& at;
-  Piece* const pieces;               // in shared memory
-  const int group, tid, lane, warp;  // warpgroup, and thread and warp within it
+  Piece* const pieces;          // in shared memory
+  const int group, team, half;  // warpgroup, its team, its place there
+  const int tid, lane, warp;    // thread and warp within the warpgroup
   RingCursor<S::kSlots> ring;
   uint32_t query_filled = 0;
   float out[S::kOwn][kN / 2];
   RowState<kN> rows;
+  uint32_t scales[S::kProbs];  // of an fp8 cache: the bits of the largest so far, which the output is relative to
 
   __device__ Consumer(const Args& a, const Layout<S>& at, Piece* pieces)
       : a(a),
         at(at),
         pieces(pieces),
         group(__shfl_sync(kFullWarp, threadIdx.x / 128, 0)),
+        team(group / S::kShare),
+        half(group % S::kShare),
         tid(threadIdx.x % 128),
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32 % 4) {}
 
-  /// This warpgroup's ring, its barriers, its slots.
-  __device__ __forceinline__ uint32_t which() const { return S::kTurns ? group : 0; }
-  __device__ __forceinline__ uint32_t full(uint32_t stage) const { return at.full + (which() * S::kSlots + stage) * 8; }
-  __device__ __forceinline__ uint32_t empty(uint32_t stage) const {
-    return at.empty + (which() * S::kSlots + stage) * 8;
-  }
-  __device__ __forceinline__ uint32_t slots() const { return at.ring + which() * S::kRingBytes; }
-  __device__ __forceinline__ uint32_t slot(uint32_t stage) const { return slots() + stage * kTileBytes; }
+  /// The team's ring, its barriers, its slots.
+  __device__ __forceinline__ uint32_t full(uint32_t stage) const { return at.full + (team * S::kSlots + stage) * 8; }
+  __device__ __forceinline__ uint32_t empty(uint32_t stage) const { return at.empty + (team * S::kSlots + stage) * 8; }
+  __device__ __forceinline__ uint32_t slots() const { return at.ring + team * S::kRingBytes; }
+  __device__ __forceinline__ uint32_t slot(uint32_t stage) const { return slots() + stage * S::kSlotBytes; }
   /// The stage i behind another, i at most the ring's length.
   static __device__ __forceinline__ uint32_t behind(uint32_t stage, uint32_t i) {
     const uint32_t sum = stage + i;
@@ -71,16 +74,25 @@ struct Consumer {
   }
   __device__ __forceinline__ uint32_t probabilities() const { return at.prob + group * S::kProbBytes; }
   /// The first output tile of this warpgroup's.
-  __device__ __forceinline__ int own_tile() const { return S::kTurns ? 0 : group * S::kOwn; }
+  __device__ __forceinline__ int own_tile() const { return half * S::kOwn; }
+  /// Barriers of this warpgroup, of its team, of all that compute.
   __device__ __forceinline__ void sync() const { named_barrier_sync(1 + group, 128); }
+  __device__ __forceinline__ int team_barrier() const { return 5 + team; }
+  __device__ __forceinline__ void sync_team() const { named_barrier_sync(team_barrier(), 128 * S::kShare); }
+  __device__ __forceinline__ void sync_all() const { named_barrier_sync(7, S::kConsumers); }
+  /// Combines figures of the rows over the warps; the whole team has come here before any goes on.
+  template <class Combine>
+  __device__ __forceinline__ void over_team(float (&x)[kN / 4], Combine combine) const {
+    over_keys<kN>(x, combine);
+    over_warps<kN>(x, at.stat, group, team_barrier(), 128 * S::kShare, combine);
+  }
 
   /// All of a piece. What is needed only after its last key waits in shared memory meanwhile, a copy for each warp.
   __device__ __forceinline__ void run(const Piece& piece) {
     if (lane == 0) pieces[threadIdx.x / 32] = piece;
     __syncwarp();
     begin();
-    const int first = S::kTurns ? group : 0, step = S::kTurns ? 2 : 1;
-    for (int key = piece.begin + first * kTileKeys; key < piece.end; key += step * kTileKeys) tile(piece, key);
+    for (int key = piece.begin + team * kTileKeys; key < piece.end; key += S::kTeams * kTileKeys) tile(piece, key);
     finish(pieces[threadIdx.x / 32]);
     __syncwarp();
   }
@@ -96,16 +108,101 @@ struct Consumer {
       rows.largest[c] = -INFINITY;
       rows.sum[c] = 0;
     }
+#pragma unroll
+    for (int g = 0; g < S::kProbs; ++g) scales[g] = kRowLeastScale << 23;
     mbarrier_wait(at.query_full, query_filled);
     query_filled ^= 1;
+    if constexpr (S::kFp8) {
+      prepare_query<S>(at.query, at.row_scale, threadIdx.x);
+      fence_proxy_async();
+      sync_all();
+    }
   }
 
   /// Keys [key, key + 64) or up to the piece's last.
   __device__ __forceinline__ void tile(const Piece& piece, int key) {
     float s[kN / 2];
     const uint32_t first = __shfl_sync(kFullWarp, ring.stage, 0);  // so that addresses live in uniform registers
-    const uint64_t keys_at = wgmma_tile(slots(), 16, 1024), query_at = wgmma_tile(at.query, 16, 1024);
-    const uint64_t values_at = wgmma_tile(slots(), 8192, 1024), prob_at = wgmma_tile(probabilities(), 16, 1024);
+    const uint64_t query_at = wgmma_tile(at.query, 16, 1024), prob_at = wgmma_tile(probabilities(), 16, 1024);
+    const int keys = min(piece.end - key, kTileKeys);
+    uint32_t pairs[kN / 4];
+    if constexpr (S::kFp8) {
+      mbarrier_wait(full(first), ring.filled);
+      ring.advance();
+      const Fp8Page<S> page(slot(first), half, warp, lane);
+      page.scores(query_at, at.row_scale, s);
+      if constexpr (S::kShare == 2) add_others(s);
+      probabilities_of(piece, key, keys, s, pairs);
+      raise_scales(page, keys);
+#pragma unroll
+      for (int g = 0; g < S::kProbs; ++g) {
+        uint32_t scaled[kN / 4];
+        page.scaled(pairs, g, scales[g], warp * 16 + lane / 4, keys, scaled);
+        store_transposed<kN>(probabilities() + g * kN * 128, scaled);
+      }
+      if (keys < kTileKeys) page.clear(keys, tid);
+      fence_proxy_async();
+      sync();  // probabilities of all warps
+      page.output(prob_at, out, [&] {
+        __syncwarp();
+        release(first);
+      });
+    } else {
+      scores(first, query_at, s);
+      probabilities_of(piece, key, keys, s, pairs);
+      store_transposed<kN>(probabilities(), pairs);
+      const uint32_t own = behind(first, 1 + own_tile());
+      if (keys % 16 != 0) clear_rows(own, keys, (keys + 15) / 16 * 16);
+      fence_proxy_async();
+      sync();
+      output(own, prob_at, (keys + 15) / 16);
+    }
+#pragma unroll
+    for (int i = 0; i < S::kOwn; ++i) keep(out[i]);
+  }
+
+  /// Makes the output relative to a page's scales, where they are larger than those before.
+  __device__ __forceinline__ void raise_scales(const Fp8Page<S>& page, int keys) {
+    uint32_t largest[S::kProbs];
+    bool grows = false;
+#pragma unroll
+    for (int g = 0; g < S::kProbs; ++g) largest[g] = scales[g];
+    page.raise(largest, keys);
+#pragma unroll
+    for (int g = 0; g < S::kProbs; ++g) grows |= largest[g] > scales[g];
+    if (!grows) return;
+#pragma unroll
+    for (int i = 0; i < S::kOwn; ++i) {
+      const float factor = __uint_as_float(scales[i / 2] + (127u << 23) - largest[i / 2]);
+#pragma unroll
+      for (int j = 0; j < kN / 2; ++j) out[i][j] *= factor;
+    }
+#pragma unroll
+    for (int g = 0; g < S::kProbs; ++g) scales[g] = largest[g];
+  }
+
+  /// s += the scores over the channels of the team's other warpgroup.
+  __device__ __forceinline__ void add_others(float (&s)[kN / 2]) const {
+    const uint32_t mine = at.part + group * S::kPartBytes + tid * 16,
+                   other = at.part + (group ^ 1) * S::kPartBytes + tid * 16;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      shared_store4(mine + j * 2048, s[4 * j], s[4 * j + 1], s[4 * j + 2], s[4 * j + 3]);
+    }
+    sync_team();  // the next one is in over_team(), behind which these may be written again
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const float4 x = shared_load4f(other + j * 2048);
+      s[4 * j] += x.x;
+      s[4 * j + 1] += x.y;
+      s[4 * j + 2] += x.z;
+      s[4 * j + 3] += x.w;
+    }
+  }
+
+  /// s = a page's keys * query, sub-tile by sub-tile from stage `first` on.
+  __device__ __forceinline__ void scores(uint32_t first, uint64_t query_at, float (&s)[kN / 2]) {
+    const uint64_t keys_at = wgmma_tile(slots(), 16, 1024);
 #pragma unroll
     for (int i = 0; i < S::kTiles; ++i) {
       const uint32_t stage = behind(first, i);
@@ -122,16 +219,18 @@ struct Consumer {
     wgmma_wait<0>();
     keep(s);
     release(first);
-    if constexpr (!S::kTurns) {  // the other warpgroup's output
+    if constexpr (S::kShare == 2) {  // the other warpgroup's output
 #pragma unroll
-      for (int i = 0; i < S::kOwn; ++i) release(behind(first, 1 + (1 - group) * S::kOwn + i));
+      for (int i = 0; i < S::kOwn; ++i) release(behind(first, 1 + (1 - half) * S::kOwn + i));
     }
+  }
 
-    const int keys = min(piece.end - key, kTileKeys);
-    const int steps = (keys + 15) / 16;
+  /// Scores of keys [key, key + keys) become probabilities relative to the rows' maxima, which move if need be.
+  __device__ __forceinline__ void probabilities_of(const Piece& piece, int key, int keys, float (&s)[kN / 2],
+                                                   uint32_t (&pairs)[kN / 4]) {
     const int token = warp * 16 + lane / 4;
     float most[kN / 4];
-    const bool whole = keys == kTileKeys && key + kTileKeys <= piece.visible(0, a.heads);
+    const bool whole = keys == kTileKeys && key + kTileKeys <= piece.seen;
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
 #pragma unroll
@@ -149,29 +248,28 @@ struct Consumer {
       }
     }
     const auto larger = [](float x, float y) { return fmaxf(x, y); };
-    over_keys<kN>(most, larger);
-    over_warps<kN>(most, at.stat, group, larger);
+    over_team(most, larger);
     bool grows = false;
 #pragma unroll
-    for (int c = 0; c < kN / 4; ++c) grows |= most[c] > rows.largest[c];
+    for (int c = 0; c < kN / 4; ++c) grows |= most[c] > rows.largest[c] + (S::kFp8 ? kFp8Slack : 0);
     if (__any_sync(kFullWarp, grows)) rescale(most);  // all warps see the same maxima
-    uint32_t pairs[kN / 4];
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const float shift0 = softmax_shift(rows.largest[2 * j]), shift1 = softmax_shift(rows.largest[2 * j + 1]);
+      const float up = S::kFp8 ? kProbUp : 0;
+      const float shift0 = softmax_shift(rows.largest[2 * j]) - up,
+                  shift1 = softmax_shift(rows.largest[2 * j + 1]) - up;
       const float p0 = exp2_approx(s[4 * j] - shift0), p1 = exp2_approx(s[4 * j + 1] - shift1);
       const float p2 = exp2_approx(s[4 * j + 2] - shift0), p3 = exp2_approx(s[4 * j + 3] - shift1);
       rows.sum[2 * j] += p0 + p2;
       rows.sum[2 * j + 1] += p1 + p3;
-      pairs[2 * j] = pack_bf16(p0, p1);
-      pairs[2 * j + 1] = pack_bf16(p2, p3);
+      pairs[2 * j] = S::kFp8 ? pack_f16(p0, p1) : pack_bf16(p0, p1);
+      pairs[2 * j + 1] = S::kFp8 ? pack_f16(p2, p3) : pack_bf16(p2, p3);
     }
-    store_transposed<kN>(probabilities(), pairs);
-    if (keys % 16 != 0) clear_rows(behind(first, 1 + own_tile()), keys, steps * 16);
-    fence_proxy_async();
-    sync();  // probabilities of all warps
+  }
 
-    const uint32_t own = behind(first, 1 + own_tile());
+  /// out += values * probabilities of `steps` times 16 keys, sub-tiles from stage `own` on.
+  __device__ __forceinline__ void output(uint32_t own, uint64_t prob_at, int steps) {
+    const uint64_t values_at = wgmma_tile(slots(), 8192, 1024);
     if (steps == 4) {
       wgmma_fence();
 #pragma unroll
@@ -195,8 +293,6 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < S::kOwn; ++i) release(behind(own, i));
     }
-#pragma unroll
-    for (int i = 0; i < S::kOwn; ++i) keep(out[i]);
   }
 
   /// out[i] += 16 keys of an output tile * their probabilities.
@@ -237,24 +333,33 @@ struct Consumer {
 
   /// What follows the last key of a piece.
   __device__ __forceinline__ void finish(const Piece& piece) {
+    if constexpr (S::kFp8) {
+#pragma unroll
+      for (int c = 0; c < kN / 4; ++c) rows.sum[c] *= 1.0f / (1 << kProbUp);
+#pragma unroll
+      for (int i = 0; i < S::kOwn; ++i) {
+        const float factor = __uint_as_float(scales[i / 2]) / (1 << kProbUp);
+#pragma unroll
+        for (int j = 0; j < kN / 2; ++j) out[i][j] *= factor;
+      }
+    }
     const auto add = [](float x, float y) { return x + y; };
-    over_keys<kN>(rows.sum, add);
-    over_warps<kN>(rows.sum, at.stat, group, add);
+    over_team(rows.sum, add);
     // What of the output this warpgroup writes.
     int first = own_tile(), end = first + S::kOwn;
     if constexpr (S::kTurns) {
       if (piece.shared()) {
         exchange();
-        first = group * (S::kOwn / 2);
+        first += team * (S::kOwn / 2);
         end = first + S::kOwn / 2;
-      } else if (group == 1) {
+      } else if (team == 1) {
         first = end;
       }
     }
     if (piece.slot >= 0) {
       write_part(piece, first, end);
     } else {
-      if constexpr (!S::kTurns) named_barrier_sync(3, 256);  // nobody reads the query any more
+      if constexpr (!S::kFp8 && !S::kTurns) sync_all();  // nobody reads the query any more
       write(piece, first, end);
     }
     fence_proxy_async();
@@ -264,12 +369,12 @@ struct Consumer {
 
   /// This thread's fragment i of an exchange that begins with slot `first` of a ring.
   __device__ __forceinline__ uint32_t fragment(uint32_t ring_slots, uint32_t first, int i) const {
-    const uint32_t offset = i * 2048;
-    return ring_slots + behind(first, offset / kTileBytes) * kTileBytes + offset % kTileBytes + tid * 16;
+    const uint32_t offset = (half * (S::kOwn / 2) * kPairs + i) * 2048;
+    return ring_slots + behind(first, offset / S::kSlotBytes) * S::kSlotBytes + offset % S::kSlotBytes + tid * 16;
   }
 
-  /// Adds up what both warpgroups have: afterwards each holds the sums of half the output tiles. Neither comes here
-  /// again before the other has read: the next query waits for both.
+  /// Adds up what both teams have: afterwards each warpgroup holds the sums of half of its output tiles. None comes
+  /// here again before the other has read: the next query waits for both.
   __device__ __forceinline__ void exchange() {
     constexpr int kHalf = S::kOwn / 2;
     const uint32_t first = ring.stage;
@@ -277,15 +382,15 @@ struct Consumer {
       mbarrier_wait(full(ring.stage), ring.filled);
       ring.advance();
     }
-    if (tid < 4) {
+    if (tid < 4 && half == 0) {
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) {
-        shared_store4(at.figures + (group * kN + j * 8 + tid * 2) * 8, rows.largest[2 * j], rows.sum[2 * j],
+        shared_store4(at.figures + (team * kN + j * 8 + tid * 2) * 8, rows.largest[2 * j], rows.sum[2 * j],
                       rows.largest[2 * j + 1], rows.sum[2 * j + 1]);
       }
-      shared_store1(at.stages + group * 4, first);
+      shared_store1(at.stages + team * 4, first);
     }
-    const auto mine = [this](int i) { return i / kHalf == group; };
+    const auto mine = [this](int i) { return i / kHalf == team; };
 #pragma unroll
     for (int i = 0; i < S::kOwn; ++i) {
       if (mine(i)) continue;
@@ -295,9 +400,9 @@ struct Consumer {
                       out[i][4 * j + 2], out[i][4 * j + 3]);
       }
     }
-    named_barrier_sync(3, 256);
-    const uint32_t others = at.ring + (1 - group) * S::kRingBytes,
-                   others_first = shared_load1(at.stages + (1 - group) * 4);
+    sync_all();
+    const uint32_t others = at.ring + (1 - team) * S::kRingBytes,
+                   others_first = shared_load1(at.stages + (1 - team) * 4);
     float weight[2][kN / 4];  // of the first warpgroup's, of the second's
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
@@ -325,19 +430,23 @@ struct Consumer {
         for (int k = 0; k < 4; ++k) {
           const float w1 = weight[0][2 * j + k % 2], w2 = weight[1][2 * j + k % 2];
           const float own = out[i][4 * j + k];
-          out[i][4 * j + k] = group == 0 ? w1 * own + w2 * other[k] : w1 * other[k] + w2 * own;
+          out[i][4 * j + k] = team == 0 ? w1 * own + w2 * other[k] : w1 * other[k] + w2 * own;
         }
       }
     }
     fence_proxy_async();
     __syncwarp();
     for (int i = 0; i < S::kExchange; ++i) {
-      if (lane == 0) mbarrier_arrive(at.empty + ((1 - group) * S::kSlots + behind(others_first, i)) * 8);
+      if (lane == 0) mbarrier_arrive(at.empty + ((1 - team) * S::kSlots + behind(others_first, i)) * 8);
     }
   }
 
-  /// What the piece has of the tile's rows, not divided by the sums, of some output tiles. Eight lanes write 32 bytes
-  /// of a row.
+  /// Where rows g and g + 8 of this warp's output stand among the 64 channels of a tile.
+  __device__ __forceinline__ int low_channel() const { return warp * 16 + (S::kFp8 ? lane / 4 * 2 : lane / 4); }
+  static constexpr int kHighChannel = S::kFp8 ? 1 : 8;  // behind the low one
+
+  /// What the piece has of the tile's rows, not divided by the sums, of some output tiles. Eight lanes write 32 or 64
+  /// bytes of a row.
   __device__ __forceinline__ void write_part(const Piece& piece, int first, int end) const {
     const int64_t part = int64_t{piece.slot} * kN;
 #pragma unroll
@@ -346,23 +455,66 @@ struct Consumer {
       for (int e = 0; e < 2; ++e) {
         const int row = j * 8 + lane % 4 * 2 + e;
         if (row >= piece.rows) continue;
-        float* const to = a.partial_out + (part + row) * kC + own_tile() * 64 + warp * 16 + lane / 4;
+        float* const to = a.partial_out + (part + row) * kC + own_tile() * 64 + low_channel();
 #pragma unroll
         for (int i = 0; i < S::kOwn; ++i) {
           if (own_tile() + i < first || own_tile() + i >= end) continue;
-          to[i * 64] = out[i][4 * j + e];
-          to[i * 64 + 8] = out[i][4 * j + 2 + e];
+          const float low = out[i][4 * j + e], high = out[i][4 * j + 2 + e];
+          if constexpr (S::kFp8) {
+            *reinterpret_cast<float2*>(to + i * 64) = make_float2(low, high);
+          } else {
+            to[i * 64] = low;
+            to[i * 64 + kHighChannel] = high;
+          }
         }
         if (tid < 4 && group == 0) a.max_sum[part + row] = make_float2(rows.largest[2 * j + e], rows.sum[2 * j + e]);
       }
     }
   }
 
-  /// The rows of some output tiles, divided by the rows' sums, by way of the query's place.
+  /// The rows of some output tiles, divided by the rows' sums.
   __device__ __forceinline__ void write(const Piece& piece, int first, int end) const {
     float inverse[kN / 4];
 #pragma unroll
     for (int c = 0; c < kN / 4; ++c) inverse[c] = inverse_sum(rows.sum[c]);
+    if constexpr (S::kFp8) {
+      write_pairs(piece, first, end, inverse);
+    } else {
+      write_tiles(piece, first, end, inverse);
+    }
+    if (group == 0 && tid < 4) {
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int row = j * 8 + tid * 2 + e;
+          if (row < piece.rows)
+            a.lse[int64_t{piece.row} + row] = natural_lse(rows.largest[2 * j + e], rows.sum[2 * j + e]);
+        }
+      }
+    }
+  }
+
+  /// Where a thread holds neighbouring channels: eight lanes write 32 bytes of a row.
+  __device__ __forceinline__ void write_pairs(const Piece& piece, int first, int end,
+                                              const float (&inverse)[kN / 4]) const {
+#pragma unroll
+    for (int c = 0; c < kN / 4; ++c) {
+      const int row = c / 2 * 8 + lane % 4 * 2 + c % 2;
+      if (row >= piece.rows) continue;
+      Bf16* const to = a.out + (int64_t{piece.row} + row) * kC + own_tile() * 64 + low_channel();
+#pragma unroll
+      for (int i = 0; i < S::kOwn; ++i) {
+        if (own_tile() + i < first || own_tile() + i >= end) continue;
+        const float low = out[i][c / 2 * 4 + c % 2] * inverse[c], high = out[i][c / 2 * 4 + c % 2 + 2] * inverse[c];
+        *reinterpret_cast<uint32_t*>(to + i * 64) = pack_bf16(low, high);
+      }
+    }
+  }
+
+  /// By way of the query's place.
+  __device__ __forceinline__ void write_tiles(const Piece& piece, int first, int end,
+                                              const float (&inverse)[kN / 4]) const {
 #pragma unroll
     for (int i = 0; i < S::kOwn; ++i) {
       if (own_tile() + i < first || own_tile() + i >= end) continue;
@@ -382,17 +534,6 @@ struct Consumer {
         *reinterpret_cast<uint4*>(a.out + (int64_t{piece.row} + row) * kC + i * 64 + column * 8) = v;
       }
     }
-    if (group == 0 && tid < 4) {
-#pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row = j * 8 + tid * 2 + e;
-          if (row < piece.rows)
-            a.lse[int64_t{piece.row} + row] = natural_lse(rows.largest[2 * j + e], rows.sum[2 * j + e]);
-        }
-      }
-    }
   }
 };
 
@@ -405,7 +546,7 @@ __global__ __launch_bounds__(S::kThreads, 1) void mla_decode_few_kernel(const __
   if (!a.early) pdl_wait();
   Walk<S::kRows> walk(a);
   if (producer && threadIdx.x % 32 == 0) {
-    prefetch_tensor_map(&maps.cache);
+    if constexpr (!S::kFp8) prefetch_tensor_map(&maps.cache);
     prefetch_tensor_map(&maps.query);
   }
   if (threadIdx.x == 0) {
@@ -439,15 +580,16 @@ __global__ __launch_bounds__(S::kThreads, 1) void mla_decode_few_kernel(const __
 
 // ---- host ---------------------------------------------------------------------------------------------------------
 
-template <int kC, int kN>
+template <int kC, int kN, bool kFp8 = false>
 Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
-  using S = Sizes<kC, kN>;
+  using S = Sizes<kC, kN, kFp8>;
   const int64_t sequences = p.lengths.dim(0), width = S::kLatent + kRope;
   Args a;
   a.plan = p.plan.as<int32_t>() + partials.plan_at;
   a.q_start = p.q_start.as<int32_t>();
   a.block_table = p.block_table.as<int32_t>();
   a.lengths = p.lengths.as<int32_t>();
+  a.cache = p.cache.as<uint8_t>();
   a.out = p.out.as<Bf16>();
   a.lse = p.lse.as<float>();
   a.partial_out = partials.out;
@@ -461,14 +603,14 @@ Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const La
   a.scale_log2 = p.scale * kLog2E;
   a.early = launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) &&
             launch.settled(p.lengths) && launch.settled(p.cache);
-  Maps maps;
+  Maps maps{};
   const int64_t query_rows = p.q.dim(0) * p.q.dim(1), cache_rows = p.cache.dim(0) * kPageTokens;
   const auto map = [width](const View& view, int64_t rows, int box, CUtensorMap* out) {
     return make_tensor_map(view.data, DType::kBF16, std::array{width, rows}, std::array{width}, std::array{64, box},
                            Swizzle::k128, out);
   };
   MLA_RETURN_IF_ERROR(map(p.q, query_rows, S::kRows, &maps.query));
-  MLA_RETURN_IF_ERROR(map(p.cache, cache_rows, 64, &maps.cache));
+  if (!kFp8) MLA_RETURN_IF_ERROR(map(p.cache, cache_rows, 64, &maps.cache));
   // No more blocks than there can be units of keys.
   const int64_t row_tiles = decode_max_row_tiles(query_rows, sequences, a.heads, 8);
   const int64_t blocks = std::min<int64_t>(launch.traits->multiprocessors, row_tiles * std::max(a.max_pages, 1));
@@ -477,9 +619,9 @@ Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const La
                      "mla_decode_few_kernel");
 }
 
-template <int kC, int kN>
+template <int kC, int kN, bool kFp8 = false>
 Status load() {
-  using S = Sizes<kC, kN>;
+  using S = Sizes<kC, kN, kFp8>;
   return load_kernel(mla_decode_few_kernel<S>, "mla_decode_few_kernel", S::kBytes);
 }
 

@@ -157,7 +157,7 @@ __device__ __forceinline__ MergeSequence find_sequence(const DecodeArgs& a, int 
     }
   }
   __syncthreads();
-  const int q_begin = max(s_found[2], 0), tokens = max(min(s_found[3], a.tokens) - q_begin, 0);
+  const int q_begin = max(s_found[2], 0), tokens = max(min(max(s_found[3], 0), a.tokens) - q_begin, 0);
   const int length = max(s_found[4], 0);
   MergeSequence s;
   s.rows = tokens * a.heads;

@@ -29,7 +29,7 @@ class Worker {
     last_page = record[6];
     teams = min(max(record[7], 1), kWideTeams);
     q_begin = max(record[8], 0);
-    q_end = min(record[9], a.tokens);
+    q_end = min(max(record[9], 0), a.tokens);
     length = min(max(record[10], 0), a.max_pages * kPageTokens);
   }
 
@@ -77,7 +77,7 @@ class Worker {
     begin = 0;
     if (sequence >= a.sequences) return;
     q_begin = max(a.q_start[sequence], 0);
-    q_end = min(a.q_start[sequence + 1], a.tokens);
+    q_end = min(max(a.q_start[sequence + 1], 0), a.tokens);
     length = min(max(a.lengths[sequence], 0), a.max_pages * kPageTokens);
   }
 
