@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/checked.h"
+#include "cuda/gemm/product_held.h"
 #include "cuda/gemm/product_ring.h"
 #include "cuda/gemm/product_split.h"
 #include "cuda/gemm/product_wgmma.h"
@@ -69,6 +70,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   const int multiprocessors = launch.traits->multiprocessors;
   const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
+  if (holds_weights(p, *launch.traits)) return launch_product_held(p, launch);
   if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
   if (p.norm.weight != nullptr) return cudaErrorInvalidValue;
   if (!fits_tensor_cores(p)) return launch_product_fma(p, stream);
@@ -107,6 +109,8 @@ cudaError_t load_product_kernels(const Traits& traits) {
   if (error == cudaSuccess) error = load_product_tile_bf16(shared_bytes_per_block);
   if (error == cudaSuccess) error = load_product_tile_f8(shared_bytes_per_block);
   if (traits.hopper) {
+    if (error == cudaSuccess) error = load_held_bf16(traits.shared_bytes_per_block);
+    if (error == cudaSuccess) error = load_held_f8(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_ring_bf16(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_ring_f8(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_product_split(traits.shared_bytes_per_block);
