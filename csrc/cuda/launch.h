@@ -23,16 +23,18 @@ struct Traits {
   bool deterministic = false;      // one order of sums for every number of rows (gemm/product.h), keys in one piece
 };
 
+/// Counters that blocks of one kernel may arrive at.
+constexpr int kCounters = 32;
+
 /// Where and how an operation is enqueued.
 struct Launch {
   cudaStream_t stream = nullptr;
   View workspace;  // u8; at least <verb>_workspace bytes
   const Traits* traits = nullptr;
-  std::span<const View> fresh = {};  // what may not be written yet when the operation's first kernel starts
+  std::span<const View> fresh = {};  // what may not be complete when the operation's first kernel starts
+  uint32_t* counters = nullptr;      // kCounters of them, of this stream or graph alone; every kernel leaves zeros
 
-  /// May the operation's first kernel read this tensor before pdl_wait()? Every kernel waits before it lets its
-  /// successor start, so what an operation before the last one wrote is complete by then; only moeRoute does not:
-  /// behind it `fresh` has what the two last ones write.
+  /// May the operation's first kernel read this tensor before pdl_wait()? See pdl.cuh.
   bool settled(const View& view) const noexcept;
 };
 

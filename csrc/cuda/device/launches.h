@@ -10,6 +10,10 @@ namespace mla::cuda {
 /// its one thread, so this is a property of the device that the thread serves.
 inline constinit thread_local bool serial_launches = false;
 
+/// Whether this thread has launched a kernel, since it last set this to false, that lets its successor start only after
+/// its own wait (pdl.cuh): all but the eager ones.
+inline constinit thread_local bool late_trigger = false;
+
 /// Kernels of the library, at most.
 constexpr size_t kMostKernels = 1024;
 /// Those that this process has launched, in no order; a null is an empty place. Tests ask whether they left one out.

@@ -254,9 +254,9 @@ Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const
   a.weight_bf16 = p.norm.dtype == DType::kBF16;
   a.settled = launch.settled(p.gate) && launch.settled(p.norm) && (!p.bias.present() || launch.settled(p.bias));
   const auto kernel = p.gate.dtype == DType::kBF16 ? route_few_kernel<Bf16> : route_few_kernel<float>;
-  return cuda_status(launch_clusters(kernel, dim3(kBlocks), dim3(kThreads), kBlocks, sizeof(Shared), launch.stream, a,
-                                     select, grouping),
-                     "route_few_kernel");
+  return cuda_status(
+      launch_eager(kernel, dim3(kBlocks), dim3(kThreads), kBlocks, sizeof(Shared), launch.stream, a, select, grouping),
+      "route_few_kernel");
 }
 
 Status load_route_few_kernels() {

@@ -20,9 +20,16 @@ namespace mla {
 namespace cuda {
 namespace {
 
+/// Launch::counters.
+struct FreeOnDevice {
+  void operator()(uint32_t* data) const noexcept { cudaFree(data); }
+};
+using Counters = std::unique_ptr<uint32_t, FreeOnDevice>;
+
 class CudaStream final : public BackendStream {
  public:
-  CudaStream(cudaStream_t stream, Completion& completion) : stream(stream), completion_(completion) {}
+  CudaStream(cudaStream_t stream, Counters counters, Completion& completion)
+      : stream(stream), counters(std::move(counters)), completion_(completion) {}
   ~CudaStream() override {
     // What is still under way uses buffers and memory that end after the stream. A lost device answers at once.
     cudaStreamSynchronize(stream);
@@ -31,8 +38,10 @@ class CudaStream final : public BackendStream {
   }
 
   cudaStream_t stream;
+  Counters counters;                               // of operations that are not part of a graph
   std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
-  std::vector<View> fresh;                         // Launch::fresh; nothing after a copy or replay
+  // What operations write, from the last one on that has a kernel which is not eager; nothing after a copy or replay.
+  std::vector<View> fresh;
 
  private:
   Completion& completion_;
@@ -40,13 +49,15 @@ class CudaStream final : public BackendStream {
 
 class CudaGraph final : public BackendGraph {
  public:
-  CudaGraph(cudaGraphExec_t exec, size_t nodes) : exec(exec), nodes_(nodes) {}
+  CudaGraph(cudaGraphExec_t exec, size_t nodes, Counters counters)
+      : exec(exec), nodes_(nodes), counters_(std::move(counters)) {}
   ~CudaGraph() override { cudaGraphExecDestroy(exec); }
   int64_t launches() const override { return static_cast<int64_t>(nodes_); }
   cudaGraphExec_t exec;
 
  private:
   size_t nodes_;
+  Counters counters_;  // a graph never runs beside itself
 };
 
 CudaStream& of(BackendStream& stream) { return static_cast<CudaStream&>(stream); }
@@ -83,31 +94,24 @@ struct WorkspaceOf {
 #undef MLA_WORKSPACE_OF
 };
 
-/// Adds what an operation writes to `out`. An operation without rows enqueues nothing: what came before it stays fresh.
+/// Adds what an operation writes to `out`.
 struct CollectWritten {
   std::vector<View>* out;
-  bool empty = false;
   void operator()(const char*, const View& view, Dir dir, Need) {
-    if (dir == Dir::kIn || !view.present()) return;
-    if (view.numel() == 0) empty = true;
-    out->push_back(view);
+    if (dir != Dir::kIn && view.present()) out->push_back(view);
   }
   template <class Value>
   void operator()(const char*, const Value&, Need = Need::kRequired) {}
 };
 
+/// What an operation writes is fresh from now on.
 void note_written(const Op& op, std::vector<View>* fresh) {
-  std::vector<View> written;
-  CollectWritten collect{&written};
+  CollectWritten collect{fresh};
   std::visit(
       [&](auto params) {
         if constexpr (!std::is_same_v<decltype(params), std::monostate>) params.fields(collect);
       },
       op);
-  // The router lets its successor start before it has waited itself: the operation before it may still be writing then.
-  const bool waits_first = !std::holds_alternative<MoeRouteParams>(op);
-  if (!collect.empty && waits_first) fresh->clear();
-  fresh->insert(fresh->end(), written.begin(), written.end());
 }
 
 class CudaPlanner final : public Planner {
@@ -177,9 +181,11 @@ class CudaBackend final : public Backend {
   Status host_buffer(int64_t bytes, std::shared_ptr<HostBuffer>* out) override { return host_pool_->take(bytes, out); }
 
   Status create_stream(std::unique_ptr<BackendStream>* out) override {
+    Counters counters;
+    MLA_RETURN_IF_ERROR(create_counters(&counters));
     cudaStream_t stream = nullptr;
     MLA_RETURN_IF_ERROR(cuda_status(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate"));
-    *out = std::make_unique<CudaStream>(stream, completion_);
+    *out = std::make_unique<CudaStream>(stream, std::move(counters), completion_);
     return Status::Ok();
   }
 
@@ -190,10 +196,7 @@ class CudaBackend final : public Backend {
   }
 
   Status run(const Op& op, View workspace, BackendStream& stream) override {
-    const Launch launch{of(stream).stream, workspace, &traits_, of(stream).fresh};
-    Status status = std::visit(RunOp{launch}, op);
-    note_written(op, &of(stream).fresh);
-    return status;
+    return enqueue(op, workspace, stream, of(stream).counters.get());
   }
 
   // A kernel after a copy, a replay or an event starts when that has passed: only kernels start early.
@@ -224,11 +227,13 @@ class CudaBackend final : public Backend {
                  std::unique_ptr<BackendGraph>* out) override {
     const cudaStream_t s = of(stream).stream;
     of(stream).fresh.clear();
+    Counters counters;
+    MLA_RETURN_IF_ERROR(create_counters(&counters));
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
     Status status;
     for (const Op& op : ops) {
-      status = run(op, workspace, stream);
+      status = enqueue(op, workspace, stream, counters.get());
       if (!status.ok()) break;
     }
     cudaGraph_t graph = nullptr;
@@ -241,7 +246,7 @@ class CudaBackend final : public Backend {
     if (status.ok()) status = cuda_status(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
     if (graph != nullptr) cudaGraphDestroy(graph);
     MLA_RETURN_IF_ERROR(std::move(status));
-    *out = std::make_unique<CudaGraph>(exec, nodes);
+    *out = std::make_unique<CudaGraph>(exec, nodes, std::move(counters));
     return cuda_status(cudaGraphUpload(exec, s), "cudaGraphUpload");
   }
 
@@ -264,6 +269,25 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  /// kCounters zeros.
+  Status create_counters(Counters* out) {
+    void* data = nullptr;
+    MLA_RETURN_IF_ERROR(allocate(kCounters * sizeof(uint32_t), &data));
+    out->reset(static_cast<uint32_t*>(data));
+    return Status::Ok();
+  }
+
+  /// One operation, outside of a graph or within one.
+  Status enqueue(const Op& op, View workspace, BackendStream& stream, uint32_t* counters) {
+    const Launch launch{of(stream).stream, workspace, &traits_, of(stream).fresh, counters};
+    late_trigger = false;
+    Status status = std::visit(RunOp{launch}, op);
+    // An operation without rows launches nothing: what came before it stays fresh, as it does behind eager kernels.
+    if (late_trigger) of(stream).fresh.clear();
+    note_written(op, &of(stream).fresh);
+    return status;
+  }
+
   CudaBackend(int index, KernelChoice choice, const cudaDeviceProp& properties)
       : index_(index), name_(properties.name), traits_(traits_of(facts_of(properties))), completion_(index) {
     if (choice.portable) traits_.hopper = false;
