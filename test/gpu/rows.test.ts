@@ -123,6 +123,10 @@ const ODD = { d: 77, nq: 21, c: 13, r: 6, qNorm: true };
 const LATENT: readonly LatentCase[] = [
   { ...LITE, act: 'bf16', weight: 'bf16', norm: 'bf16', cache: 'bf16', rows: 1 },
   { ...LITE, act: 'bf16', weight: 'bf16', norm: 'bf16', cache: 'bf16', rows: 70 },
+  { ...LITE, d: 2048, nq: 3072, act: 'bf16', weight: 'bf16', norm: 'f32', cache: 'f32', rows: 2 },
+  { ...LITE, d: 1928, c: 256, act: 'bf16', weight: 'bf16', norm: 'bf16', cache: 'bf16', rows: 8 },
+  { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 2 },
+  { ...LITE, c: 520, r: 8, act: 'bf16', weight: 'f8e4m3', norm: 'f32', cache: 'f32', rows: 7 },
   { ...V3, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 19 },
   { ...V3, act: 'f32', weight: 'f32', norm: 'f32', cache: 'f32', rows: 9 },
   { ...LITE, act: 'f32', weight: 'bf16', norm: 'bf16', cache: 'bf16', rows: 9 },
@@ -141,6 +145,8 @@ for (const shape of LATENT)
 const EXTREMES = [1, 0, 2 ** -126, 2 ** 126];
 for (const shape of [
   { ...LITE, act: 'bf16', weight: 'bf16', rows: 70 },
+  { ...LITE, act: 'bf16', weight: 'bf16', rows: 2 },
+  { ...LITE, act: 'bf16', weight: 'f8e4m3', rows: 8 },
   { ...V3, act: 'bf16', weight: 'f8e4m3', rows: 3 },
   { ...LITE, act: 'f32', weight: 'bf16', rows: 9, c: 256 },
   { ...ODD, act: 'f32', weight: 'f32', rows: 8, c: 150, r: 10 },

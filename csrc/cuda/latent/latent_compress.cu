@@ -16,6 +16,7 @@
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/workspace.h"
 #include "cuda/gemm/product.h"
+#include "cuda/latent/latent_few.h"
 #include "cuda/launch.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/norm_row.cuh"
@@ -184,27 +185,61 @@ View rows_of(const View& view, int64_t begin, int64_t rows) {
   return part;
 }
 
+Status norm_rows(const LatentCompressParams& p, View x, View positions, const Scratch& scratch, const Launch& launch) {
+  NormRows norm;
+  norm.x = x;
+  norm.weight = p.norm;
+  norm.positions = positions;
+  norm.out = scratch.product.x;
+  norm.eps = p.eps;
+  return launch_norm_rows(norm, launch);
+}
+
 Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, const Launch& launch) {
   Carver carver{launch.workspace.as<char>()};
   const Scratch scratch = scratch_of(p, rows, *launch.traits, &carver);
   const View positions = rows_of(p.positions, begin, rows);
   const View x = rows_of(p.x, begin, rows);
+  const View slots = rows_of(p.slots, begin, rows), q = rows_of(p.q, begin, rows);
   Product product = dense_product(x, p.weight, p.weight_scale, false, scratch.product.y);
   product.norm.weight = p.norm.data;
   product.norm.weight_bf16 = p.norm.dtype == DType::kBF16;
   product.norm.eps = p.eps;
   product.norm.threads = norm_threads(p.x.dim(1));
   product.norm.positions = positions.as<const int32_t>();
+  if (!p.q_norm.present()) {
+    LatentFew few;
+    few.product = product;
+    few.product.y_row = p.weight.dim(0) - p.q.dim(1);
+    few.latent_norm = p.latent_norm.data;
+    few.latent_norm_bf16 = p.latent_norm.dtype == DType::kBF16;
+    few.latent_eps = p.latent_eps;
+    few.positions = product.norm.positions;
+    few.slots = slots.as<const int32_t>();
+    few.cos_sin = p.cos_sin.as<const float>();
+    few.q = q.data;
+    few.cache = p.cache.data;
+    few.cache_dtype = p.cache.dtype;
+    few.nq = p.q.dim(1);
+    few.c = p.latent_norm.dim(0);
+    few.r = 2 * p.cos_sin.dim(1);
+    few.table = p.cos_sin.dim(0);
+    few.cache_slots = p.cache.dim(0) * kPageTokens;
+    if (latent_few_fits(few, *launch.traits)) {
+      Launch last = launch;
+      if (rows > kLatentNormedRows) {
+        MLA_RETURN_IF_ERROR(norm_rows(p, x, positions, scratch, launch));
+        last.fresh = {};
+        few.product.x = scratch.product.x.data;
+        few.product.norm = {};
+      }
+      return cuda_status(launch_latent_few(few, last), "latent_few_kernel");
+    }
+  }
   if (aligned16(p.norm.data) && holds_norm(product, *launch.traits)) {
     MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, launch), "latentCompress"));
   } else {
-    NormRows norm;
-    norm.x = x;
-    norm.weight = p.norm;
-    norm.positions = positions;
-    norm.out = scratch.product.x;
-    norm.eps = p.eps;
-    MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
+    MLA_RETURN_IF_ERROR(norm_rows(p, x, positions, scratch, launch));
     Launch inner = launch;
     inner.workspace = scratch.workspace;
     MLA_RETURN_IF_ERROR(gemm(scratch.product, inner));
@@ -215,12 +250,12 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   args.q_norm = p.q_norm.present() ? p.q_norm.data : nullptr;
   args.latent_norm = p.latent_norm.data;
   args.positions = positions.as<const int32_t>();
-  args.slots = rows_of(p.slots, begin, rows).as<const int32_t>();
+  args.slots = slots.as<const int32_t>();
   args.cos_sin = p.cos_sin.as<const float>();
   args.nq = p.q.dim(1);
   args.c = p.latent_norm.dim(0);
   args.r = 2 * p.cos_sin.dim(1);
-  args.q = rows_of(p.q, begin, rows).data;
+  args.q = q.data;
   args.cache = p.cache.data;
   args.table = p.cos_sin.dim(0);
   args.cache_slots = p.cache.dim(0) * kPageTokens;
@@ -253,7 +288,8 @@ Status latentCompress(const LatentCompressParams& p, const Launch& launch) noexc
 }
 
 Status load_latent_kernels(const Traits& traits) {
-  (void)traits;
+  if (traits.hopper)
+    MLA_RETURN_IF_ERROR(cuda_status(load_latent_few(traits.shared_bytes_per_block), "loading latent_few_kernel"));
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const DType cache : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
       MLA_RETURN_IF_ERROR(load_kernel(kernel_of(act, cache), "latent_finish_kernel"));
