@@ -102,7 +102,8 @@ struct Args {
   int pages;
   int slots;
   float scale_log2;  // scale * log2(e)
-  bool early;        // all but the query is settled before pdl_wait()
+  bool early;        // plan and tables are settled before pdl_wait()
+  bool early_keys;   // so is the cache
 };
 
 struct Maps {

@@ -37,6 +37,19 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
   RingCursor<S::kSlots> rings[2];
   uint32_t query_filled = 0;
   bool waited = !a.early;
+  const auto load_query = [&](int row) {
+    if (!waited) pdl_wait();
+    waited = true;
+    mbarrier_wait(at.query_empty, query_filled ^ 1);
+    query_filled ^= 1;
+    if (leader) {
+      mbarrier_arrive_expect(at.query_full, S::kQueryBytes);
+      for (int i = 0; i < S::kTiles; ++i) {
+        tile_load(at.query + i * S::kQueryTile, &maps.query, at.query_full, i == 0 ? kC : (i - 1) * 64, row,
+                  kEvictLast);
+      }
+    }
+  };
   while (!walk.done()) {
     // Asked for beside the piece's lengths, which they do not need.
     const int64_t first_page = walk.next_page();
@@ -47,6 +60,8 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
     const int tiles = piece.tiles();
     const int32_t* table = a.block_table + int64_t{piece.sequence} * a.max_pages + piece.begin / kPageTokens;
     const bool asked = table == a.block_table + first_page;
+    const bool query_first = !waited && !a.early_keys;
+    if (query_first) load_query(piece.row);
     for (int t = 0; t < tiles || t == 0; ++t) {
       if (t % 32 == 0 && (t > 0 || !asked)) page = t + lane < tiles ? table[t + lane] : -1;
       if (t < tiles) {
@@ -80,20 +95,8 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
           load_page(rings[1], 1);
         }
       }
-      if (t == 0) {
-        // The query comes from the operation before; keys are already on their way.
-        if (!waited) pdl_wait();
-        waited = true;
-        mbarrier_wait(at.query_empty, query_filled ^ 1);
-        query_filled ^= 1;
-        if (leader) {
-          mbarrier_arrive_expect(at.query_full, S::kQueryBytes);
-          for (int i = 0; i < S::kTiles; ++i) {
-            tile_load(at.query + i * S::kQueryTile, &maps.query, at.query_full, i == 0 ? kC : (i - 1) * 64, piece.row,
-                      kEvictLast);
-          }
-        }
-      }
+      // The query comes from the operation before; keys are already on their way.
+      if (t == 0 && !query_first) load_query(piece.row);
     }
     if (S::kTurns && piece.shared()) {
       // Slots without data, for what the warpgroups tell each other.

@@ -601,8 +601,9 @@ Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const La
   a.pages = static_cast<int>(p.cache.dim(0));
   a.slots = partials.slots;
   a.scale_log2 = p.scale * kLog2E;
-  a.early = launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) &&
-            launch.settled(p.lengths) && launch.settled(p.cache);
+  a.early =
+      launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) && launch.settled(p.lengths);
+  a.early_keys = a.early && launch.settled(p.cache);
   Maps maps{};
   const int64_t query_rows = p.q.dim(0) * p.q.dim(1), cache_rows = p.cache.dim(0) * kPageTokens;
   const auto map = [width](const View& view, int64_t rows, int box, CUtensorMap* out) {

@@ -23,6 +23,10 @@ struct Absorb {
 
 /// Zero rows launch nothing. weights_settled: w_uk may be read before pdl_wait().
 cudaError_t launch_absorb(const Absorb& p, bool weights_settled, int shared_bytes_per_block, cudaStream_t stream);
+/// Up to 8 rows of bf16 (absorb_few_portable.cu), where the tensor core kernel fits.
+bool absorbs_few(const Absorb& p);
+cudaError_t launch_absorb_few(const Absorb& p, bool weights_settled, cudaStream_t stream);
+cudaError_t load_absorb_few(int shared_bytes_per_block);
 cudaError_t load_absorb_kernels(int shared_bytes_per_block);
 
 }  // namespace mla::cuda

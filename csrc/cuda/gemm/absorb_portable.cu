@@ -6,11 +6,13 @@
 //   the B operand comes through transposed ldmatrix. Sums: as everywhere, segments of 128 k from zero, added in
 //   ascending order; the kernel and so the bits are the same for every number of rows. Shared memory: weights [n, 64],
 //   rows of 128 bytes with piece j at j ^ (row % 8); rows of q, 16 bytes apart from a multiple of 128.
+// Up to 8 rows: absorb_few_portable.cu, the same bits.
 // Everything else: product_fma_portable.cu for the product, absorb_rope_kernel for the rotation, a thread per pair.
 // Test: test/gpu/matrix.test.ts.
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/absorb.h"
+#include "cuda/gemm/absorb_device.cuh"
 #include "cuda/gemm/load_kernel.cuh"
 #include "cuda/gemm/product_device.cuh"
 
@@ -25,23 +27,6 @@ constexpr int kMaxNope = 256;
 __host__ __device__ int depth(int n) { return div_up(n, 16) * 16; }
 __host__ __device__ int row_bytes(int n) { return depth(n) * 2 + 16; }
 int shared_bytes(int n) { return depth(n) * kColumns * 2 + kRows * row_bytes(n); }
-
-/// Rotates pair i of row t, head h. Not fused, as the formula is written.
-template <class T>
-__device__ __forceinline__ void rotate(const Absorb& p, int64_t t, int h, int i) {
-  const int64_t position = p.positions[t];
-  float a = 0, b = 0;
-  if (position >= 0 && position < p.position_end) {
-    const T* const from = static_cast<const T*>(p.q) + (t * p.heads + h) * (p.n + p.r) + p.n + 2 * i;
-    const float* const angle = p.cos_sin + position * p.r + 2 * i;
-    const float x = to_float(from[0]), y = to_float(from[1]), cosine = angle[0], sine = angle[1];
-    a = __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine));
-    b = __fadd_rn(__fmul_rn(x, sine), __fmul_rn(y, cosine));
-  }
-  T* const to = static_cast<T*>(p.out) + (t * p.heads + h) * (p.c + p.r) + p.c + 2 * i;
-  to[0] = from_float<T>(a);
-  to[1] = from_float<T>(b);
-}
 
 __global__ void __launch_bounds__(kThreads) absorb_bf16_kernel(const __grid_constant__ Absorb p, bool weights_settled) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -154,6 +139,7 @@ bool fits(const Absorb& p, int shared_bytes_per_block) {
 cudaError_t launch_absorb(const Absorb& p, bool weights_settled, int shared_bytes_per_block, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (fits(p, shared_bytes_per_block)) {
+    if (absorbs_few(p)) return launch_absorb_few(p, weights_settled, stream);
     const dim3 grid(div_up(p.c, kColumns), p.heads, static_cast<unsigned>(div_up<int64_t>(p.rows, kRows)));
     return launch_pdl(absorb_bf16_kernel, grid, dim3(kThreads), shared_bytes(p.n), stream, p, weights_settled);
   }
@@ -183,7 +169,8 @@ cudaError_t launch_absorb(const Absorb& p, bool weights_settled, int shared_byte
 }
 
 cudaError_t load_absorb_kernels(int shared_bytes_per_block) {
-  const cudaError_t error = load_into_context(absorb_bf16_kernel, shared_bytes_per_block);
+  cudaError_t error = load_into_context(absorb_bf16_kernel, shared_bytes_per_block);
+  if (error == cudaSuccess) error = load_absorb_few(shared_bytes_per_block);
   return error != cudaSuccess ? error : load_into_context(absorb_rope_kernel, shared_bytes_per_block);
 }
 
