@@ -13,9 +13,9 @@
 //   warps (of both blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
 // Sums: one chain of m64nNk16 over all k. fp8 weights become bf16 in registers, where A may stand, and sums may change
 //   their unit every 128 k (product_wgmma_scaled.cuh).
-// Results: through shared memory, 64 tokens (32 in float32) at a time and warpgroup, so that rows of y are written by
-//   16 bytes a thread (product_wgmma_emit.cuh).
-// Registers: up to 128 sums of 232; loaders 40.
+// Results: through shared memory, 64 tokens (fp8 weights: 32; in float32 half as many) at a time and warpgroup, so that
+//   rows of y are written by 16 bytes a thread (product_wgmma_emit.cuh).
+// Registers: up to 128 sums of 232, or 32 of 96 where two blocks share a multiprocessor; loaders 40.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
 #pragma once
 #include <algorithm>
