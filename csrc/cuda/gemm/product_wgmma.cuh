@@ -60,10 +60,8 @@ __device__ __forceinline__ void multiply_tile(const Product& p, const WgmmaShare
     wgmma_wait<0>();
     release_stage<S>(shared, previous);
     keep(d);
-  } else if constexpr (S::kMostTokens > 64) {
-    ScaledTileMany<S, N>(p, shared, at, d).multiply();
   } else {
-    ScaledTileFew<S, N>(p, shared, at, d).multiply();
+    ScaledTile<S, N>(p, shared, at, d).multiply();
   }
 }
 

@@ -19,46 +19,64 @@ namespace mla::cuda {
 /// 64 k of weights of one lane, as bf16.
 using ScaledWeights = uint32_t[4][4];
 
-/// Few tokens: a stage is a segment.
-template <class S, int N>
-struct ScaledTileFew {
-  static_assert(S::kStageK == kSegment);
+constexpr int kTurn = 3;  // named barriers: the first warpgroup's turn, the second one's
 
+/// Before the first tile, and behind the last one.
+__device__ __forceinline__ void begin_turns() {
+  if (threadIdx.x >= 128) named_barrier_arrive(kTurn, kMathThreads);
+}
+__device__ __forceinline__ void end_turns() {
+  if (threadIdx.x < 128) named_barrier_sync(kTurn, kMathThreads);
+}
+
+/// The sums of one tile. Few tokens: a stage is a segment; many tokens: two stages are one.
+template <class S, int N>
+struct ScaledTile {
   const WgmmaShared<S>& shared;
-  RingCursor<S::kStages>& at;
+  RingCursor<S::kStages>& at;  // the stage that is converted next
   float (&d)[N / 2];
   int segments;
   const unsigned char* codes;  // of this lane in the first stage
   SplitScale low{0, 1}, high{0, 1};
 
-  __device__ __forceinline__ ScaledTileFew(const Product& p, const WgmmaShared<S>& shared, RingCursor<S::kStages>& at,
-                                           float (&d)[N / 2])
+  __device__ __forceinline__ ScaledTile(const Product& p, const WgmmaShared<S>& shared, RingCursor<S::kStages>& at,
+                                        float (&d)[N / 2])
       : shared(shared), at(at), d(d), segments(static_cast<int>((p.k + kSegment - 1) / kSegment)) {
     const int lane = threadIdx.x % 32;
-    codes = shared.base + (threadIdx.x / 32 * 16 + lane / 4) * 128 + lane % 4 * 2;
+    codes = shared.base + (threadIdx.x / 32 * 16 + lane / 4) * S::kStageK + lane % 4 * 2;
   }
 
+  /// All stages of the tile.
+  __device__ __forceinline__ void multiply() {
+    if constexpr (S::kStageK == kSegment) {
+      multiply_few();
+    } else {
+      static_assert(2 * S::kStageK == kSegment);
+      multiply_many();
+    }
+    rescale(low.factor, high.factor);
+  }
+
+ private:
   __device__ __forceinline__ void rescale(float by_low, float by_high) {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) d[i] *= i % 4 < 2 ? by_low : by_high;
   }
 
-  /// Waits for the stage at `at` and goes on to its scales.
-  __device__ __forceinline__ void begin_stage() {
-    mbarrier_wait(shared.full(at.stage), at.filled);
-    if constexpr (S::kGathered) fence_proxy_async();  // cp.async wrote what wgmma reads
+  /// The scales that came with the stage at `at`.
+  __device__ __forceinline__ void take_scales() {
     const float2 scales = shared.scales(at.stage);
     low = SplitScale(scales.x, low.factor);
     high = SplitScale(scales.y, high.factor);
   }
 
-  /// Half of the weights of the stage at `at`.
+  /// 64 k of the stage at `at`: its first ones, or its second.
   __device__ __forceinline__ void convert(ScaledWeights& a, int half) {
     const unsigned char* const stage = codes + at.stage * S::kStageBytes;
-    const int swizzle = threadIdx.x % 32 / 4;
+    const int swizzle = threadIdx.x % 32 / (512 / S::kStageK);
     const auto pair = [&](int row8, int k8, uint32_t power) {
       const int piece = (half * 4 + k8 / 2 ^ swizzle) * 16 + k8 % 2 * 8;
-      return codes_to_bf16(*reinterpret_cast<const uint16_t*>(stage + row8 * 1024 + piece), power);
+      return codes_to_bf16(*reinterpret_cast<const uint16_t*>(stage + row8 * 8 * S::kStageK + piece), power);
     };
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -69,16 +87,24 @@ struct ScaledTileFew {
     }
   }
 
+  // ---- few tokens
+
+  /// Waits for the stage at `at` and goes on to its scales.
+  __device__ __forceinline__ void begin_stage() {
+    mbarrier_wait(shared.full(at.stage), at.filled);
+    if constexpr (S::kGathered) fence_proxy_async();  // cp.async wrote what wgmma reads
+    take_scales();
+  }
+
   /// Asks for d += (or =) the weights times the tokens of half a stage.
-  __device__ __forceinline__ void ask_products(const ScaledWeights& a, uint32_t stage, int half, bool add) {
+  __device__ __forceinline__ void ask_half(const ScaledWeights& a, uint32_t stage, int half, bool add) {
     const uint64_t b = wgmma_tile(shared.stage(stage) + S::kWBytes + half * S::kHalfBytes, 16, 1024);
 #pragma unroll
     for (int i = 0; i < 4; ++i) Wgmma<N>::bf16(d, a[i], b + 2 * i, add || i > 0);
     wgmma_commit();
   }
 
-  /// All stages of the tile.
-  __device__ __forceinline__ void multiply() {
+  __device__ __forceinline__ void multiply_few() {
     ScaledWeights first, second;
     begin_stage();
     convert(first, 0);
@@ -88,8 +114,8 @@ struct ScaledTileFew {
       const uint32_t stage = at.stage;
       const float low_before = low.factor, high_before = high.factor;
       wgmma_fence();
-      ask_products(first, stage, 0, segment > 0);
-      ask_products(second, stage, 1, true);
+      ask_half(first, stage, 0, segment > 0);
+      ask_half(second, stage, 1, true);
       at.advance();
       const bool more = segment + 1 < segments;
       if (more) begin_stage();
@@ -104,72 +130,22 @@ struct ScaledTileFew {
         convert(second, 1);
       }
     }
-    rescale(low.factor, high.factor);
-  }
-};
-
-constexpr int kTurn = 3;  // named barriers: the first warpgroup's turn, the second one's
-
-/// Before the first tile, and behind the last one.
-__device__ __forceinline__ void begin_turns() {
-  if (threadIdx.x >= 128) named_barrier_arrive(kTurn, kMathThreads);
-}
-__device__ __forceinline__ void end_turns() {
-  if (threadIdx.x < 128) named_barrier_sync(kTurn, kMathThreads);
-}
-
-/// Many tokens: two stages are a segment.
-template <class S, int N>
-struct ScaledTileMany {
-  static_assert(S::kStageK == 64);
-
-  const WgmmaShared<S>& shared;
-  RingCursor<S::kStages>& at;  // the stage that is converted next
-  float (&d)[N / 2];
-  int segments;
-  const unsigned char* codes;  // of this lane in the first stage
-  SplitScale low{0, 1}, high{0, 1};
-
-  __device__ __forceinline__ ScaledTileMany(const Product& p, const WgmmaShared<S>& shared, RingCursor<S::kStages>& at,
-                                            float (&d)[N / 2])
-      : shared(shared), at(at), d(d), segments(static_cast<int>((p.k + kSegment - 1) / kSegment)) {
-    const int lane = threadIdx.x % 32;
-    codes = shared.base + (threadIdx.x / 32 * 16 + lane / 4) * 64 + lane % 4 * 2;
   }
 
-  __device__ __forceinline__ void rescale(float by_low, float by_high) {
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) d[i] *= i % 4 < 2 ? by_low : by_high;
-  }
+  // ---- many tokens
 
   /// The weights of the next stage, for which it waits; the first of a segment brings new scales. Returns the stage.
-  __device__ __forceinline__ uint32_t convert(ScaledWeights& a, bool first) {
+  __device__ __forceinline__ uint32_t convert_stage(ScaledWeights& a, bool first) {
     mbarrier_wait(shared.full(at.stage), at.filled);
-    if (first) {
-      const float2 scales = shared.scales(at.stage);
-      low = SplitScale(scales.x, low.factor);
-      high = SplitScale(scales.y, high.factor);
-    }
-    const unsigned char* const stage = codes + at.stage * S::kStageBytes;
-    const int swizzle = threadIdx.x % 32 / 8;  // half the row
-    const auto pair = [&](int row8, int k8, uint32_t power) {
-      const int piece = (k8 / 2 ^ swizzle) * 16 + k8 % 2 * 8;
-      return codes_to_bf16(*reinterpret_cast<const uint16_t*>(stage + row8 * 512 + piece), power);
-    };
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a[i][0] = pair(0, 2 * i, low.power);
-      a[i][1] = pair(1, 2 * i, high.power);
-      a[i][2] = pair(0, 2 * i + 1, low.power);
-      a[i][3] = pair(1, 2 * i + 1, high.power);
-    }
+    if (first) take_scales();
+    convert(a, 0);
     const uint32_t converted = at.stage;
     at.advance();
     return converted;
   }
 
   /// Asks for d += (or =) the weights times the tokens of `stage`. The warpgroups take turns.
-  __device__ __forceinline__ void ask_products(const ScaledWeights& a, uint32_t stage, bool add) {
+  __device__ __forceinline__ void ask_stage(const ScaledWeights& a, uint32_t stage, bool add) {
     const int warpgroup = threadIdx.x / 128;
     const uint64_t b = wgmma_tile(shared.stage(stage) + S::kWBytes, 16, 1024);
     named_barrier_sync(kTurn + warpgroup, kMathThreads);
@@ -180,27 +156,25 @@ struct ScaledTileMany {
     named_barrier_arrive(kTurn + (1 - warpgroup), kMathThreads);
   }
 
-  /// All stages of the tile.
-  __device__ __forceinline__ void multiply() {
+  __device__ __forceinline__ void multiply_many() {
     ScaledWeights even, odd;
-    uint32_t even_stage = convert(even, true);
+    uint32_t even_stage = convert_stage(even, true);
 #pragma unroll 1
     for (int segment = 0; segment < segments; ++segment) {
       const float low_before = low.factor, high_before = high.factor;
       const bool more = segment + 1 < segments;
-      ask_products(even, even_stage, segment > 0);
-      const uint32_t odd_stage = convert(odd, false);
-      ask_products(odd, odd_stage, true);
+      ask_stage(even, even_stage, segment > 0);
+      const uint32_t odd_stage = convert_stage(odd, false);
+      ask_stage(odd, odd_stage, true);
       wgmma_wait<1>();
       release_stage<S>(shared, even_stage);
-      if (more) even_stage = convert(even, true);
+      if (more) even_stage = convert_stage(even, true);
       wgmma_wait<0>();
       keep(d);
       release_stage<S>(shared, odd_stage);
       if (more && (low.factor != low_before || high.factor != high_before))
         rescale(__fdividef(low_before, low.factor), __fdividef(high_before, high.factor));
     }
-    rescale(low.factor, high.factor);
   }
 };
 
