@@ -15,6 +15,7 @@ export class PinnedRoutes {
   private constructor(
     private readonly bench: Workbench,
     private readonly kept: readonly Kept[],
+    private readonly experts: number,
   ) {}
 
   /** Makes the step, without moving the rows on. Rejects with what a step rejects with. */
@@ -44,7 +45,7 @@ export class PinnedRoutes {
       } finally {
         dispose();
       }
-      return new PinnedRoutes(bench, kept);
+      return new PinnedRoutes(bench, kept, model.config.n_routed_experts);
     } catch (error) {
       await bench.release();
       throw error;
@@ -56,6 +57,17 @@ export class PinnedRoutes {
     const kept = this.kept[router];
     if (kept === undefined || (verb !== 'moeGateUp' && verb !== 'moeDown')) return args;
     return { ...args, ...Object.fromEntries(READ.filter((name) => name in args).map((name) => [name, kept[name]])) };
+  }
+
+  /** Routed experts with at least one token, in the mean over the layers; null for a model without experts. */
+  async expertsHit(): Promise<number | null> {
+    if (this.kept.length === 0) return null;
+    let hit = 0;
+    for (const { offsets } of this.kept) {
+      const begins = new Int32Array(await this.bench.stream.read(offsets));
+      for (let e = 0; e < this.experts; e++) if ((begins[e + 1] as number) > (begins[e] as number)) hit += 1;
+    }
+    return hit / this.kept.length;
   }
 
   /** Gives the memory back. */

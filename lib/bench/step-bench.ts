@@ -4,7 +4,6 @@
 import type { LatentModel } from '../model';
 import type { DeviceInfo, Tensor } from '../native';
 import { Anchors } from './anchors';
-import { expertsHit } from './experts-hit';
 import { loadBenchModel, type ModelBenchOptions, openSequences, promptOf } from './model-bench';
 import { PinnedRoutes } from './pinned-routes';
 import { median, timeGraph, timeInTurn } from './timing';
@@ -90,8 +89,8 @@ async function timeLine(
   ceiling: number,
   id: string,
 ): Promise<StepResult> {
-  const hit = await expertsHit(model, batch);
   const routes = await PinnedRoutes.of(model, batch);
+  const hit = await routes.expertsHit();
   const moe = model.config.moe_layers;
   const layers = model.config.num_hidden_layers;
   /** The step with the calls that `keep` wants, and what it was asked about. */
