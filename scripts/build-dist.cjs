@@ -20,13 +20,17 @@ function filesUnder(dir) {
     .map((entry) => path.relative(dir, path.join(entry.parentPath ?? entry.path, entry.name)));
 }
 
-/** Makes `to` equal to `from`, replacing each changed file in one step. */
+/** Makes `to` equal to `from`, replacing each changed file in one step; the others are dated now, as built from lib/. */
 function mirror(from, to) {
   const wanted = new Set(filesUnder(from));
+  const now = new Date();
   for (const file of wanted) {
     const source = path.join(from, file);
     const target = path.join(to, file);
-    if (fs.existsSync(target) && fs.readFileSync(target).equals(fs.readFileSync(source))) continue;
+    if (fs.existsSync(target) && fs.readFileSync(target).equals(fs.readFileSync(source))) {
+      fs.utimesSync(target, now, now);
+      continue;
+    }
     fs.mkdirSync(path.dirname(target), { recursive: true });
     const next = `${target}.${process.pid}.next`;
     fs.copyFileSync(source, next);

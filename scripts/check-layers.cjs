@@ -11,7 +11,7 @@ const ts = require('typescript');
 
 /** lib/, from the bottom. `index.ts` is the public entry; the names beside each other do not know each other. */
 const LIB_LAYERS = [
-  ['errors'],
+  ['errors', 'files'],
   ['native'],
   ['cache', 'checkpoint'],
   ['hub', 'model', 'text'],
@@ -86,6 +86,13 @@ function checkLib(root) {
       else if (rank.get(to) === rank.get(from) && !LIB_EXTRA.has(`${from} -> ${to}`))
         say(pos, `${from} must not import ${to}, which stands beside it`);
     }
+    // Why: lib/files. A command's process ends with it, so nobody terminates its thread.
+    const promises = /import (?!type )[^;]* from ['"](?:node:)?(fs\/promises)['"]|\b(fs\.promises)\b/.exec(text);
+    if (promises && !['cli', 'files'].includes(from))
+      say(
+        promises.index,
+        `lib/${from} reads and writes files through lib/files, this says ${promises[1] ?? promises[2]}`,
+      );
     const dlopen = /process\.dlopen|['"`][^'"`\n]*\.node['"`]/.exec(text);
     if (dlopen && from !== 'native') say(dlopen.index, `only lib/native loads the addon, this says ${dlopen[0]}`);
   }

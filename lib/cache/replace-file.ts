@@ -1,7 +1,7 @@
 // cache/replace-file.ts - a file that appears whole or not at all, whenever the process or the machine stops.
 import { randomBytes } from 'node:crypto';
-import { open, rename, rm } from 'node:fs/promises';
 import { MlaError } from '../errors';
+import { close, closeQuietly, fsync, open, rename, rm, writeAll } from '../files';
 
 /**
  * Makes a new file under a name of its own, for its owner alone, and gives it `path` when it is complete and on disk;
@@ -14,23 +14,20 @@ export async function replaceFile(
   fill: (write: (bytes: Uint8Array) => Promise<void>) => Promise<void>,
 ): Promise<void> {
   const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`;
-  const file = await fileErrors(path, () => open(temporary, 'wx', 0o600));
+  const fd = await fileErrors(path, () => open(temporary, 'wx', 0o600));
   try {
-    await fill((bytes) =>
-      fileErrors(path, async () => {
-        for (let done = 0; done < bytes.length; ) {
-          const { bytesWritten } = await file.write(bytes, done, bytes.length - done);
-          done += bytesWritten;
-        }
-      }),
-    );
+    try {
+      await fill((bytes) => fileErrors(path, () => writeAll(fd, bytes)));
+      await fileErrors(path, () => fsync(fd));
+    } catch (error) {
+      await closeQuietly(fd);
+      throw error;
+    }
     await fileErrors(path, async () => {
-      await file.sync();
-      await file.close();
+      await close(fd);
       await rename(temporary, path);
     });
   } catch (error) {
-    await file.close().catch(() => {});
     await rm(temporary, { force: true }).catch(() => {});
     throw error;
   }

@@ -5,8 +5,8 @@
 //
 // Numbers are little-endian. A page is [layers, 64] rows of the cache (cache-row.ts).
 import { createHash, type Hash } from 'node:crypto';
-import { type FileHandle, open } from 'node:fs/promises';
 import { MlaError } from '../errors';
+import { closeQuietly, fstat, open, read } from '../files';
 import { type CacheDtype, type CacheRow, cacheRowBytes, validRows } from './cache-row';
 import { PAGE_TOKENS, pagesFor } from './page-pool';
 import { fileErrors, replaceFile } from './replace-file';
@@ -89,11 +89,11 @@ export async function readSnapshot(
   limits: SnapshotLimits,
   begin: (text: SnapshotText) => (page: Uint8Array, index: number) => void | Promise<void>,
 ): Promise<SnapshotText> {
-  const file = await fileErrors(path, () => open(path, 'r'));
+  const fd = await fileErrors(path, () => open(path, 'r'));
   try {
-    const stat = await fileErrors(path, () => file.stat());
+    const stat = await fileErrors(path, () => fstat(fd));
     if (!stat.isFile()) throw broken(path, 'it is not a file');
-    const reader = new Reader(path, file, stat.size);
+    const reader = new Reader(path, fd, stat.size);
     const preamble = await reader.take(PREAMBLE_BYTES, 'the preamble');
     if (!preamble.subarray(0, MAGIC.length).equals(MAGIC)) throw broken(path, 'it does not begin as one');
     const version = preamble.readUInt32LE(MAGIC.length);
@@ -124,7 +124,7 @@ export async function readSnapshot(
     }
     return text;
   } finally {
-    await file.close().catch(() => {});
+    await closeQuietly(fd);
   }
 }
 
@@ -135,7 +135,7 @@ class Reader {
 
   constructor(
     private readonly path: string,
-    private readonly file: FileHandle,
+    private readonly fd: number,
     private readonly size: number,
   ) {}
 
@@ -145,7 +145,7 @@ class Reader {
     const buffer = Buffer.alloc(bytes);
     for (let done = 0; done < bytes; ) {
       const { bytesRead } = await fileErrors(this.path, () =>
-        this.file.read(buffer, done, bytes - done, this.at + done),
+        read(this.fd, buffer, done, bytes - done, this.at + done),
       );
       if (bytesRead === 0) throw short();
       done += bytesRead;

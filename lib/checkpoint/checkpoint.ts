@@ -1,11 +1,11 @@
 // checkpoint.ts - a model folder, opened: which tensor lies in which file at which byte, and proof that the files stay so.
 // Model folders are data: only config.json, generation_config.json, the index and *.safetensors are opened, none is executed.
-import * as fs from 'node:fs';
+import type { BigIntStats } from 'node:fs';
 import * as path from 'node:path';
 import { invalidArg, MlaError } from '../errors';
+import { closeQuietly, stat } from '../files';
 import { readConfigOf } from './config';
 import {
-  closeQuietly,
   existsInside,
   type FileIdentity,
   type Folder,
@@ -260,9 +260,9 @@ async function verifyFile(file: OpenedFile): Promise<void> {
   if (now.size > was.size) throw changed(`found it grown from ${was.size} to ${now.size} bytes`);
   if (now.mtimeNs !== was.mtimeNs) throw changed('found it written to');
   // The descriptor would not notice a rename over the name; the folder would then hold another model than the one read.
-  let named: fs.BigIntStats;
+  let named: BigIntStats;
   try {
-    named = await fs.promises.stat(file.namedPath, { bigint: true });
+    named = await stat(file.namedPath, { bigint: true });
   } catch (error) {
     throw new MlaError(
       'ERR_CHECKPOINT',

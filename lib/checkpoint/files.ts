@@ -1,15 +1,10 @@
 // files.ts - opens the files of a model folder so that nothing outside it is read and nothing odd (a FIFO, a device,
 // a folder, a link that leads out) is waited for or followed.
-import * as fs from 'node:fs';
+import { type BigIntStats, constants } from 'node:fs';
 import * as path from 'node:path';
-import { promisify } from 'node:util';
 import { MlaError } from '../errors';
+import { close, closeQuietly, fstat, lstat, open, read, readdir, realpath, stat } from '../files';
 import { quoted } from './messages';
-
-const openFd = promisify(fs.open);
-const closeFd = promisify(fs.close);
-const readFd = promisify(fs.read);
-const statFd = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<fs.BigIntStats>;
 
 /** What tells one state of a file from another. */
 export interface FileIdentity {
@@ -39,8 +34,8 @@ export interface Folder {
 /** Resolves a folder. ERR_FILE when it is not there or is not a folder. */
 export async function openFolder(dir: string): Promise<Folder> {
   try {
-    const real = await fs.promises.realpath(dir);
-    if (!(await fs.promises.stat(real)).isDirectory()) {
+    const real = await realpath(dir);
+    if (!(await stat(real)).isDirectory()) {
       throw new MlaError(
         'ERR_FILE',
         `${quoted(dir)}: found a file, expected a folder with config.json and *.safetensors.`,
@@ -57,7 +52,7 @@ export async function openFolder(dir: string): Promise<Folder> {
 /** Names of the folder's entries. ERR_FILE when it cannot be read. */
 export async function listFolder(folder: Folder): Promise<string[]> {
   try {
-    return await fs.promises.readdir(folder.path);
+    return await readdir(folder.path);
   } catch (error) {
     throw fileError(folder.path, error, 'expected a folder that can be listed');
   }
@@ -76,7 +71,7 @@ export function whyNotPlainName(name: string): string | null {
 /** True when the folder has an entry of that name (a dangling link counts). */
 export async function existsInside(folder: Folder, name: string): Promise<boolean> {
   try {
-    await fs.promises.lstat(path.join(folder.path, name));
+    await lstat(path.join(folder.path, name));
     return true;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
@@ -94,7 +89,7 @@ export async function openInside(folder: Folder, name: string): Promise<OpenFile
   if (bad) throw new MlaError('ERR_CHECKPOINT', `${quoted(name)}: found ${bad}, expected the plain name of a file.`);
   let real: string;
   try {
-    real = await fs.promises.realpath(named);
+    real = await realpath(named);
   } catch (error) {
     throw fileError(named, error, 'expected a file (or a link to one that exists)');
   }
@@ -114,25 +109,25 @@ export async function openRegular(file: string, followLink = false): Promise<Ope
   let fd: number;
   try {
     // O_NONBLOCK: opening a FIFO that nobody writes to returns at once instead of hanging.
-    const flags = fs.constants.O_RDONLY | fs.constants.O_NONBLOCK | (followLink ? 0 : fs.constants.O_NOFOLLOW);
-    fd = await openFd(file, flags);
+    const flags = constants.O_RDONLY | constants.O_NONBLOCK | (followLink ? 0 : constants.O_NOFOLLOW);
+    fd = await open(file, flags);
   } catch (error) {
     throw fileError(file, error, 'expected a readable file');
   }
   try {
-    const stat = await regularStat(fd, file);
-    return { path: file, fd, size: Number(stat.size), identity: identityOf(stat) };
+    const found = await regularStat(fd, file);
+    return { path: file, fd, size: Number(found.size), identity: identityOf(found) };
   } catch (error) {
-    await closeFd(fd);
+    await close(fd);
     throw error;
   }
 }
 
 /** State of an open file. ERR_FILE when it is not a regular one. */
-export async function regularStat(fd: number, file: string): Promise<fs.BigIntStats> {
-  let stat: fs.BigIntStats;
+export async function regularStat(fd: number, file: string): Promise<BigIntStats> {
+  let stat: BigIntStats;
   try {
-    stat = await statFd(fd, { bigint: true });
+    stat = await fstat(fd, { bigint: true });
   } catch (error) {
     throw fileError(file, error, 'expected an open file');
   }
@@ -144,7 +139,7 @@ export async function regularStat(fd: number, file: string): Promise<fs.BigIntSt
 }
 
 /** The part of a stat that must not change while a model loads. */
-export function identityOf(stat: fs.BigIntStats): FileIdentity {
+export function identityOf(stat: BigIntStats): FileIdentity {
   return { dev: stat.dev, ino: stat.ino, size: stat.size, mtimeNs: stat.mtimeNs };
 }
 
@@ -155,7 +150,7 @@ export async function readExactly(fd: number, file: string, position: number, le
   while (filled < length) {
     let bytesRead: number;
     try {
-      ({ bytesRead } = await readFd(fd, buffer, filled, length - filled, position + filled));
+      ({ bytesRead } = await read(fd, buffer, filled, length - filled, position + filled));
     } catch (error) {
       throw fileError(file, error, 'expected a file that can be read');
     }
@@ -169,11 +164,6 @@ export async function readExactly(fd: number, file: string, position: number, le
     filled += bytesRead;
   }
   return buffer;
-}
-
-/** Closes a descriptor; errors of close are of no use to anyone here. */
-export async function closeQuietly(fd: number): Promise<void> {
-  await closeFd(fd).catch(() => {});
 }
 
 /** Reads a whole small file of the folder, or gives null when there is none. ERR_FILE beyond `maxBytes`. */

@@ -1,15 +1,13 @@
 // checkpoint/fingerprint.ts - tells checkpoints apart that have the same shapes: a digest of the configuration, of every
 // tensor's place, and of some bytes from the middle of each. Not a proof that all bytes are the same.
 import { createHash } from 'node:crypto';
-import { read } from 'node:fs';
-import { promisify } from 'node:util';
 import { MlaError } from '../errors';
+import { read } from '../files';
 import type { Checkpoint, TensorInfo } from './checkpoint';
 
 const SAMPLE_BYTES = 256;
 /** Reads that are under way at once. */
 const CONCURRENT_READS = 32;
-const readAt = promisify(read);
 
 /** The digest of an open checkpoint, in hexadecimal. @throws ERR_FILE */
 export async function fingerprintOf(checkpoint: Checkpoint): Promise<string> {
@@ -32,7 +30,7 @@ async function sampleOf({ fd, offset, bytes, file }: TensorInfo): Promise<Buffer
   const buffer = Buffer.alloc(size);
   if (size === 0) return buffer;
   try {
-    await readAt(fd, buffer, 0, size, offset + Math.floor((bytes - size) / 2));
+    await read(fd, buffer, 0, size, offset + Math.floor((bytes - size) / 2));
   } catch (cause) {
     throw new MlaError('ERR_FILE', `${file.path}: ${cause instanceof Error ? cause.message : String(cause)}`, {
       cause,

@@ -4,7 +4,8 @@
 // Every rule is checked before anything but the header is allocated, and every refusal names its rule.
 import type { FileHandle } from 'node:fs/promises';
 import { invalidArg, MlaError } from '../errors';
-import { closeQuietly, openRegular, readExactly, regularStat } from './files';
+import { closeQuietly } from '../files';
+import { openRegular, readExactly, regularStat } from './files';
 import { JsonReader } from './json';
 import { quoted, shapeText } from './messages';
 

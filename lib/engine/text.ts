@@ -1,6 +1,6 @@
 // engine/text.ts - the text side of a checkpoint folder: tokenizer and chat template, or nothing.
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { stat } from '../files';
 import { type ChatMessage, ChatTemplate, Detokenizer, type RenderChatOptions, Tokenizer } from '../text';
 import type { ModelText } from './model';
 import type { TextStream } from './step-model';

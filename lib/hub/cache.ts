@@ -5,10 +5,10 @@
 //   HUB/models--ORG--NAME/blobs/ETAG              the content, by its git hash or, for large files, its SHA-256
 //
 // HUB is HF_HUB_CACHE, or hub/ in HF_HOME, or huggingface/hub/ in XDG_CACHE_HOME, or ~/.cache/huggingface/hub.
-import { readFile, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { MlaError } from '../errors';
+import { readFile, stat } from '../files';
 import { parseRepository, type Repository } from './repository';
 
 /** Variables that decide where things lie; process.env has them. */

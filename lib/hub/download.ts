@@ -1,21 +1,25 @@
 // hub/download.ts - brings a model into the cache: only what runs it (text files and safetensors; pickled weights are
 // never fetched), each file checked against its hash, begun files continued.
 import { createHash, type Hash } from 'node:crypto';
+import { dirname, join } from 'node:path';
+import { MlaError } from '../errors';
 import {
-  type FileHandle,
+  closeQuietly,
+  fsync,
+  ftruncate,
   lstat,
   mkdir,
   open,
+  read,
   readFile,
   readlink,
   rename,
   rm,
   statfs,
   symlink,
+  writeAll,
   writeFile,
-} from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { MlaError } from '../errors';
+} from '../files';
 import { COMMIT, repositoryFolder } from './cache';
 import { type HubClient, type HubFile, Passing } from './client';
 import type { Repository } from './repository';
@@ -223,9 +227,9 @@ class Job {
       const begun = await open(incomplete(this.#blobs, file.etag), 'a+');
       try {
         await this.#fill(begun, file);
-        await begun.sync();
+        await fsync(begun);
       } finally {
-        await begun.close();
+        await closeQuietly(begun);
       }
       await rename(incomplete(this.#blobs, file.etag), blob);
     } finally {
@@ -234,11 +238,11 @@ class Job {
   }
 
   /** Appends what is missing, and checks the whole. */
-  async #fill(begun: FileHandle, file: HubFile): Promise<void> {
+  async #fill(begun: number, file: HubFile): Promise<void> {
     let have = 0;
     let hash = hashFor(file);
     const start = async () => {
-      await begun.truncate(0);
+      await ftruncate(begun, 0);
       this.#report(-have);
       have = 0;
       hash = hashFor(file);
@@ -246,7 +250,7 @@ class Job {
     const buffer = Buffer.allocUnsafe(READ_BYTES);
     for (;;) {
       this.signal?.throwIfAborted();
-      const { bytesRead } = await begun.read(buffer, 0, buffer.length, have);
+      const { bytesRead } = await read(begun, buffer, 0, buffer.length, have);
       if (bytesRead === 0) break;
       hash.update(buffer.subarray(0, bytesRead));
       have += bytesRead;
@@ -265,7 +269,7 @@ class Job {
         for await (const chunk of body.chunks) {
           if (have + chunk.length > file.size)
             throw new MlaError('ERR_HUB', `${what}: more came than ${file.size} bytes.`);
-          await begun.appendFile(chunk);
+          await writeAll(begun, chunk);
           hash.update(chunk);
           have += chunk.length;
           this.#fetchedBytes += chunk.length;
@@ -276,7 +280,7 @@ class Job {
       () => have,
     );
     if (hash.digest('hex') === file.etag) return;
-    await begun.truncate(0);
+    await ftruncate(begun, 0);
     throw new MlaError(
       'ERR_HUB',
       `${this.repository.id}/${file.name}: what came does not match its hash ${file.etag}; it was thrown away. Run the download again.`,

@@ -1,7 +1,7 @@
 // tokenizer-files.ts - reads the text files of a checkpoint folder: whole, plain files of a bounded size, and nothing else.
-import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ErrorCode, MlaError } from '../errors';
+import { readFile, stat } from '../files';
 
 /**
  * Reads one file of a folder.
