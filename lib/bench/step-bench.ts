@@ -70,7 +70,12 @@ export async function benchStep(options: StepBenchOptions, report: (result: Step
       try {
         await model.step(sequences.map((sequence, i) => ({ sequence, tokens: promptOf(depth, model.vocab, i) })));
         await model.step(sequences.map((sequence) => ({ sequence })));
-        report(await timeLine(model, batch, depth, ceiling, `decode step b=${batch} depth=${depth}`));
+        const routes = await PinnedRoutes.of(model, batch);
+        try {
+          report(await timeLine(model, routes, batch, depth, ceiling, `decode step b=${batch} depth=${depth}`));
+        } finally {
+          await routes.release();
+        }
       } finally {
         for (const sequence of sequences) sequence.dispose();
       }
@@ -84,12 +89,12 @@ const SAMPLES = 15;
 
 async function timeLine(
   model: LatentModel,
+  routes: PinnedRoutes,
   batch: number,
   depth: number,
   ceiling: number,
   id: string,
 ): Promise<StepResult> {
-  const routes = await PinnedRoutes.of(model, batch);
   const hit = await routes.expertsHit();
   const moe = model.config.moe_layers;
   const layers = model.config.num_hidden_layers;
@@ -153,7 +158,6 @@ async function timeLine(
     return { id, us: median(all), launches, layers, parts, perLayer, expertsHit: hit, device: model.deviceInfo };
   } finally {
     whole.dispose();
-    await routes.release();
   }
 }
 

@@ -97,7 +97,7 @@ test.each([
 });
 
 test('without --json the figures are a Markdown table, a row as soon as it is there', async () => {
-  const args = ['bench', 'decode', '--shape', 'tiny', '--device', 'cpu', '--batch', '1,2', '--steps', '4'];
+  const args = ['bench', 'decode', '--shape', 'tiny', '--device', 'cpu', '--batch', '1,2,4,8', '--steps', '16'];
   let pieces = 0;
   const { code, stdout } = await runCli(args, { onStdout: () => pieces++ });
   expect(code).toBe(0);
@@ -108,7 +108,7 @@ test('without --json the figures are a Markdown table, a row as soon as it is th
       /^\| tiny decode b=1 depth=128 +\| +[\d.]+ \| +[\d.]+ \| +[\d.]+ \| +\d+ \| +[\d.]+ \| +- \|$/,
     ),
   ]);
-  expect(stdout).toMatch(/\n\| tiny decode b=2 depth=128 [^\n]*\n$/);
+  expect(stdout).toMatch(/\n\| tiny decode b=8 depth=128 [^\n]*\n$/);
   expect(pieces).toBeGreaterThan(1);
 });
 
