@@ -31,6 +31,8 @@ const ALONE_SAMPLES = 5;
 export interface KernelBenchOptions {
   /** 'cpu', 'cuda:N' or 'cuda:N:portable' */
   device: string;
+  /** the kernels of models with that option; what it costs is the difference. Default false */
+  deterministic?: boolean | undefined;
   /** Only cases whose id contains one of these; all without. */
   filter?: readonly string[] | undefined;
   samples?: number | undefined;
@@ -69,6 +71,7 @@ export interface KernelResult {
 /** What the figures belong to. */
 export interface KernelBenchHeader {
   device: DeviceInfo;
+  deterministic: boolean;
   ceilings: Ceilings;
   /** where the ceilings come from */
   ceilingSource: string;
@@ -86,14 +89,15 @@ export async function benchKernels(
   begin: (header: KernelBenchHeader) => void,
   report: (result: KernelResult) => void,
 ): Promise<void> {
-  const { filter, samples = 20, coldBytes = 2 ** 30, signal } = options;
+  const { deterministic = false, filter, samples = 20, coldBytes = 2 ** 30, signal } = options;
   // Names can be given without spaces, "gemm.n=576", where a shell or a script would split them.
   const dotted = (text: string) => text.replaceAll(' ', '.');
   const cases = KERNEL_CASES.filter(({ id }) => filter?.some((part) => dotted(id).includes(dotted(part))) ?? true);
   if (cases.length === 0) throw invalidArg('filter', 'a part of the name of a case', filter);
   const anchors = new Anchors();
-  const device = openModelDevice(options.device, 0);
-  const portable = device.info().path === 'sm_90a' ? openModelDevice(`${options.device}:portable`, 0) : undefined;
+  const device = openModelDevice(options.device, 0, deterministic);
+  const portable =
+    device.info().path === 'sm_90a' ? openModelDevice(`${options.device}:portable`, 0, deterministic) : undefined;
   try {
     const info = device.info();
     const bench = new Workbench(device);
@@ -102,6 +106,7 @@ export async function benchKernels(
     const ceilings = known ?? { bytesPerSecond: await controls.readSpeed(), bf16FlopsPerSecond: Infinity };
     begin({
       device: info,
+      deterministic,
       ceilings,
       ceilingSource: known === undefined ? 'a plain read just measured; operations not counted' : 'bench/anchors.json',
       publicGpu: anchors.gpu,

@@ -10,12 +10,13 @@ import {
   type PeerResult,
 } from '../bench';
 import { FoundWanting, UsageError } from './failure';
-import { addJsonFlag, integer, type JsonFlag } from './flags';
+import { addDeterministicFlag, addJsonFlag, integer, type JsonFlag } from './flags';
 import { note, print } from './output';
 import { Table, tableOf } from './table';
 
 interface KernelFlags extends JsonFlag {
   device: string;
+  deterministic?: boolean;
   filter?: string;
   samples: number;
   cold: number;
@@ -39,6 +40,7 @@ export function addBenchKernels(bench: Command, signal: AbortSignal): void {
     )
     .option('--peers', 'also cuBLAS, cuDNN and grouped_mm on this GPU, through a python3 with PyTorch')
     .option('--list', 'print the names of the cases');
+  addDeterministicFlag(kernels);
   addJsonFlag(kernels).action((flags: KernelFlags) => runKernels(flags, signal));
 }
 
@@ -51,6 +53,7 @@ async function runKernels(flags: KernelFlags, signal: AbortSignal): Promise<void
   let header: KernelBenchHeader | undefined;
   const options = {
     device: flags.device,
+    deterministic: flags.deterministic,
     filter: flags.filter?.split('+'),
     samples: flags.samples,
     coldBytes: flags.cold * 2 ** 20,
@@ -100,12 +103,12 @@ const TABLE = new Table([
   ['by', 0],
 ]);
 
-function headerOf({ device, ceilings, ceilingSource, publicGpu, empty }: KernelBenchHeader): string {
+function headerOf({ device, deterministic, ceilings, ceilingSource, publicGpu, empty }: KernelBenchHeader): string {
   const flops = Number.isFinite(ceilings.bf16FlopsPerSecond)
     ? `, ${(ceilings.bf16FlopsPerSecond / 1e12).toFixed(0)} TFLOP/s`
     : '';
   return [
-    `${device.name} (${device.path}), ${new Date().toISOString()}.`,
+    `${device.name} (${device.path}${deterministic ? ', deterministic' : ''}), ${new Date().toISOString()}.`,
     `Ceilings ${(ceilings.bytesPerSecond / 1e9).toFixed(0)} GB/s${flops}: ${ceilingSource}; public figures: ${publicGpu}.`,
     `An operation on one element: ${empty.chainUs.toFixed(2)} us in a chain, ${empty.singleUs.toFixed(2)} us alone.`,
     '',

@@ -42,10 +42,12 @@ test.each([
   'mlaDecode h=16 b=1 l=1024 q=1',
   'mlaDecode fp8 h=16 b=1 l=4096 q=1',
 ])('%s is checked and timed', async (id) => {
-  const flags = ['--device', 'cpu', '--cold', '4', '--samples', '3', '--filter', id, '--json'];
+  const how = id.startsWith('gemm') ? ['--deterministic'] : [];
+  const flags = ['--device', 'cpu', '--cold', '4', '--samples', '3', ...how, '--filter', id, '--json'];
   const { code, stdout, stderr } = await runCli(['bench', 'kernels', ...flags]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-  const { command, date, device, ceilings, results } = JSON.parse(stdout);
+  const { command, date, device, deterministic, ceilings, results } = JSON.parse(stdout);
+  expect(deterministic).toBe(how.length > 0);
   expect(command).toBe(['mla', 'bench', 'kernels', ...flags].join(' '));
   expect(Date.parse(date)).toBeGreaterThan(0);
   expect(device.kind).toBe('cpu');
