@@ -34,6 +34,10 @@ export interface PrefillBenchOptions extends ModelBenchOptions {
   lengths: readonly number[];
   /** prompts at once; one figure for each pair of a batch and a length */
   batches: readonly number[];
+  /** tokens that each sequence has in the cache before; not measured. Default 0 */
+  depth?: number | undefined;
+  /** which form attention takes over the prompts; default 'auto', by their length */
+  attention?: LatentModelOptions['attention'];
 }
 
 /** One figure: the median and every repetition, tokens per second over all sequences. */
@@ -185,14 +189,15 @@ export async function decodeSteps(
 
 /** Prompt processing: from the call to the first sampled token. */
 export async function benchPrefill(options: PrefillBenchOptions, report: (result: ModelResult) => void): Promise<void> {
-  const { lengths, batches, repetitions = 5, signal } = options;
+  const { lengths, batches, depth = 0, attention = 'auto', repetitions = 5, signal } = options;
   const anchors = new Anchors();
   const longest = Math.max(...lengths);
   const most = Math.max(...batches);
   const model = await loadBenchModel(options, {
     maxSequences: most,
-    context: longest + 1,
-    prefillChunk: Math.min(4096, longest * most),
+    context: depth + longest + 1,
+    prefillChunk: Math.min(4096, Math.max(depth, longest * most)),
+    attention,
   });
   try {
     for (const [batch, length] of pairs(batches, lengths)) {
@@ -206,6 +211,8 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
             sequence,
             tokens: promptOf(length, model.vocab, repetition * batch + i),
           }));
+          const before = sequences.map((sequence, i) => ({ sequence, tokens: promptOf(depth, model.vocab, -1 - i) }));
+          if (depth > 0) mustBeSound(await model.step(before));
           const began = performance.now();
           mustBeSound(await model.step(entries));
           if (repetition > 0) taken.push((batch * length * 1000) / (performance.now() - began));
@@ -213,11 +220,12 @@ export async function benchPrefill(options: PrefillBenchOptions, report: (result
           for (const sequence of sequences) sequence.dispose();
         }
       }
+      const how = `${depth === 0 ? '' : ` depth=${depth}`}${attention === 'auto' ? '' : ` ${attention}`}`;
       const name = nameOf(options);
-      const id = `${name} prefill${batch === 1 ? '' : ` b=${batch}`} length=${length}`;
+      const id = `${name} prefill${batch === 1 ? '' : ` b=${batch}`} length=${length}${how}`;
       report({
         id,
-        sweep: { bench: 'prefill', model: name, batch, tokens: length },
+        sweep: { bench: 'prefill', model: `${name}${how}`, batch, tokens: length },
         tokensPerSecond: median(taken),
         repetitions: taken,
         hostUs: null,

@@ -1,5 +1,5 @@
 // cli/bench.ts - mla bench: how fast operations and models are, beside what public libraries reach.
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import {
   benchDecode,
   benchPrefill,
@@ -34,6 +34,8 @@ interface StepFlags extends ModelBenchFlags {
 interface PrefillFlags extends ModelBenchFlags {
   length: number[];
   batch: number[];
+  depth: number;
+  attention: 'auto' | 'absorbed' | 'expanded';
 }
 
 /** Adds the command and its subcommands. */
@@ -70,12 +72,24 @@ export function addBench(program: Command, signal: AbortSignal): void {
     .command('prefill')
     .description('Tokens per second of prompts.')
     .option('--length <list>', 'tokens of the prompt', integers(1, 2 ** 24), [512])
-    .option('--batch <list>', 'prompts at once', integers(1, 1024), [1]);
-  addModelBenchFlags(prefill).action((flags: PrefillFlags) =>
-    runModel(flags, (report) =>
-      benchPrefill({ ...modelBenchOptionsOf(flags, signal), lengths: flags.length, batches: flags.batch }, report),
-    ),
-  );
+    .option('--batch <list>', 'prompts at once', integers(1, 1024), [1])
+    .option(
+      '--depth <n>',
+      'tokens in the cache of each before, as in the later turns of a chat',
+      integer(0, 2 ** 24),
+      0,
+    )
+    .addOption(
+      new Option('--attention <form>', 'over the latents as they are, over expanded heads, or by length')
+        .choices(['auto', 'absorbed', 'expanded'])
+        .default('auto'),
+    );
+  addModelBenchFlags(prefill).action((flags: PrefillFlags) => {
+    const { length: lengths, batch: batches, depth, attention } = flags;
+    return runModel(flags, (report) =>
+      benchPrefill({ ...modelBenchOptionsOf(flags, signal), lengths, batches, depth, attention }, report),
+    );
+  });
   addBenchCache(bench, signal);
   addBenchServe(bench, signal);
   addBenchStartup(bench, signal);
@@ -135,7 +149,7 @@ async function runModel(
 }
 
 const MODEL_TABLE = new Table([
-  ['case', 36],
+  ['case', 46],
   ['tokens/s', 10],
   ['lowest', 10],
   ['highest', 10],

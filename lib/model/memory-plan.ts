@@ -49,7 +49,10 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
     // as many as a pass brings new ones: the expansion's buffers then stay in proportion to the pass's own
     contextRows: Math.max(prefillRows, 64),
     // where that is the only form, prompts need not go in small passes
-    absorbedRows: options.deterministic ? prefillRows : Math.min(ABSORBED_MAX_TOKENS, prefillRows),
+    absorbedRows:
+      options.deterministic || options.attention === 'absorbed'
+        ? prefillRows
+        : Math.min(ABSORBED_MAX_TOKENS, prefillRows),
     maxTop: Math.min(20, config.vocab_size),
   };
 }

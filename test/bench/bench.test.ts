@@ -73,11 +73,17 @@ test.each([
     ['--batch', '1,2', '--length', '5,130'],
     ['prefill length=5', 'prefill length=130', 'prefill b=2 length=5', 'prefill b=2 length=130'],
   ],
+  [
+    'prefill',
+    ['--batch', '1,2', '--length', '5,200', '--depth', '70', '--attention', 'absorbed'],
+    ['length=5', 'length=200', 'b=2 length=5', 'b=2 length=200'].map((id) => `prefill ${id} depth=70 absorbed`),
+  ],
 ])('bench %s of a random model', async (what, flags, ids) => {
   const args = ['bench', what, '--shape', 'tiny', '--device', 'cpu', '--repetitions', '2', '--json', ...flags];
   const { code, stdout, stderr } = await runCli(args);
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   const { results } = JSON.parse(stdout);
+  const how = flags.includes('--depth') && what === 'prefill' ? ' depth=70 absorbed' : '';
   expect(results.map(({ id }: { id: string }) => id)).toEqual(ids.map((id) => `tiny ${id}`));
   for (const { tokensPerSecond, repetitions, hostUs, expertsHit, sweep } of results) {
     expect(repetitions).toHaveLength(2);
@@ -92,10 +98,10 @@ test.each([
     } else {
       expect({ hostUs, expertsHit }).toEqual({ hostUs: null, expertsHit: null });
     }
-    expect(sweep).toMatchObject({ bench: what, model: 'tiny' });
+    expect(sweep).toMatchObject({ bench: what, model: `tiny${how}` });
   }
   const { sweep } = results[3];
-  expect(ids[3]).toBe(`${what} b=${sweep.batch} ${what === 'decode' ? 'depth' : 'length'}=${sweep.tokens}`);
+  expect(ids[3]).toBe(`${what} b=${sweep.batch} ${what === 'decode' ? 'depth' : 'length'}=${sweep.tokens}${how}`);
 });
 
 test('without --json the figures are a Markdown table, a row as soon as it is there', async () => {
