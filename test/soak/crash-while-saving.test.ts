@@ -18,7 +18,8 @@ const PAGE_BYTES = 2 * PAGE_TOKENS * 3 * 4;
 
 /** Saves `round` to argv's path, counting calls; at call number `at` the process kills itself. */
 const CHILD = `
-const fsp = require('node:fs/promises');
+const fs = require('node:fs');
+const { promisify } = require('node:util');
 const { what, path, round, at, when } = JSON.parse(process.argv[1]);
 let calls = 0;
 const die = () => process.kill(process.pid, 'SIGKILL');
@@ -30,19 +31,15 @@ async function call(real, half) {
   if (mine) die();
   return result;
 }
-const { open, rename } = fsp;
-fsp.rename = (...args) => call(() => rename(...args));
-fsp.open = async (...args) => {
-  const file = await call(() => open(...args));
-  const write = file.write.bind(file);
-  for (const name of ['sync', 'close']) {
-    const real = file[name].bind(file);
-    file[name] = () => call(real);
-  }
-  file.write = (bytes, offset = 0, length = bytes.length - offset) =>
-    call(() => write(bytes, offset, length), () => write(bytes, offset, length >> 1));
-  return file;
-};
+// What lib/files makes promises of when it is loaded, below.
+function count(name, ofCall) {
+  const real = fs[name];
+  const asked = promisify(real);
+  fs[name] = Object.assign((...args) => real(...args), { [promisify.custom]: (...args) => ofCall(asked, args) });
+}
+for (const name of ['open', 'fsync', 'close', 'rename']) count(name, (real, args) => call(() => real(...args)));
+count('write', (real, [fd, bytes, offset = 0, length = bytes.length - offset]) =>
+  call(() => real(fd, bytes, offset, length), () => real(fd, bytes, offset, length >> 1)));
 const tokens = Array.from({ length: 150 }, (_, i) => (i + round) % 500);
 async function* pages() {
   for (let i = 0; i < ${PAGES}; i++) yield new Uint8Array(new Float32Array(${PAGE_BYTES / 4}).fill(i + round).buffer);
@@ -58,9 +55,9 @@ const SAVE = {
   },
   // the control: how one should not do it
   'in place': async () => {
-    const file = await fsp.open(path, 'w');
-    for await (const page of pages()) await file.write(page);
-    await file.close();
+    const file = await promisify(fs.open)(path, 'w');
+    for await (const page of pages()) await promisify(fs.write)(file, page);
+    await promisify(fs.close)(file);
   },
 };
 SAVE[what]().then(() => process.stdout.write(String(calls)));
