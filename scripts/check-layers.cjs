@@ -23,6 +23,10 @@ const LIB_LAYERS = [
 /** The one arrow that goes sideways: `mla bench` is a command like the others. */
 const LIB_EXTRA = new Set(['cli -> bench', 'cli -> server']);
 
+/** Who may use fs/promises; lib/files says why not all. A command's process ends with it: nobody terminates its thread. */
+const MAY_PROMISE_FILES = new Set(['cli', 'files']);
+const throughFiles = (from, said) => `${from} reads and writes files through lib/files, this says ${said}`;
+
 /** csrc/: what each folder may include besides itself. Backends are reached through the interface in ops/ alone. */
 const CSRC_MAY_INCLUDE = {
   common: [],
@@ -72,6 +76,8 @@ function checkLib(root) {
     for (const { fileName, pos } of ts.preProcessFile(text, true, true).importedFiles) {
       if (from !== 'native' && (fileName === 'node-gyp-build' || fileName.endsWith('.node')))
         say(pos, `only lib/native loads the addon, this imports ${fileName}`);
+      if (/^(node:)?fs\/promises$/.test(fileName) && !MAY_PROMISE_FILES.has(from))
+        say(pos, throughFiles(from, fileName));
       const target = importTarget(file, fileName);
       if (target === null) continue;
       if (target.startsWith('..')) {
@@ -86,13 +92,8 @@ function checkLib(root) {
       else if (rank.get(to) === rank.get(from) && !LIB_EXTRA.has(`${from} -> ${to}`))
         say(pos, `${from} must not import ${to}, which stands beside it`);
     }
-    // Why: lib/files. A command's process ends with it, so nobody terminates its thread.
-    const promises = /import (?!type )[^;]* from ['"](?:node:)?(fs\/promises)['"]|\b(fs\.promises)\b/.exec(text);
-    if (promises && !['cli', 'files'].includes(from))
-      say(
-        promises.index,
-        `lib/${from} reads and writes files through lib/files, this says ${promises[1] ?? promises[2]}`,
-      );
+    const promises = /\bfs\.promises\b/.exec(text);
+    if (promises && !MAY_PROMISE_FILES.has(from)) say(promises.index, throughFiles(from, promises[0]));
     const dlopen = /process\.dlopen|['"`][^'"`\n]*\.node['"`]/.exec(text);
     if (dlopen && from !== 'native') say(dlopen.index, `only lib/native loads the addon, this says ${dlopen[0]}`);
   }

@@ -2,7 +2,7 @@
 // Format: u64 little-endian N; N bytes of JSON {name: {dtype, shape, data_offsets: [a, b)}, "__metadata__"?: {string: string}};
 // then the data, which the tensors tile from its first byte to the end of the file with no hole and no overlap.
 // Every rule is checked before anything but the header is allocated, and every refusal names its rule.
-import type { FileHandle } from 'node:fs/promises';
+import type { promises } from 'node:fs';
 import { invalidArg, MlaError } from '../errors';
 import { closeQuietly } from '../files';
 import { openRegular, readExactly, regularStat } from './files';
@@ -93,7 +93,7 @@ export interface SafetensorsHeader {
  * @param file a path (links are followed) or an open handle, which stays open
  * @throws ERR_SAFETENSORS naming file, tensor, rule, found and expected; ERR_FILE when it cannot be read
  */
-export async function readSafetensorsHeader(file: string | FileHandle): Promise<SafetensorsHeader> {
+export async function readSafetensorsHeader(file: string | promises.FileHandle): Promise<SafetensorsHeader> {
   if (typeof file === 'string') {
     const open = await openRegular(file, true);
     try {
