@@ -8,8 +8,9 @@ import { after, test } from 'node:test';
 import { compareClose } from './closeness';
 import {
   closeDevices,
+  compareTogether,
   compareVerb,
-  type Inputs,
+  Inputs,
   Planned,
   runTested,
   TESTED_DEVICE,
@@ -220,6 +221,37 @@ test('mlaDecode under starts, lengths and a table that make no sense writes noth
     // The CPU looks at all of it first and refuses; a GPU cannot.
     if (TESTED_DEVICE === 'cpu') await assert.rejects(run, { code: 'ERR_INVALID_ARG' });
     else await run;
+  }
+});
+
+/** One row of one and of many pieces, of the second sequence, of none, without keys; several rows. */
+const EXPANDED: readonly Decode[] = [
+  { heads: 16, lengths: [4097] },
+  { heads: 16, lengths: [40] },
+  { heads: 16, lengths: [9000], cache: 'fp8' },
+  { heads: 1, lengths: [12000] },
+  { heads: 20, lengths: [0] },
+  { heads: 5, lengths: [700, 300], queries: [0, 1] },
+  { heads: 5, lengths: [300], queries: [0], behind: 1, cache: 'fp8' },
+  { heads: 16, lengths: [130], queries: [2] },
+  { heads: 16, lengths: [64, 9000], cache: 'fp8' },
+  { heads: 5, lengths: [300], before: 1 },
+];
+
+test('mlaDecode and valueExpand together', async () => {
+  for (const [i, d] of EXPANDED.entries()) {
+    const make = new Inputs(i + 1);
+    const decode = decodeArgs(make, d);
+    const [tokens = 0, heads = 0, c = 0] = decode.out.shape;
+    const w_uv = make.normal('bf16', [heads, 128, c], 0.04);
+    const label = `${heads} heads, ${d.cache ?? 'bf16'} cache, lengths ${d.lengths}, ${tokens} rows`;
+    const launches = await compareTogether(label, [
+      { verb: 'mlaDecode', args: decode },
+      { verb: 'valueExpand', args: { u: decode.out, w_uv, out: make.output('bf16', [tokens, heads * 128]) } },
+    ]);
+    console.log(`${label}: ${launches} launches`);
+    // On Hopper's own path the merge of one row expands.
+    if (/^cuda:\d+$/.test(TESTED_DEVICE)) assert.equal(launches, tokens === 1 ? 2 : 3, label);
   }
 });
 

@@ -343,6 +343,73 @@ export async function runTested<V extends keyof Verbs>(
   }
 }
 
+/** An operation of a sequence; the same Planned in several of them is the same memory. */
+export interface Step {
+  verb: keyof Verbs;
+  args: Readonly<Record<string, unknown>>;
+}
+
+/**
+ * Runs operations after one another on the tested device, one by one and then as one graph, three times: neighbours that
+ * a backend does together there must leave the bits that they leave one by one, and nothing that a second run minds.
+ * Without `same` they may leave anything in their outputs. Returns how many launches the graph has.
+ */
+export async function compareTogether(label: string, steps: readonly Step[], same = true): Promise<number> {
+  const { tested: side } = devices();
+  try {
+    const placed = new Map<Planned, Placed>();
+    let workspace = 0;
+    const calls: [keyof Verbs, Record<string, unknown>][] = [];
+    for (const { verb, args } of steps) {
+      const placedArgs: Record<string, unknown> = {};
+      const put = async (name: string, value: Planned): Promise<Tensor> => {
+        const there = placed.get(value) ?? (await side.place(`${verb}.${name}`, value));
+        placed.set(value, there);
+        return there.tensor;
+      };
+      for (const [name, value] of Object.entries(args)) {
+        if (value instanceof PlannedSplit) placedArgs[name] = await makeSplit(side, value, put);
+        else placedArgs[name] = value instanceof Planned ? await put(name, value) : value;
+      }
+      workspace = Math.max(workspace, side.device.workspaceBytes(verb, placedArgs as never));
+      calls.push([verb, placedArgs]);
+    }
+    const poison = new Planned('inout', 'u8', [workspace], new Uint8Array(workspace).fill(poisonByte('f32')));
+    const scratch = workspace > 0 ? await side.place('workspace', poison) : undefined;
+    if (scratch !== undefined) side.stream.useWorkspace(scratch.tensor);
+    const issue = () => {
+      for (const [verb, args] of calls) (side.stream[verb] as (args: unknown) => void)(args);
+    };
+    const run = async (go: () => void) => {
+      for (const one of placed.values()) side.fill(one);
+      if (scratch !== undefined) side.fill(scratch);
+      go();
+      await side.stream.record().done;
+      if (scratch !== undefined) await side.look(scratch);
+      const written = new Map<Planned, Uint8Array>();
+      for (const [planned, one] of placed) written.set(planned, await side.look(one));
+      return written;
+    };
+    const expected = await run(issue);
+    const graph = side.stream.capture(issue);
+    try {
+      for (let turn = 1; turn <= 3; turn++) {
+        const actual = await run(() => graph.replay());
+        for (const [planned, bytes] of same ? actual : []) {
+          const { what } = placed.get(planned) as Placed;
+          const name = `${label}: ${what}, together, run ${turn}`;
+          expectSameBytes(name, { [what]: bytes }, { [what]: expected.get(planned) as Uint8Array }, what);
+        }
+      }
+      return graph.launches;
+    } finally {
+      graph.dispose();
+    }
+  } finally {
+    side.release();
+  }
+}
+
 function compareOutputs(
   verb: string,
   planned: object,

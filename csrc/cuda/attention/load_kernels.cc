@@ -1,5 +1,6 @@
 // load_kernels.cc - brings all attention kernels into the GPU's context.
 #include "cuda/attention/kernels.h"
+#include "cuda/attention/merge_expand.h"
 
 namespace mla::cuda {
 
@@ -12,6 +13,7 @@ Status load_attention_kernels(const Traits& traits) {
     MLA_RETURN_IF_ERROR(load_decode_few_fp8_kernels());
     MLA_RETURN_IF_ERROR(load_decode_wide_kernels());
     MLA_RETURN_IF_ERROR(load_decode_wide_merge_kernels());
+    MLA_RETURN_IF_ERROR(load_merge_expand_kernels());
   }
   MLA_RETURN_IF_ERROR(load_decode_fma_kernels(traits));
   MLA_RETURN_IF_ERROR(load_decode_merge_kernels());

@@ -12,6 +12,7 @@
 #include "cuda/attention/decode_plan.h"
 #include "cuda/attention/few_plan.h"
 #include "cuda/attention/kernels.h"
+#include "cuda/attention/merge_expand.h"
 #include "cuda/attention/wide_plan.h"
 
 namespace mla::cuda {
@@ -63,6 +64,9 @@ bool wide_types_fit(const MlaDecodeParams& p, const Traits& traits) {
   return few_types_fit(p, traits) && p.cache.dtype == DType::kBF16 && p.out.dim(2) == 512;
 }
 
+/// Both operations where `expand` is given.
+Status decode(const MlaDecodeParams& p, const ValueExpandParams* expand, const Launch& launch);
+
 }  // namespace
 
 bool decode_wide_fits(const MlaDecodeParams& p, const Traits& traits) {
@@ -93,7 +97,15 @@ int64_t workspace(const MlaDecodeParams& p, const Traits& traits) {
   return bytes + kAlign;  // the tensor may begin anywhere
 }
 
-Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
+Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept { return decode(p, nullptr, launch); }
+
+Status decode_expand(const MlaDecodeParams& p, const ValueExpandParams& e, const Launch& launch) noexcept {
+  return decode(p, &e, launch);
+}
+
+namespace {
+
+Status decode(const MlaDecodeParams& p, const ValueExpandParams* expand, const Launch& launch) {
   if (p.q.dim(0) == 0) return Status::Ok();
   MLA_RETURN_IF_ERROR(check_plan_size("mlaDecode", p.plan, p.lengths.dim(0), *launch.traits));
   const bool few = p.lengths.dim(0) > 0 && decode_few_fits(p, *launch.traits);
@@ -113,6 +125,7 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
     MLA_RETURN_IF_ERROR(p.cache.dtype == DType::kF8E4M3 ? launch_decode_few_fp8(p, partials, launch)
                         : shape.c == 512                ? launch_decode_few_512(p, partials, launch)
                                                         : launch_decode_few_256(p, partials, launch));
+    if (expand != nullptr) return launch_merge_expand(p, partials, *expand, launch);
   } else if (wide) {
     partials.plan_at = wide_plan_offset(p.lengths.dim(0), launch.traits->multiprocessors);
     MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));
@@ -126,5 +139,7 @@ Status mlaDecode(const MlaDecodeParams& p, const Launch& launch) noexcept {
   }
   return launch_decode_merge(p, partials, launch);
 }
+
+}  // namespace
 
 }  // namespace mla::cuda

@@ -1,6 +1,7 @@
 // gemm.cc - the launchers of the dense products: gemm, swiglu, queryAbsorb, valueExpand. Test: test/gpu/matrix.test.ts.
 #include "common/checked.h"
 #include "cuda/gemm/absorb.h"
+#include "cuda/gemm/expand.h"
 #include "cuda/gemm/log_probs.h"
 #include "cuda/gemm/product.h"
 #include "cuda/launch.h"
@@ -34,7 +35,7 @@ Status swiglu(const SwigluParams& p, const Launch& launch) noexcept {
   return cuda_status(launch_product(dense_product(p.x, p.w, p.w_scale, true, p.out), launch), "swiglu");
 }
 
-Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
+Product expand_product(const ValueExpandParams& p) {
   Product product;
   product.rows = p.u.dim(0);
   product.groups = p.u.dim(1);
@@ -49,7 +50,11 @@ Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
   product.y = p.out.data;
   product.y_dtype = p.out.dtype;
   product.y_row = product.groups * product.n;
-  return cuda_status(launch_product(product, launch), "valueExpand");
+  return product;
+}
+
+Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
+  return cuda_status(launch_product(expand_product(p), launch), "valueExpand");
 }
 
 Status queryAbsorb(const QueryAbsorbParams& p, const Launch& launch) noexcept {

@@ -15,6 +15,7 @@
 #include "cuda/runtime/gpu_facts.h"
 #include "cuda/runtime/host_pool.h"
 #include "cuda/runtime/probe.h"
+#include "cuda/runtime/together.h"
 
 namespace mla {
 namespace cuda {
@@ -196,7 +197,7 @@ class CudaBackend final : public Backend {
   }
 
   Status run(const Op& op, View workspace, BackendStream& stream) override {
-    return enqueue(op, workspace, stream, of(stream).counters.get());
+    return enqueue({&op, 1}, workspace, stream, of(stream).counters.get());
   }
 
   // A kernel after a copy, a replay or an event starts when that has passed: only kernels start early.
@@ -232,9 +233,9 @@ class CudaBackend final : public Backend {
     MLA_RETURN_IF_ERROR(
         cuda_status(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture"));
     Status status;
-    for (const Op& op : ops) {
-      status = enqueue(op, workspace, stream, counters.get());
-      if (!status.ok()) break;
+    for (size_t done = 0, count = 0; done < ops.size() && status.ok(); done += count) {
+      count = together(ops.subspan(done), traits_);
+      status = enqueue(ops.subspan(done, count), workspace, stream, counters.get());
     }
     cudaGraph_t graph = nullptr;
     const Status ended = cuda_status(cudaStreamEndCapture(s, &graph), "cudaStreamEndCapture");
@@ -277,14 +278,15 @@ class CudaBackend final : public Backend {
     return Status::Ok();
   }
 
-  /// One operation, outside of a graph or within one.
-  Status enqueue(const Op& op, View workspace, BackendStream& stream, uint32_t* counters) {
-    const Launch launch{of(stream).stream, workspace, &traits_, of(stream).fresh, counters};
+  /// One operation, outside of a graph or within one, or several that one launch does together.
+  Status enqueue(std::span<const Op> ops, View workspace, BackendStream& stream, uint32_t* counters) {
+    std::vector<View>& fresh = of(stream).fresh;
+    const Launch launch{of(stream).stream, workspace, &traits_, fresh, counters};
     late_trigger = false;
-    Status status = std::visit(RunOp{launch}, op);
+    Status status = ops.size() > 1 ? run_together(ops, launch) : std::visit(RunOp{launch}, ops[0]);
     // An operation without rows launches nothing: what came before it stays fresh, as it does behind eager kernels.
-    if (late_trigger) of(stream).fresh.clear();
-    note_written(op, &of(stream).fresh);
+    if (late_trigger) fresh.clear();
+    for (const Op& op : ops) note_written(op, &fresh);
     return status;
   }
 

@@ -1,0 +1,16 @@
+// together.h - operations that one launch does together when they stand next to each other in a graph, with the same
+// results to the bit. What comes out of each of them is still written.
+#pragma once
+#include <span>
+
+#include "cuda/launch.h"
+
+namespace mla::cuda {
+
+/// How many of the first operations one launch does; 1 if there is no such launch. `ops` is not empty.
+size_t together(std::span<const Op> ops, const Traits& traits);
+
+/// Enqueues as many as together() has said. launch.workspace: as large as the largest that they want.
+Status run_together(std::span<const Op> ops, const Launch& launch) noexcept;
+
+}  // namespace mla::cuda
