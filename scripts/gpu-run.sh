@@ -12,10 +12,10 @@
 #             bench[:WHAT]     mla bench WHAT (default "kernels"): "bench:decode --shape v2-lite --batch 1,8,32"
 #             gpu-bench[:ARGS] scripts/gpu-bench.cjs, as `npm run bench:gpu` runs it: "gpu-bench:--record --runs 1"; the
 #                              figures are OUT/GPU.jsonl
-#             sanitize[:TOOL+...[:NAME,...[:N]]]  the operations, small cases only, under compute-sanitizer's tools (default
-#                              memcheck; racecheck, racecheck-sm90, initcheck, synccheck), all tools at the same time, each in N
-#                              processes (default 1) that share the cases; then which kernels of the addon no case has
-#                              launched. Options of node behind it as in "tests"
+#             sanitize[:TOOL+...[:N]]  each kernel of the addon in a small call, under compute-sanitizer's tools (default
+#                              memcheck; racecheck, initcheck, synccheck), all tools at the same time, each in N processes
+#                              (default 1) that share the calls; then which kernels no call has launched. Records the calls
+#                              first, once for all commands with this bundle (test/gpu/recording.ts)
 #             mla:ARGS         any mla command
 #             run:FILE         node FILE of the compiled tree (lib/..., test/...), for probes
 #
@@ -119,16 +119,16 @@ coverage() {
   if command -v cu++filt >/dev/null 2>&1; then cu++filt < "$missing"; else cat "$missing"; fi | sed 's/^/  not launched: /'
 }
 
-# racecheck blames right programs that are built on orders that it does not follow, and so the kernels for Hopper that are
-# (docs/gpu-tests.md). "racecheck" looks at the portable kernels, all of them; "racecheck-sm90" at those for Hopper that it
-# can follow.
+# racecheck blames right programs that are built on orders that it does not follow, and so the kernels that are
+# (docs/gpu-tests.md).
+racecheck_unasked='product_ring|product_split|product_wgmma|mla_decode_wide'
 racecheck_blames_right_programs() {
   local which blamed=""
   for which in relay refill handover; do
     (cd "$app" && compute-sanitizer --tool racecheck --error-exitcode 99 build/programs/seeded-bugs "racecheck-$which") \
       > "$out/seeded-racecheck-$which.log" 2>&1 || blamed="$blamed $which"
   done
-  echo "racecheck blames these right programs:${blamed:- none, so look at all kernels for Hopper again}" | tee -a "$summary"
+  echo "racecheck blames these right programs:${blamed:- none, so look at all kernels again}" | tee -a "$summary"
 }
 
 # A bug that the tool must find, or nothing that it says counts.
@@ -145,28 +145,30 @@ finds_its_bug() {
   [ "$tool" != racecheck ] || racecheck_blames_right_programs
 }
 
-# sanitize TOOL N OPTIONS FILE...: N processes share the comparisons. A tool takes seconds to begin, so it begins once for all
-# files.
+# Small calls that launch every kernel that the tests reach, by running those without a tool.
+record_calls() {
+  local name running="" one code=0
+  [ ! -e "$home/calls/complete" ] || return 0
+  rm -rf "$home/calls"
+  for name in attention matrix matrix-experts router rows sampling; do
+    NODE_MLA_TEST_RECORD=$home/calls run "record-$name" "$node" --expose-gc "$app/test/gpu/$name.test.js" &
+    running="$running $!"
+  done
+  for one in $running; do wait "$one" || code=1; done
+  [ "$code" = 0 ] && touch "$home/calls/complete" && return
+  echo "sanitize: a recording failed; what it has recorded is used" | tee -a "$summary"
+  return 1
+}
+
+# sanitize TOOL N: N processes share the calls.
 sanitize() {
-  local tool=${1%-sm90} shards=$2 node_options=$3 name=sanitize-$1 code=0 shard seeded running="" one
-  local device=${NODE_MLA_TEST_DEVICE:-cuda:0} options=()
-  case $1 in
-    racecheck) device=cuda:0:portable ;;
-    # A kernel that is left out and that a cluster of blocks runs ends the tool ("failed to handle a hardware exception").
-    racecheck-sm90)
-      options+=(--kernel-name-exclude kns=mla_decode_wide)
-      # All names but these; all tests have a parent, "<root>", that would match for them.
-      node_options="$node_options --test-name-pattern=^[^<](?!.*(128|96).heads)"
-      ;;
-  esac
-  shift 3
+  local tool=$1 shards=$2 name=sanitize-$1 without=() code=0 shard seeded running="" one
+  [ "$tool" != racecheck ] || without=("$racecheck_unasked")
   finds_its_bug "$tool" &
   seeded=$!
   for ((shard = 0; shard < shards; shard++)); do
-    NODE_MLA_TEST_DEVICE=$device NODE_MLA_TEST_SMALL=1 NODE_MLA_TEST_SHARE=$shard/$shards \
-      run "$name-$shard" compute-sanitizer --tool "$tool" \
-      --error-exitcode 99 --print-limit 20 "${options[@]}" "$node" --expose-gc $node_options \
-      -e 'for (const file of process.argv.slice(1)) require(file)' "$@" &
+    run "$name-$shard" compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
+      "$node" "$app/test/gpu/replay.js" "$home/calls" "$shard/$shards" "${without[@]}" &
     running="$running $!"
   done
   shard=0
@@ -176,8 +178,7 @@ sanitize() {
   done
   wait "$seeded" || code=1
   grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name"-*.log | sort | uniq -c | sed "s/^/$tool: /" | tee -a "$summary"
-  sed -nE 's/^# (tests|pass|fail|cancelled) ([0-9]+)$/\1 \2/p' "$out/$name"-*.log |
-    awk -v tool="$tool" '{ sum[$1] += $2 } END { printf "%s:", tool; for (k in sum) printf " %s %d", k, sum[k]; print "" }' |
+  echo "$tool: $(cat "$out/$name"-*.log | grep -c '^call ') calls made, $(cat "$out/$name"-*.log | grep -c '^FAILED call ') failed" |
     tee -a "$summary"
   return "$code"
 }
@@ -217,13 +218,12 @@ for set in "$@"; do
       tail -60 "$out/$name.log"
       ;;
     sanitize)
-      node_options=""
-      case $argument in *" "*) node_options=${argument#* } ;; esac
-      IFS=: read -r tools names shards <<< "${argument%% *}"
+      IFS=: read -r tools shards <<< "$argument"
       tools=$(echo "${tools:-memcheck}" | tr + ' ')
+      record_calls || failed=1
       running=""
       for tool in $tools; do
-        sanitize "$tool" "${shards:-1}" "$node_options" $(test_files "$names") &
+        sanitize "$tool" "${shards:-1}" &
         running="$running $!"
       done
       for one in $running; do wait "$one" || failed=1; done

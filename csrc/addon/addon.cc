@@ -90,9 +90,14 @@ Napi::Value AllocationCount(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value LaunchedKernels(const Napi::CallbackInfo& info) {
-  Napi::Array names = Napi::Array::New(info.Env());
-  for (const std::string& name : launched_cuda_kernels()) names.Set(names.Length(), name);
-  return names;
+  return answer_value(info, [&](napi_value* out) -> Status {
+    bool forget = false;
+    MLA_RETURN_IF_ERROR(read_boolean(info.Env(), info[0], {"launchedKernels", "forget"}, &forget));
+    Napi::Array names = Napi::Array::New(info.Env());
+    for (const std::string& name : launched_cuda_kernels(forget)) names.Set(names.Length(), name);
+    *out = names;
+    return Status::Ok();
+  });
 }
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {

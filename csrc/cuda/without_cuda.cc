@@ -15,7 +15,7 @@ Status without_kernels() {
 
 Status create_cuda_backend(int, KernelChoice, std::unique_ptr<Backend>*) { return without_kernels(); }
 
-std::vector<std::string> launched_cuda_kernels() { return {}; }
+std::vector<std::string> launched_cuda_kernels(bool) { return {}; }
 
 Status create_cuda_planner(const GpuFacts&, std::unique_ptr<Planner>*) { return without_kernels(); }
 

@@ -131,8 +131,9 @@ struct KernelChoice {
 /// The CUDA backend on GPU `index`. kUnsupported in a build without CUDA, kNoDevice without a GPU or driver.
 Status create_cuda_backend(int index, KernelChoice choice, std::unique_ptr<Backend>* out);
 
-/// The kernels that this process has launched on any GPU, by their names in the binary. For tests.
-std::vector<std::string> launched_cuda_kernels();
+/// The kernels that this process has launched on any GPU, by their names in the binary; `forget` begins anew behind it.
+/// For tests.
+std::vector<std::string> launched_cuda_kernels(bool forget);
 
 /// Checks dtypes, shapes and values of an operation's arguments. `what` of the error: operation, argument, what was
 /// expected, what came.

@@ -64,8 +64,8 @@ export const native: NativeAddon = {
   allocationCount() {
     return addon().raw.allocationCount();
   },
-  launchedKernels() {
-    return addon().raw.launchedKernels();
+  launchedKernels(forget = false) {
+    return check(addon().raw.launchedKernels(forget));
   },
   failCommand(device, k, lost) {
     check(rawDevice('failCommand: device', device).failCommand(k, lost));

@@ -85,7 +85,7 @@ export interface RawAddon {
   operations(): RawOperation[];
   failAllocation(k: number): undefined | Failure;
   allocationCount(): number;
-  launchedKernels(): string[];
+  launchedKernels(forget: boolean): string[] | Failure;
 }
 
 /** The result of a native call; throws the MlaError that a failure stands for. */

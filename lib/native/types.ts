@@ -356,8 +356,11 @@ export interface NativeAddon {
   failAllocation(k: number): void;
   /** Test hook: allocations since the last call of failAllocation. */
   allocationCount(): number;
-  /** Test hook: the kernels that this process has launched on GPUs, by their mangled names. */
-  launchedKernels(): readonly string[];
+  /**
+   * Test hook: the kernels that this process has launched on GPUs, by their mangled names. With `forget` (default false)
+   * the next call tells only of those launched since.
+   */
+  launchedKernels(forget?: boolean): readonly string[];
   /**
    * Test hook: the k-th operation, write, readFile, replay, wait or compilation of a graph on this device from now on
    * (0 = the next) fails with ERR_BACKEND instead of running; -1 switches it off. With `lost` it fails with

@@ -9,7 +9,7 @@ import { promptOf } from '../../lib/bench/model-bench';
 import { type LoadOptions, modelOf } from '../../lib/engine';
 import { LatentModel } from '../../lib/model';
 import { companyLoad } from '../engine/company-load';
-import { SMALL, TESTED_DEVICE } from './harness';
+import { RECORDING, TESTED_DEVICE } from './harness';
 
 /** A dense layer and one with experts, of real width. */
 const SHAPE = 'v2-lite:2';
@@ -24,7 +24,7 @@ for (const device of DEVICES) {
   const book = [...promptOf(1000, 102400, 4)];
 
   test(`${device}, deterministic: requests in company have the bits that they have alone`, {
-    skip: SMALL,
+    skip: RECORDING,
   }, async () => {
     const figures = await companyLoad(open, book, REQUESTS, true);
     console.log(`${device}: ${JSON.stringify(figures)}`);
@@ -32,7 +32,7 @@ for (const device of DEVICES) {
     if (TESTED_DEVICE !== 'cpu') assert.ok(figures.preemptions > 0 && figures.cachedTokens > 0);
   });
 
-  test(`${device}, control: without the option some have others`, { skip: SMALL }, async () => {
+  test(`${device}, control: without the option some have others`, { skip: RECORDING }, async () => {
     const figures = await companyLoad(open, book, REQUESTS, false);
     console.log(`${device}: ${JSON.stringify(figures)}`);
     if (TESTED_DEVICE !== 'cpu') assert.ok(figures.otherBits > 0);

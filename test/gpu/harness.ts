@@ -23,25 +23,19 @@
 //   - with `rows`: that single rows and halves give the bits they have in the whole (`product` says where they may not).
 //
 // The device under test is cuda:0; NODE_MLA_TEST_DEVICE=cuda:0:deterministic is the one of models with that option, whose
-// products must give rows the same bits in every batch; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another number of
-// threads, which tries the cases themselves where there is no GPU. NODE_MLA_TEST_SMALL=1 is for runs under tools that
-// make everything a hundred times slower: it leaves out comparisons of more than 16 MB and says which, and runs the others
-// on the portable kernels as well.
-import { type Device, type DType, native, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
+// products must give rows the same bits in every batch; NODE_MLA_TEST_DEVICE=cpu runs the same cases on the CPU with another
+// number of threads, which tries the cases themselves where there is no GPU. With NODE_MLA_TEST_RECORD nothing is compared,
+// see recording.ts.
+import { type Device, type DType, native, openDevice, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
-import { Inputs, Planned, PlannedSplit, poisonByte, TooLarge } from './inputs';
+import { Inputs, Planned, TooLarge } from './inputs';
+import { openNamed, Placement, type PlannedArgs, Side } from './placement';
+import { RECORDING, recordCall } from './recording';
 
 export { DEFAULT_TOLERANCE, type Tolerance, valuesOf } from './closeness';
 export { Inputs, type PagedCache, Planned, PlannedSplit, poisonByte, WILD_PAGE } from './inputs';
-
-/** The arguments of a verb with host data for tensors. */
-export type PlannedArgs<V extends keyof Verbs> = {
-  [K in keyof Parameters<Verbs[V]>[0]]: Parameters<Verbs[V]>[0][K] extends Tensor
-    ? Planned | PlannedSplit
-    : Parameters<Verbs[V]>[0][K] extends Tensor | undefined
-      ? Planned | undefined
-      : Parameters<Verbs[V]>[0][K];
-};
+export type { PlannedArgs } from './placement';
+export { RECORDING } from './recording';
 
 /** How outputs are compared; by argument name. */
 export interface CompareOptions {
@@ -58,8 +52,6 @@ export interface CompareOptions {
   ignore?: readonly string[];
   /** Further checks on what each side wrote, by argument name. Throws when something is wrong. */
   judge?: (actual: Record<string, Uint8Array>, expected: Record<string, Uint8Array>) => void;
-  /** Not left out for its size where only small cases are wanted: no smaller one reaches its kernels. */
-  evenSmall?: boolean;
   /** Arguments whose first dimension is the operation's rows: single rows and halves must give the same bits. */
   rows?: readonly string[];
   /**
@@ -69,155 +61,10 @@ export interface CompareOptions {
   product?: boolean;
 }
 
-const GUARD_BYTES = 256;
-const GUARD = 0xff;
-
-/** A device with one stream, for one operation at a time. */
-class Side {
-  readonly stream: Stream;
-  private readonly owned: Tensor[] = [];
-
-  constructor(
-    readonly name: string,
-    readonly device: Device,
-  ) {
-    this.stream = device.stream();
-  }
-
-  /** Guarded memory that holds these bytes. */
-  async place(what: string, planned: Planned): Promise<Placed> {
-    const length = planned.bytes.length;
-    const base = await this.device.allocate('u8', [length + 2 * GUARD_BYTES]);
-    const tensor = base.view(planned.dtype, planned.shape, GUARD_BYTES);
-    this.owned.push(tensor, base);
-    const placed = { what, base, tensor, planned };
-    this.fill(placed);
-    return placed;
-  }
-
-  /** Puts the content back that it had before the operation. */
-  fill({ base, planned }: Placed): void {
-    const content = new Uint8Array(planned.bytes.length + 2 * GUARD_BYTES).fill(GUARD);
-    content.set(planned.bytes, GUARD_BYTES);
-    this.stream.write(base, content);
-  }
-
-  /** The bytes between intact guards. */
-  async look({ what, base, planned }: Placed): Promise<Uint8Array> {
-    const all = new Uint8Array(await this.stream.read(base));
-    const end = all.length - GUARD_BYTES;
-    for (let i = 0; i < GUARD_BYTES; i++) {
-      if (all[i] !== GUARD)
-        throw new Error(`${this.name}: ${what}: memory was written ${GUARD_BYTES - i} bytes before its beginning`);
-      if (all[end + i] !== GUARD)
-        throw new Error(`${this.name}: ${what}: memory was written ${i} bytes behind its end`);
-    }
-    const bytes = all.subarray(GUARD_BYTES, end);
-    if (planned.role === 'in' && Buffer.compare(bytes, planned.bytes) !== 0)
-      throw new Error(`${this.name}: ${what} is an input and was written`);
-    return bytes;
-  }
-
-  /** Gives everything back that place() took. */
-  release(): void {
-    for (const tensor of this.owned.splice(0)) tensor.dispose();
-  }
-}
-
-interface Placed {
-  what: string;
-  base: Tensor;
-  tensor: Tensor;
-  planned: Planned;
-}
-
-/** One operation on one side, ready to run any number of times. */
-class Placement<V extends keyof Verbs> {
-  private constructor(
-    private readonly side: Side,
-    private readonly verb: V,
-    private readonly args: Parameters<Verbs[V]>[0],
-    private readonly tensors: Placed[],
-  ) {}
-
-  static async make<V extends keyof Verbs>(side: Side, verb: V, planned: PlannedArgs<V>): Promise<Placement<V>> {
-    const args: Record<string, unknown> = {};
-    const tensors: Placed[] = [];
-    const known = new Map<Planned, Placed>();
-    // The same Planned twice is the same memory: operations allow that for some outputs.
-    const put = async (name: string, value: Planned): Promise<Tensor> => {
-      const placed = known.get(value) ?? (await side.place(`${verb}.${name}`, value));
-      if (!known.has(value)) tensors.push(placed);
-      known.set(value, placed);
-      return placed.tensor;
-    };
-    const splits: [string, PlannedSplit][] = [];
-    for (const [name, value] of Object.entries(planned)) {
-      if (value instanceof PlannedSplit) splits.push([name, value]);
-      else args[name] = value instanceof Planned ? await put(name, value) : value;
-    }
-    for (const [name, split] of splits) args[name] = await makeSplit(side, split, put);
-    const placement = new Placement(side, verb, args as Parameters<Verbs[V]>[0], tensors);
-    const bytes = side.device.workspaceBytes(verb, args as never);
-    if (bytes > 0) {
-      const poison = new Planned('inout', 'u8', [bytes], new Uint8Array(bytes).fill(poisonByte('f32')));
-      const workspace = await side.place(`${verb}'s workspace`, poison);
-      tensors.push(workspace);
-      side.stream.useWorkspace(workspace.tensor);
-    }
-    return placement;
-  }
-
-  private issue(): void {
-    (this.side.stream[this.verb] as (args: Parameters<Verbs[V]>[0]) => void)(this.args);
-  }
-
-  /** Runs it once on fresh contents, on its own or as a captured graph. Returns what was written, by name. */
-  async run(captured: boolean): Promise<Record<string, Uint8Array>> {
-    const { stream } = this.side;
-    for (const placed of this.tensors) this.side.fill(placed);
-    if (captured) {
-      const graph = stream.capture(() => this.issue());
-      graph.replay();
-      graph.dispose();
-    } else {
-      this.issue();
-    }
-    await stream.record().done;
-    const written: Record<string, Uint8Array> = {};
-    for (const placed of this.tensors) {
-      const bytes = await this.side.look(placed);
-      const name = placed.what.slice(this.verb.length + 1);
-      if (placed.planned.role !== 'in' && name in this.args) written[name] = bytes;
-    }
-    return written;
-  }
-}
-
-/** Runs decodePlan where the plan will be read. */
-async function makeSplit(
-  side: Side,
-  { heads, qStart, lengths }: PlannedSplit,
-  put: (name: string, value: Planned) => Promise<Tensor>,
-): Promise<Tensor> {
-  const ints = side.device.decodePlanInts(lengths.shape[0] as number, heads);
-  const content = new Planned('inout', 'i32', [ints], new Uint8Array(ints * 4).fill(poisonByte('i32')));
-  const plan = await side.place('decodePlan.plan', content);
-  side.stream.decodePlan({
-    q_start: await put('q_start', qStart),
-    lengths: await put('lengths', lengths),
-    plan: plan.tensor,
-    heads,
-  });
-  await side.stream.record().done;
-  await side.look(plan);
-  return plan.tensor;
-}
-
 interface Sides {
   reference: Side;
   tested: Side;
-  /** where the portable kernels run, in runs of small cases on a GPU that has others */
+  /** the other sets of kernels of this GPU, where calls are recorded */
   also: readonly Side[];
 }
 
@@ -227,40 +74,17 @@ let sides: Sides | undefined;
 export const TESTED_DEVICE = process.env.NODE_MLA_TEST_DEVICE ?? 'cuda:0';
 
 /** Opens it. */
-export function openTested(): Device {
-  const cuda = /^cuda:(\d+)(:portable)?(:deterministic)?$/.exec(TESTED_DEVICE);
-  if (cuda !== null) {
-    const [, index, portable, deterministic] = cuda;
-    return openDevice('cuda', {
-      index: Number(index),
-      portable: portable !== undefined,
-      deterministic: deterministic !== undefined,
-    });
-  }
-  if (TESTED_DEVICE === 'cpu') return openDevice('cpu', { threads: 3 });
-  throw new Error(`NODE_MLA_TEST_DEVICE must be cpu or cuda:N[:portable][:deterministic]; got "${TESTED_DEVICE}"`);
-}
-
-/** Whether only small cases are wanted: NODE_MLA_TEST_SMALL. */
-export const SMALL = process.env.NODE_MLA_TEST_SMALL === '1';
-const SMALL_BYTES = 16e6;
-
-/** Which of the comparisons this process makes: NODE_MLA_TEST_SHARE=I/N, every N-th name from the I-th on. */
-const [SHARE, SHARES] = (process.env.NODE_MLA_TEST_SHARE ?? '0/1').split('/').map(Number) as [number, number];
-const comparisons = new Map<string, number>();
-
-/** Comparisons of one name go to the same process. */
-function isOurs(name: string): boolean {
-  if (!comparisons.has(name)) comparisons.set(name, comparisons.size);
-  return (comparisons.get(name) as number) % SHARES === SHARE;
-}
+export const openTested = (): Device => openNamed(TESTED_DEVICE);
 
 function devices(): Sides {
   if (sides === undefined) {
-    const tested = new Side(TESTED_DEVICE, openTested());
-    const portable = () => new Side('portable', openDevice('cuda', { portable: true }));
-    const also = SMALL && tested.device.info().path === 'sm_90a' ? [portable()] : [];
-    sides = { reference: new Side('cpu', openDevice('cpu', { threads: SMALL ? 2 : 0 })), tested, also };
+    const others =
+      RECORDING && TESTED_DEVICE !== 'cpu' ? [`${TESTED_DEVICE}:portable`, `${TESTED_DEVICE}:deterministic`] : [];
+    sides = {
+      reference: new Side('cpu', openDevice('cpu', { threads: RECORDING ? 1 : 0 })),
+      tested: new Side(TESTED_DEVICE, openTested()),
+      also: others.map((name) => new Side(name, openNamed(name))),
+    };
   }
   return sides;
 }
@@ -285,30 +109,35 @@ export async function compareVerb<V extends keyof Verbs>(
   makeArgs: (make: Inputs) => PlannedArgs<V>,
   options: CompareOptions = {},
 ): Promise<void> {
-  if (!isOurs(options.label ?? `${comparisons.size}`)) return;
-  const planned = planSmall(makeArgs, options.seed ?? 1, SMALL && !options.evenSmall ? SMALL_BYTES : Infinity);
-  if (planned === null) {
-    console.log(`${verb} ${options.label ?? ''}: left out, more than ${SMALL_BYTES / 1e6} MB`);
-    return;
-  }
-  const { reference, tested, also } = devices();
+  if (RECORDING) return recordSmall(verb, makeArgs, options);
+  const planned = makeArgs(new Inputs(options.seed ?? 1));
+  const { reference, tested } = devices();
   try {
     const expected = await (await Placement.make(reference, verb, planned)).run(false);
-    for (const side of [...also, tested]) await compareSide(side, verb, planned, expected, options);
+    await compareSide(tested, verb, planned, expected, options);
   } finally {
-    for (const side of [reference, tested, ...also]) side.release();
+    for (const side of [reference, tested]) side.release();
   }
 }
 
-/** The arguments, or null where they take more bytes than `most`. */
-function planSmall<P extends object>(makeArgs: (make: Inputs) => P, seed: number, most: number): P | null {
+/** Calls of more bytes are not recorded. */
+const MOST_RECORDED = 1e8;
+
+/** Records the call of one comparison on all sets of kernels. */
+async function recordSmall<V extends keyof Verbs>(
+  verb: V,
+  makeArgs: (make: Inputs) => PlannedArgs<V>,
+  options: CompareOptions,
+): Promise<void> {
+  const { tested, also } = devices();
   try {
-    const planned = makeArgs(new Inputs(seed, most));
-    // Some arguments have been made before, for several cases.
-    return bytesOf(planned) > most ? null : planned;
+    const planned = makeArgs(new Inputs(options.seed ?? 1, MOST_RECORDED));
+    for (const side of [tested, ...also])
+      await recordCall(side, verb, planned, options.label ?? shapesOf(planned), true);
   } catch (error) {
-    if (error instanceof TooLarge) return null;
-    throw error;
+    if (!(error instanceof TooLarge)) throw error;
+  } finally {
+    for (const side of [tested, ...also]) side.release();
   }
 }
 
@@ -335,9 +164,12 @@ export async function runTested<V extends keyof Verbs>(
   seed = 1,
 ): Promise<Record<string, Uint8Array>> {
   const { tested, also } = devices();
+  const planned = makeArgs(new Inputs(seed));
   try {
-    for (const side of also) await (await Placement.make(side, verb, makeArgs(new Inputs(seed)))).run(false);
-    return await (await Placement.make(tested, verb, makeArgs(new Inputs(seed)))).run(false);
+    if (!RECORDING) return await (await Placement.make(tested, verb, planned)).run(false);
+    // Its data may be senseless, for which kernels promise nothing but to stay within their outputs.
+    for (const side of also) await recordCall(side, verb, planned, 'a run of its own', false);
+    return await recordCall(tested, verb, planned, 'a run of its own', false);
   } finally {
     for (const side of [tested, ...also]) side.release();
   }
@@ -437,10 +269,6 @@ function compareOutputs(
   const label = options.label ?? shapesOf(planned);
   console.log(`${verb} ${label}: ${figures.join(', ')}`);
   if (problems.length > 0) throw new Error(`${verb} ${label}\n  ${problems.join('\n  ')}`);
-}
-
-function bytesOf(planned: object): number {
-  return Object.values(planned).reduce((sum, value) => sum + (value instanceof Planned ? value.bytes.length : 0), 0);
 }
 
 function shapesOf(planned: object): string {

@@ -67,6 +67,11 @@ export interface PagedCache {
   slot(b: number, i: number): number;
 }
 
+/** Bytes of the arguments that are tensors. */
+export function bytesOf(args: object): number {
+  return Object.values(args).reduce((sum, value) => sum + (value instanceof Planned ? value.bytes.length : 0), 0);
+}
+
 /** What Inputs throws when arguments take more bytes than it may make. */
 export class TooLarge extends Error {}
 

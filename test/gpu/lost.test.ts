@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { MlaError } from '../../lib/errors';
 import { native } from '../../lib/native';
-import { openTested, SMALL, TESTED_DEVICE } from './harness';
+import { openTested, RECORDING, TESTED_DEVICE } from './harness';
 import type { Told } from './lost-child';
 
 async function codeOf(work: () => unknown): Promise<string> {
@@ -57,7 +57,7 @@ function child(what: string): Promise<Ended> {
 
 const FAULTS = join(__dirname, '..', '..', 'build', 'programs', 'gpu-faults.node');
 const without =
-  TESTED_DEVICE === 'cpu' || SMALL || !existsSync(FAULTS)
+  TESTED_DEVICE === 'cpu' || RECORDING || !existsSync(FAULTS)
     ? 'needs a GPU, and what scripts/gpu-bundle.cjs builds'
     : false;
 

@@ -11,8 +11,8 @@ import {
   type Inputs,
   type Planned,
   type PlannedArgs,
+  RECORDING,
   runTested,
-  SMALL,
   TESTED_DEVICE,
 } from './harness';
 
@@ -288,7 +288,7 @@ const REQUESTS: readonly GenerateOptions[] = [
   { temperature: 1.5, minP: 0.1, seed: 4, repetitionPenalty: 1.2, logitBias: { 7: 2 } },
 ];
 
-test('whole model: what requests ask for together is done as on the CPU', { skip: SMALL }, async () => {
+test('whole model: what requests ask for together is done as on the CPU', { skip: RECORDING }, async () => {
   const run = async (device: string) => {
     const types = { activationDtype: 'f32', cacheDtype: 'f32' } as const;
     const model = await loadModel(undefined, { device: device as 'cpu', ...types, context: 256, maxSequences: 8 });

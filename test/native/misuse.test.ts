@@ -183,7 +183,7 @@ const METHODS: Method[] = [
   { name: 'dispose', on: (s) => s.graph, args: () => [], ends: true },
   { name: 'openDevice', on: () => native, args: () => ['cpu', { threads: 1 }] },
   { name: 'failAllocation', on: () => native, args: () => [-1] },
-  { name: 'launchedKernels', on: () => native, args: () => [] },
+  { name: 'launchedKernels', on: () => native, args: () => [false] },
   { name: 'failCommand', on: () => native, args: (s) => [s.device, -1, false] },
   // Last, because some of the wrong values are tensors, and these it ends.
   { name: 'dispose', on: (s) => s.tensor, args: () => [], ends: true },

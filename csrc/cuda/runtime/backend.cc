@@ -324,10 +324,10 @@ Status create_cuda_backend(int index, KernelChoice choice, std::unique_ptr<Backe
   return cuda::CudaBackend::create(index, choice, out);
 }
 
-std::vector<std::string> launched_cuda_kernels() {
+std::vector<std::string> launched_cuda_kernels(bool forget) {
   std::vector<std::string> names;
-  for (const auto& place : cuda::launched_kernels) {
-    const void* const kernel = place.load();
+  for (auto& place : cuda::launched_kernels) {
+    const void* const kernel = forget ? place.exchange(nullptr) : place.load();
     const char* name = nullptr;
     if (kernel != nullptr && cudaFuncGetName(&name, kernel) == cudaSuccess) names.emplace_back(name);
   }

@@ -1,0 +1,85 @@
+// gpu/recording.ts - keeps calls of operations as files, so that tools which make everything a hundred times slower can look
+// at every kernel once, in a small call, without the tests around it.
+//
+// With NODE_MLA_TEST_RECORD=FOLDER the tests compare nothing. Every call is made once on each set of kernels, and for each
+// kernel that it launches the call whose arguments come nearest to SMALL_BYTES is kept. `replay.ts` makes the kept calls
+// again. A kept call is two files: NAME.json says what it is, NAME.call holds its arguments and what it wrote.
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { serialize } from 'node:v8';
+import { native, type Verbs } from '../../lib/native';
+import { bytesOf } from './inputs';
+import { Placement, type PlannedArgs, type Side } from './placement';
+
+const FOLDER = process.env.NODE_MLA_TEST_RECORD;
+
+/** Whether calls are recorded. */
+export const RECORDING = FOLDER !== undefined;
+
+/** Enough for several pages, tiles and rows. */
+const SMALL_BYTES = 1e6;
+
+/** What NAME.json says. */
+export interface CallSummary {
+  verb: keyof Verbs;
+  label: string;
+  /** as NODE_MLA_TEST_DEVICE */
+  device: string;
+  /** of its arguments */
+  bytes: number;
+  /** mangled names */
+  kernels: readonly string[];
+}
+
+/** What NAME.call holds. */
+export interface CallContent {
+  args: object;
+  /** by argument name; without where the call is not promised to write the same bits again */
+  written: Record<string, Uint8Array> | undefined;
+}
+
+/** How far from the size that a call should have. */
+export const distance = ({ bytes }: Pick<CallSummary, 'bytes'>): number =>
+  Math.abs(Math.log(Math.max(bytes, 1) / SMALL_BYTES));
+
+/** By kernel: the file of the best call so far. */
+const best = new Map<string, { name: string; distance: number }>();
+let calls = 0;
+
+/**
+ * Makes one call, alone, and keeps it if it is the best one of a kernel. Returns what it wrote.
+ * @param repeatable whether every run must write the same bits
+ */
+export async function recordCall<V extends keyof Verbs>(
+  side: Side,
+  verb: V,
+  planned: PlannedArgs<V>,
+  label: string,
+  repeatable: boolean,
+): Promise<Record<string, Uint8Array>> {
+  native.launchedKernels(true);
+  const written = await (await Placement.make(side, verb, planned)).run(false);
+  // The CPU backend has one "kernel" for each operation, so that recording can be tried without a GPU.
+  const kernels = side.name === 'cpu' ? [`cpu ${verb}`] : native.launchedKernels(true);
+  keep(
+    { verb, label, device: side.name, bytes: bytesOf(planned), kernels },
+    { args: planned, written: repeatable ? written : undefined },
+  );
+  return written;
+}
+
+function keep(summary: CallSummary, content: CallContent): void {
+  const far = distance(summary);
+  const bettered = summary.kernels.filter((kernel) => far < (best.get(kernel)?.distance ?? Infinity));
+  if (bettered.length === 0) return;
+  // Test files record into one folder, each in a process of its own.
+  const name = path.join(FOLDER as string, `${process.pid}-${++calls}`);
+  mkdirSync(FOLDER as string, { recursive: true });
+  writeFileSync(`${name}.json`, JSON.stringify(summary));
+  writeFileSync(`${name}.call`, serialize(content));
+  const before = new Set(bettered.map((kernel) => best.get(kernel)?.name));
+  for (const kernel of bettered) best.set(kernel, { name, distance: far });
+  const used = new Set(Array.from(best.values(), (kept) => kept.name));
+  for (const old of before)
+    if (old !== undefined && !used.has(old)) for (const end of ['json', 'call']) rmSync(`${old}.${end}`);
+}
