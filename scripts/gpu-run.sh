@@ -121,7 +121,7 @@ coverage() {
 
 # racecheck blames right programs that are built on orders that it does not follow, and so the kernels that are
 # (docs/gpu-tests.md).
-racecheck_unasked='product_ring|product_split|product_wgmma|mla_decode_wide'
+racecheck_unasked='product_ring|product_split|product_wgmma|mla_decode_few|mla_decode_wide'
 racecheck_blames_right_programs() {
   local which blamed=""
   for which in relay refill handover; do
@@ -147,12 +147,16 @@ finds_its_bug() {
 
 # Small calls that launch every kernel that the tests reach, by running those without a tool.
 record_calls() {
-  local name running="" one code=0
+  local name share running="" one code=0
   [ ! -e "$home/calls/complete" ] || return 0
   rm -rf "$home/calls"
-  for name in attention matrix matrix-experts router rows sampling; do
-    NODE_MLA_TEST_RECORD=$home/calls run "record-$name" "$node" --expose-gc "$app/test/gpu/$name.test.js" &
-    running="$running $!"
+  # As many processes as a file takes to record within seconds.
+  for name in attention:5 matrix:5 matrix-experts:2 router:1 rows:1 sampling:1; do
+    for ((share = 0; share < ${name#*:}; share++)); do
+      NODE_MLA_TEST_RECORD=$home/calls NODE_MLA_TEST_SHARE=$share/${name#*:} \
+        run "record-${name%:*}-$share" "$node" --expose-gc "$app/test/gpu/${name%:*}.test.js" &
+      running="$running $!"
+    done
   done
   for one in $running; do wait "$one" || code=1; done
   [ "$code" = 0 ] && touch "$home/calls/complete" && return

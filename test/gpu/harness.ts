@@ -30,7 +30,7 @@ import { type Device, type DType, native, openDevice, type Verbs } from '../../l
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
 import { Inputs, Planned, TooLarge } from './inputs';
 import { openNamed, Placement, type PlannedArgs, Side } from './placement';
-import { RECORDING, recordCall } from './recording';
+import { isOurs, RECORDING, recordCall } from './recording';
 
 export { DEFAULT_TOLERANCE, type Tolerance, valuesOf } from './closeness';
 export { Inputs, type PagedCache, Planned, PlannedSplit, poisonByte, WILD_PAGE } from './inputs';
@@ -129,6 +129,7 @@ async function recordSmall<V extends keyof Verbs>(
   makeArgs: (make: Inputs) => PlannedArgs<V>,
   options: CompareOptions,
 ): Promise<void> {
+  if (!isOurs()) return;
   const { tested, also } = devices();
   try {
     const planned = makeArgs(new Inputs(options.seed ?? 1, MOST_RECORDED));

@@ -4,6 +4,7 @@
 // With NODE_MLA_TEST_RECORD=FOLDER the tests compare nothing. Every call is made once on each set of kernels, and for each
 // kernel that it launches the call whose arguments come nearest to SMALL_BYTES is kept. `replay.ts` makes the kept calls
 // again. A kept call is two files: NAME.json says what it is, NAME.call holds its arguments and what it wrote.
+// NODE_MLA_TEST_SHARE=I/N makes every N-th of the comparisons from the I-th on, so that processes can share a test file.
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { serialize } from 'node:v8';
@@ -15,6 +16,12 @@ const FOLDER = process.env.NODE_MLA_TEST_RECORD;
 
 /** Whether calls are recorded. */
 export const RECORDING = FOLDER !== undefined;
+
+const [SHARE, SHARES] = (process.env.NODE_MLA_TEST_SHARE ?? '0/1').split('/').map(Number) as [number, number];
+let comparisons = 0;
+
+/** Whether the next comparison is this process's to record. */
+export const isOurs = (): boolean => comparisons++ % SHARES === SHARE;
 
 /** Enough for several pages, tiles and rows. */
 const SMALL_BYTES = 1e6;

@@ -234,8 +234,9 @@ __global__ void __launch_bounds__(kHeldThreads, 2) latent_few_kernel(const __gri
   const int result_row = held_row(threadIdx.x), column = n0 + held_column(threadIdx.x);
   const bool has_result = threadIdx.x < kHeldSums && result_row < rows && column < m.n;
   const int at = segment / 2 * kNormWarpChannels + lane * kChunk;  // of x, to be normed
-  // Small things before the weights, behind which they would queue. A warp and its neighbour write the same.
+  // Small things before the weights, behind which they would queue. A warp and its neighbour need the same.
   const auto load_norm = [&] {
+    if (segment % 2 != 0) return;
     const int bytes = m.norm.weight_bf16 ? 16 : 32;
     for (int i = 0; i < bytes; i += 16) {
       const int from = at / kChunk * bytes + i;
