@@ -68,7 +68,7 @@ void RecordCommand::run(Device& device) {
 
 void ReadCommand::run(Device& device) {
   std::shared_ptr<HostBuffer> buffer;
-  Status status = stream_->failure;
+  Status status = std::exchange(stream_->failure, Status::Ok());
   if (status.ok() && bytes_ > 0) {
     status = device.guarded([&] {
       BackendStream* backend = nullptr;

@@ -114,7 +114,7 @@ class CompileCommand final : public Command {
   View workspace_;
 };
 
-/// Answers with the first failure of the stream since the last record, and clears it.
+/// Answers with the first failure of the stream since the last record or read, and clears it.
 class RecordCommand final : public Command {
  public:
   RecordCommand(StreamRef stream, std::function<void(Status)> done)
@@ -127,7 +127,7 @@ class RecordCommand final : public Command {
   std::function<void(Status)> done_;
 };
 
-/// Device bytes to the host.
+/// Device bytes to the host; answers with failures as a record does.
 class ReadCommand final : public Command {
  public:
   using Done = std::function<void(Status, std::shared_ptr<HostBuffer>)>;

@@ -28,7 +28,7 @@ class Stream {
   }
 
   std::shared_ptr<StreamWork> work;  // made at the first use
-  Status failure;                    // first failure since the last record; commands are skipped until then
+  Status failure;                    // first failure since the last record or read; commands are skipped until then
 
  private:
   std::shared_ptr<Resources> owner_;

@@ -330,11 +330,8 @@ export class LatentModel implements AsyncDisposable {
     const { stream, rows } = this.#machine;
     const reads = [stream.read(rows.results)];
     if (expected.some(({ top }) => top > 0)) reads.push(stream.read(rows.topIds), stream.read(rows.topLogprobs));
-    const event = stream.record();
     try {
-      const [bytes, ...tops] = (
-        (await this.#watchdog.watch(Promise.all([...reads, event.done]))) as ArrayBuffer[]
-      ).slice(0, reads.length);
+      const [bytes, ...tops] = await this.#watchdog.watch(Promise.all(reads));
       const B = this.maxSequences;
       const ids = new Int32Array(bytes as ArrayBuffer, 0, B);
       const finished = new Int32Array(bytes as ArrayBuffer, B * 4, B);

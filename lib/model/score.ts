@@ -72,8 +72,7 @@ export async function scoreTokens(
       const wantLogits = isLast && options.logits === true;
       if (wantLogits) stream.write(inputs.lastRows, Int32Array.of(piece.length - 1));
       const last = wantLogits ? stream.read(headPass(machine, views, hidden, 1)) : null;
-      const event = stream.record();
-      const [values, ids, idLogprobs, row] = await watchdog.watch(Promise.all([...reads, last, event.done]));
+      const [values, ids, idLogprobs, row] = await watchdog.watch(Promise.all([...reads, last]));
       const chunk = new Float32Array(values as ArrayBuffer);
       for (let i = 0; i < piece.length && start + i + 1 < tokens.length; i++) {
         logprobs[start + i + 1] = chunk[i] as number;

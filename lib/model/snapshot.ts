@@ -25,11 +25,7 @@ async function* readPages(machine: Machine, pages: readonly number[], signal: Ab
   const { stream } = machine;
   for (const page of pages) {
     signal.throwIfAborted();
-    const parts = await onPage(machine, page, async (views) => {
-      const reads = views.map((view) => stream.read(view));
-      const done = stream.record().done;
-      return (await Promise.all([...reads, done])).slice(0, views.length) as ArrayBuffer[];
-    });
+    const parts = await onPage(machine, page, (views) => Promise.all(views.map((view) => stream.read(view))));
     yield Buffer.concat(parts.map((part) => new Uint8Array(part)));
   }
   signal.throwIfAborted();

@@ -61,7 +61,7 @@ export interface Tensor extends TensorSpec {
 export interface Event {
   /**
    * Resolves when everything before the event has finished; rejects with the first failure since the previous event
-   * of the stream. Never an unhandled rejection.
+   * or read of the stream. Never an unhandled rejection.
    */
   readonly done: Promise<void>;
 }
@@ -92,7 +92,7 @@ export interface Stream extends Verbs {
   useWorkspace(tensor: Tensor): void;
   /** Copies host bytes into the tensor from `byteOffset` on; `data` may be changed as soon as the call returns. */
   write(tensor: Tensor, data: ArrayBufferView, byteOffset?: number): void;
-  /** The tensor's bytes at this point of the stream. Rejects like an event's `done`, but does not clear the failure. */
+  /** The tensor's bytes at this point of the stream. Rejects like an event's `done`, and clears the failure as that does. */
   read(tensor: Tensor): Promise<ArrayBuffer>;
   /** Fills the tensor with bytes [offset, offset + byteLength) of an open file. A shorter file is ERR_FILE. */
   readFile(tensor: Tensor, fd: number, offset: number): void;
