@@ -259,11 +259,17 @@ export class LatentModel implements AsyncDisposable {
 
   #enqueue(step: CheckedStep): void {
     const machine = this.#machine;
-    let live = 0;
-    for (const sequence of this.#sequences) if (sequence.live) live += 1;
-    if (live > step.decode.length) this.#park(new Set(step.decode));
+    if (this.#liveBeside(step.decode)) this.#park(new Set(step.decode));
     enqueueDecode(machine, step.decode, (bucket, features) => this.#decode(bucket, features));
     enqueuePrefill(machine, step.prefill, this.#attention);
+  }
+
+  /** Whether rows are being decoded that are not in `decode`. Nearly every step decodes all sequences that are open. */
+  #liveBeside(decode: readonly Sequence[]): boolean {
+    if (this.#sequences.size === decode.length) return false;
+    let live = 0;
+    for (const sequence of this.#sequences) if (sequence.live) live += 1;
+    return live > decode.length;
   }
 
   /** Makes rows padding that are being decoded and do not stay in the batch. */

@@ -30,6 +30,8 @@ export class Sequence implements SequenceHandle {
   failed = false;
   /** whether the device holds the token that comes next, and will decode this row in the next step */
   live = false;
+  /** the check of a step that it was part of last; no set of a step's sequences has to be made */
+  checked = 0;
   /** block table entries that the device's row has */
   tableOnDevice = 0;
   sampling: SamplingSettings;

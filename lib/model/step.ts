@@ -25,7 +25,10 @@ export interface CheckedStep {
   prefill: Piece[];
 }
 
-/** Checks everything a step could be refused for. Changes nothing. */
+/** Steps that have been checked. */
+let checks = 0;
+
+/** Checks everything a step could be refused for. Changes nothing that counts. */
 export function checkStep(
   machine: Machine,
   entries: readonly StepEntry[],
@@ -35,7 +38,7 @@ export function checkStep(
   if (!Array.isArray(entries) || entries.length === 0) throw invalidArg('entries', 'at least one step entry', entries);
   const decode: Sequence[] = [];
   const prefill: Piece[] = [];
-  const seen = new Set<Sequence>();
+  const check = ++checks;
   let missing = 0;
   for (const { sequence, tokens, sample = true } of entries) {
     if (!isOurs(sequence)) throw invalidArg('sequence', 'an open sequence of this model', sequence);
@@ -43,9 +46,9 @@ export function checkStep(
     if (sequence.failed) {
       throw new MlaError('ERR_STATE', `Sequence ${sequence.id} was in a step that failed; dispose it and start again.`);
     }
-    if (seen.has(sequence))
+    if (sequence.checked === check)
       throw invalidArg('entries', `each sequence once (sequence ${sequence.id} is there twice)`, entries);
-    seen.add(sequence);
+    sequence.checked = check;
     if (tokens === undefined) {
       if (!sequence.live) {
         throw new MlaError(

@@ -34,7 +34,16 @@ export class Watchdog {
         if (this.#rejects.size > 0) this.#timer?.refresh();
         else this.#stop();
       };
-      work.finally(end).then(resolve, reject);
+      work.then(
+        (value) => {
+          end();
+          resolve(value);
+        },
+        (error) => {
+          end();
+          reject(error);
+        },
+      );
     });
   }
 
