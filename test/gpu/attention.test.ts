@@ -99,6 +99,8 @@ for (const heads of [1, 16, 40, 128]) {
   decodeCase(`fp8 cache, ${heads} heads`, { heads, cache: 'fp8', ...RAGGED });
   decodeCase(`fp8 cache, rank 256, ${heads} heads`, { heads, cache: 'fp8', c: 256, ...RAGGED });
 }
+for (const c of [512, 256])
+  decodeCase(`fp8 cache, rank ${c}, 40 heads, a token each`, { heads: 40, cache: 'fp8', c, lengths: [1, 64, 65, 700] });
 decodeCase('fp8 cache, a long sequence', { heads: 16, cache: 'fp8', lengths: [5003, 64, 1, 0, 65], queryScale: 4 });
 decodeCase('fp8 cache, 40 sequences', {
   heads: 16,
@@ -130,6 +132,7 @@ for (const c of [512, 256]) {
 decodeCase('f32 activations, fp8 cache', { act: 'f32', cache: 'fp8', heads: 4, ...RAGGED });
 decodeCase('odd dimensions, fp8 cache', { cache: 'fp8', heads: 3, c: 200, r: 32, ...RAGGED });
 decodeCase('fp8 dimensions that no vector divides', { act: 'f32', cache: 'fp8', heads: 3, c: 30, r: 6, ...RAGGED });
+decodeCase('bf16 dimensions that no vector divides', { heads: 3, c: 30, r: 6, ...RAGGED });
 decodeCase('dimensions that no vector divides', { act: 'f32', cache: 'f32', heads: 3, c: 30, r: 6, ...RAGGED });
 
 // Where the plan makes many splits of one sequence, few of many, and none.

@@ -15,7 +15,14 @@ export class Planned {
     readonly shape: readonly number[],
     /** content before the operation; poison for outputs */
     readonly bytes: Uint8Array,
+    /** how far from an aligned address it lies: a multiple of its element's bytes */
+    readonly shift = 0,
   ) {}
+
+  /** The same, so far from an aligned address. */
+  shifted(shift: number): Planned {
+    return new Planned(this.role, this.dtype, this.shape, this.bytes, shift);
+  }
 
   /** Rows [begin, end) of the first dimension. */
   rows(begin: number, end: number): Planned {

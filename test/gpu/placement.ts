@@ -44,9 +44,9 @@ export class Side {
 
   /** Guarded memory that holds these bytes. */
   async place(what: string, planned: Planned): Promise<Placed> {
-    const length = planned.bytes.length;
-    const base = await this.device.allocate('u8', [length + 2 * GUARD_BYTES]);
-    const tensor = base.view(planned.dtype, planned.shape, GUARD_BYTES);
+    const { length } = guarded(planned);
+    const base = await this.device.allocate('u8', [length]);
+    const tensor = base.view(planned.dtype, planned.shape, GUARD_BYTES + planned.shift);
     this.owned.push(tensor, base);
     const placed = { what, base, tensor, planned };
     this.fill(placed);
@@ -55,22 +55,22 @@ export class Side {
 
   /** Puts the content back that it had before the operation. */
   fill({ base, planned }: Placed): void {
-    const content = new Uint8Array(planned.bytes.length + 2 * GUARD_BYTES).fill(GUARD);
-    content.set(planned.bytes, GUARD_BYTES);
+    const { length, begin } = guarded(planned);
+    const content = new Uint8Array(length).fill(GUARD);
+    content.set(planned.bytes, begin);
     this.stream.write(base, content);
   }
 
   /** The bytes between intact guards. */
   async look({ what, base, planned }: Placed): Promise<Uint8Array> {
     const all = new Uint8Array(await this.stream.read(base));
-    const end = all.length - GUARD_BYTES;
-    for (let i = 0; i < GUARD_BYTES; i++) {
-      if (all[i] !== GUARD)
-        throw new Error(`${this.name}: ${what}: memory was written ${GUARD_BYTES - i} bytes before its beginning`);
-      if (all[end + i] !== GUARD)
-        throw new Error(`${this.name}: ${what}: memory was written ${i} bytes behind its end`);
-    }
-    const bytes = all.subarray(GUARD_BYTES, end);
+    const { begin, end } = guarded(planned);
+    const before = all.subarray(0, begin).findLastIndex((byte) => byte !== GUARD);
+    if (before >= 0)
+      throw new Error(`${this.name}: ${what}: memory was written ${begin - before} bytes before its beginning`);
+    const behind = all.subarray(end).findIndex((byte) => byte !== GUARD);
+    if (behind >= 0) throw new Error(`${this.name}: ${what}: memory was written ${behind} bytes behind its end`);
+    const bytes = all.subarray(begin, end);
     if (planned.role === 'in' && Buffer.compare(bytes, planned.bytes) !== 0)
       throw new Error(`${this.name}: ${what} is an input and was written`);
     return bytes;
@@ -80,6 +80,13 @@ export class Side {
   release(): void {
     for (const tensor of this.owned.splice(0)) tensor.dispose();
   }
+}
+
+/** Where a tensor's bytes lie between its guards. */
+function guarded({ bytes, shift }: Planned): { begin: number; end: number; length: number } {
+  const begin = GUARD_BYTES + shift;
+  const end = begin + bytes.length;
+  return { begin, end, length: end + GUARD_BYTES };
 }
 
 interface Placed {

@@ -41,8 +41,11 @@ const V3: Router = {
   norm_topk: true,
   scale: 2.5,
 };
+/** Rows that no vector load divides. */
+const ODD: Router = { ...V2_LITE, act: 'f32', gate: 'bf16', d: 61, experts: 7, top_k: 7, shared: 0, local: [2, 2] };
 const ROUTERS: Readonly<Record<string, Router>> = {
   'V2-Lite': V2_LITE,
+  'V2-Lite, float32 router': { ...V2_LITE, gate: 'f32' },
   V2,
   V3,
   'V3, whole rows': { ...V3, gate: 'bf16', d: 7168 },
@@ -50,7 +53,10 @@ const ROUTERS: Readonly<Record<string, Router>> = {
   'V3 in float32': { ...V3, act: 'f32' },
   'the largest': { ...V2_LITE, act: 'f32', gate: 'f32', d: 64, experts: 1024, top_k: 64, shared: 64, sigmoid: true },
   'one expert a group': { ...V2_LITE, act: 'f32', experts: 40, n_group: 40, topk_group: 9, norm_topk: true },
-  'odd sizes': { ...V2_LITE, act: 'f32', gate: 'bf16', d: 61, experts: 7, top_k: 7, shared: 0, local: [2, 2] },
+  'odd sizes': ODD,
+  'odd sizes, bf16': { ...ODD, act: 'bf16' },
+  'odd sizes, bf16, float32 router': { ...ODD, act: 'bf16', gate: 'f32', experts: 40 },
+  'odd sizes, float32': { ...ODD, gate: 'f32', experts: 40 },
 };
 
 /** Rows [begin, end) of a batch of `rows`; every ninth row is padding. */

@@ -126,6 +126,9 @@ const LATENT: readonly LatentCase[] = [
   { ...LITE, d: 2048, nq: 3072, act: 'bf16', weight: 'bf16', norm: 'f32', cache: 'f32', rows: 2 },
   { ...LITE, d: 1928, c: 256, act: 'bf16', weight: 'bf16', norm: 'bf16', cache: 'bf16', rows: 8 },
   { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 2 },
+  { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'f32', cache: 'f32', rows: 1 },
+  { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 5 },
+  { ...LITE, d: 2048, act: 'bf16', weight: 'bf16', norm: 'f32', cache: 'f32', rows: 5 },
   { ...LITE, c: 520, r: 8, act: 'bf16', weight: 'f8e4m3', norm: 'f32', cache: 'f32', rows: 7 },
   { ...V3, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 19 },
   { ...V3, act: 'f32', weight: 'f32', norm: 'f32', cache: 'f32', rows: 9 },
@@ -146,6 +149,8 @@ const EXTREMES = [1, 0, 2 ** -126, 2 ** 126];
 for (const shape of [
   { ...LITE, act: 'bf16', weight: 'bf16', rows: 70 },
   { ...LITE, act: 'bf16', weight: 'bf16', rows: 2 },
+  { ...LITE, d: 2048, act: 'bf16', weight: 'bf16', rows: 5 },
+  { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', rows: 2 },
   { ...LITE, act: 'bf16', weight: 'f8e4m3', rows: 8 },
   { ...V3, act: 'bf16', weight: 'f8e4m3', rows: 3 },
   { ...LITE, act: 'f32', weight: 'bf16', rows: 9, c: 256 },
@@ -218,6 +223,10 @@ test('copyPages: in order, over all layers', async () => {
       pairs: make.values('i32', [pairs.length / 2, 2], pairs),
       cache: make.normal(dtype, [3, 6, 64, width], 1, 0, 'inout'),
     }));
+  await compareVerb('copyPages', (make) => ({
+    pairs: make.values('i32', [pairs.length / 2, 2], pairs),
+    cache: make.normal('bf16', [3, 6, 64, 24], 1, 0, 'inout').shifted(2),
+  }));
 });
 
 test('copy: blocks with strides, of every alignment', async () => {
