@@ -121,7 +121,7 @@ export async function compareVerb<V extends keyof Verbs>(
 }
 
 /** Calls of more bytes are not recorded. */
-const MOST_RECORDED = 1e8;
+const MOST_RECORDED = 8.5e7;
 
 /** Records the call of one comparison on all sets of kernels. */
 async function recordSmall<V extends keyof Verbs>(

@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(kHeldThreads, 2) latent_few_kernel(const __gri
       const int from = at / kChunk * bytes + i;
       cp_async16(shared_address(shared.norm + from), static_cast<const char*>(m.norm.weight) + from, at < k);
     }
+    cp_async_commit();  // what is in no group, cp_async_wait() does not wait for
   };
   if (a.weights_settled) {
     if (kNorm) load_norm();
