@@ -29,12 +29,12 @@
 import { type Device, type DType, native, openDevice, type Verbs } from '../../lib/native';
 import { type Closeness, compareClose, compareExact, DEFAULT_TOLERANCE, type Tolerance } from './closeness';
 import { Inputs, Planned, TooLarge } from './inputs';
-import { openNamed, Placement, type PlannedArgs, Side } from './placement';
+import { openNamed, Placement, type PlannedArgs, Side, type Step } from './placement';
 import { isOurs, RECORDING, recordCall } from './recording';
 
 export { DEFAULT_TOLERANCE, type Tolerance, valuesOf } from './closeness';
 export { Inputs, type PagedCache, Planned, PlannedSplit, poisonByte, WILD_PAGE } from './inputs';
-export type { PlannedArgs } from './placement';
+export type { PlannedArgs, Step } from './placement';
 export { RECORDING } from './recording';
 
 /** How outputs are compared; by argument name. */
@@ -113,7 +113,7 @@ export async function compareVerb<V extends keyof Verbs>(
   const planned = makeArgs(new Inputs(options.seed ?? 1));
   const { reference, tested } = devices();
   try {
-    const expected = await (await Placement.make(reference, verb, planned)).run(false);
+    const expected = await (await Placement.one(reference, verb, planned)).run();
     await compareSide(tested, verb, planned, expected, options);
   } finally {
     for (const side of [reference, tested]) side.release();
@@ -134,7 +134,10 @@ async function recordSmall<V extends keyof Verbs>(
   try {
     const planned = makeArgs(new Inputs(options.seed ?? 1, MOST_RECORDED));
     for (const side of [tested, ...also])
-      await recordCall(side, verb, planned, options.label ?? shapesOf(planned), true);
+      await recordCall(side, [{ verb, args: planned }], {
+        label: options.label ?? shapesOf(planned),
+        repeatable: true,
+      });
   } catch (error) {
     if (!(error instanceof TooLarge)) throw error;
   } finally {
@@ -149,11 +152,11 @@ async function compareSide<V extends keyof Verbs>(
   expected: Record<string, Uint8Array>,
   options: CompareOptions,
 ): Promise<void> {
-  const placement = await Placement.make(side, verb, planned);
-  const actual = await placement.run(false);
+  const placement = await Placement.one(side, verb, planned);
+  const actual = await placement.run();
   compareOutputs(verb, planned, actual, expected, options);
   options.judge?.(actual, expected);
-  const again = await placement.run(true);
+  const again = await placement.runCaptured();
   for (const name of Object.keys(actual)) expectSameBytes(`${verb}.${name}, run again as a graph`, again, actual, name);
   if (options.rows !== undefined) await compareRows(side, verb, planned, options.rows, actual, options);
 }
@@ -167,19 +170,15 @@ export async function runTested<V extends keyof Verbs>(
   const { tested, also } = devices();
   const planned = makeArgs(new Inputs(seed));
   try {
-    if (!RECORDING) return await (await Placement.make(tested, verb, planned)).run(false);
+    if (!RECORDING) return await (await Placement.one(tested, verb, planned)).run();
     // Its data may be senseless, for which kernels promise nothing but to stay within their outputs.
-    for (const side of also) await recordCall(side, verb, planned, 'a run of its own', false);
-    return await recordCall(tested, verb, planned, 'a run of its own', false);
+    const record = (side: Side) =>
+      recordCall(side, [{ verb, args: planned }], { label: 'a run of its own', repeatable: false });
+    for (const side of also) await record(side);
+    return await record(tested);
   } finally {
     for (const side of [tested, ...also]) side.release();
   }
-}
-
-/** An operation of a sequence; the same Planned in several of them is the same memory. */
-export interface Step {
-  verb: keyof Verbs;
-  args: Readonly<Record<string, unknown>>;
 }
 
 /**
@@ -188,58 +187,25 @@ export interface Step {
  * Without `same` they may leave anything in their outputs. Returns how many launches the graph has.
  */
 export async function compareTogether(label: string, steps: readonly Step[], same = true): Promise<number> {
-  const { tested: side } = devices();
+  const { tested, also } = devices();
   try {
-    const placed = new Map<Planned, Placed>();
-    let workspace = 0;
-    const calls: [keyof Verbs, Record<string, unknown>][] = [];
-    for (const { verb, args } of steps) {
-      const placedArgs: Record<string, unknown> = {};
-      const put = async (name: string, value: Planned): Promise<Tensor> => {
-        const there = placed.get(value) ?? (await side.place(`${verb}.${name}`, value));
-        placed.set(value, there);
-        return there.tensor;
-      };
-      for (const [name, value] of Object.entries(args)) {
-        if (value instanceof PlannedSplit) placedArgs[name] = await makeSplit(side, value, put);
-        else placedArgs[name] = value instanceof Planned ? await put(name, value) : value;
-      }
-      workspace = Math.max(workspace, side.device.workspaceBytes(verb, placedArgs as never));
-      calls.push([verb, placedArgs]);
-    }
-    const poison = new Planned('inout', 'u8', [workspace], new Uint8Array(workspace).fill(poisonByte('f32')));
-    const scratch = workspace > 0 ? await side.place('workspace', poison) : undefined;
-    if (scratch !== undefined) side.stream.useWorkspace(scratch.tensor);
-    const issue = () => {
-      for (const [verb, args] of calls) (side.stream[verb] as (args: unknown) => void)(args);
-    };
-    const run = async (go: () => void) => {
-      for (const one of placed.values()) side.fill(one);
-      if (scratch !== undefined) side.fill(scratch);
-      go();
-      await side.stream.record().done;
-      if (scratch !== undefined) await side.look(scratch);
-      const written = new Map<Planned, Uint8Array>();
-      for (const [planned, one] of placed) written.set(planned, await side.look(one));
-      return written;
-    };
-    const expected = await run(issue);
-    const graph = side.stream.capture(issue);
+    if (RECORDING && isOurs())
+      for (const side of [tested, ...also]) await recordCall(side, steps, { label, repeatable: same, captured: true });
+    const placement = await Placement.make(tested, steps);
+    const expected = await placement.run();
+    const graph = placement.capture();
     try {
       for (let turn = 1; turn <= 3; turn++) {
-        const actual = await run(() => graph.replay());
-        for (const [planned, bytes] of same ? actual : []) {
-          const { what } = placed.get(planned) as Placed;
-          const name = `${label}: ${what}, together, run ${turn}`;
-          expectSameBytes(name, { [what]: bytes }, { [what]: expected.get(planned) as Uint8Array }, what);
-        }
+        const actual = await placement.run(() => graph.replay());
+        for (const what of same ? Object.keys(expected) : [])
+          expectSameBytes(`${label}: ${what}, together, run ${turn}`, actual, expected, what);
       }
       return graph.launches;
     } finally {
       graph.dispose();
     }
   } finally {
-    side.release();
+    for (const side of [tested, ...also]) side.release();
   }
 }
 
@@ -343,7 +309,7 @@ async function compareRows<V extends keyof Verbs>(
       part[name] = cut.get(value);
     }
     side.release();
-    const written = await (await Placement.make(side, verb, part as PlannedArgs<V>)).run(false);
+    const written = await (await Placement.one(side, verb, part as PlannedArgs<V>)).run();
     for (const name of names) {
       if (written[name] === undefined) continue;
       const rowBytes = (whole[name] as Uint8Array).length / total;

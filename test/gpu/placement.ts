@@ -1,6 +1,6 @@
-// gpu/placement.ts - one operation on one device: its arguments between guard bytes, run alone or as a captured graph, and
-// what it wrote. `harness.ts` compares with it, `recording.ts` and `replay.ts` repeat calls under other tools.
-import { type Device, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
+// gpu/placement.ts - operations on one device: their arguments between guard bytes, run one by one or as a captured graph,
+// and what they wrote. `harness.ts` compares with it, `recording.ts` and `replay.ts` repeat calls under other tools.
+import { type Device, type Graph, openDevice, type Stream, type Tensor, type Verbs } from '../../lib/native';
 import { Planned, PlannedSplit, poisonByte } from './inputs';
 
 /** The arguments of a verb with host data for tensors. */
@@ -29,6 +29,7 @@ export function openNamed(name: string): Device {
 
 const GUARD_BYTES = 256;
 const GUARD = 0xff;
+const WORKSPACE = 'workspace';
 
 /** A device with one stream, for one operation at a time. */
 export class Side {
@@ -96,66 +97,93 @@ interface Placed {
   planned: Planned;
 }
 
-/** One operation on one side, ready to run any number of times. */
-export class Placement<V extends keyof Verbs> {
+/** An operation of a sequence; the same Planned in several of them is the same memory. */
+export interface Step {
+  verb: keyof Verbs;
+  args: Readonly<Record<string, unknown>>;
+}
+
+/** Operations after one another on one side, ready to run any number of times. */
+export class Placement {
   private constructor(
     private readonly side: Side,
-    private readonly verb: V,
-    private readonly args: Parameters<Verbs[V]>[0],
+    private readonly calls: readonly Step[],
     private readonly tensors: Placed[],
   ) {}
 
-  static async make<V extends keyof Verbs>(side: Side, verb: V, planned: PlannedArgs<V>): Promise<Placement<V>> {
-    const args: Record<string, unknown> = {};
+  static async make(side: Side, steps: readonly Step[]): Promise<Placement> {
     const tensors: Placed[] = [];
     const known = new Map<Planned, Placed>();
-    // The same Planned twice is the same memory: operations allow that for some outputs.
-    const put = async (name: string, value: Planned): Promise<Tensor> => {
-      const placed = known.get(value) ?? (await side.place(`${verb}.${name}`, value));
-      if (!known.has(value)) tensors.push(placed);
-      known.set(value, placed);
-      return placed.tensor;
-    };
-    const splits: [string, PlannedSplit][] = [];
-    for (const [name, value] of Object.entries(planned)) {
-      if (value instanceof PlannedSplit) splits.push([name, value]);
-      else args[name] = value instanceof Planned ? await put(name, value) : value;
+    const calls: Step[] = [];
+    let workspace = 0;
+    for (const { verb, args } of steps) {
+      // The same Planned twice is the same memory: operations allow that for some outputs.
+      const put = async (name: string, value: Planned): Promise<Tensor> => {
+        const placed = known.get(value) ?? (await side.place(`${verb}.${name}`, value));
+        if (!known.has(value)) tensors.push(placed);
+        known.set(value, placed);
+        return placed.tensor;
+      };
+      const placed: Record<string, unknown> = {};
+      const splits: [string, PlannedSplit][] = [];
+      for (const [name, value] of Object.entries(args)) {
+        if (value instanceof PlannedSplit) splits.push([name, value]);
+        else placed[name] = value instanceof Planned ? await put(name, value) : value;
+      }
+      for (const [name, split] of splits) placed[name] = await makeSplit(side, split, put);
+      workspace = Math.max(workspace, side.device.workspaceBytes(verb, placed as never));
+      calls.push({ verb, args: placed });
     }
-    for (const [name, split] of splits) args[name] = await makeSplit(side, split, put);
-    const placement = new Placement(side, verb, args as Parameters<Verbs[V]>[0], tensors);
-    const bytes = side.device.workspaceBytes(verb, args as never);
-    if (bytes > 0) {
-      const poison = new Planned('inout', 'u8', [bytes], new Uint8Array(bytes).fill(poisonByte('f32')));
-      const workspace = await side.place(`${verb}'s workspace`, poison);
-      tensors.push(workspace);
-      side.stream.useWorkspace(workspace.tensor);
+    if (workspace > 0) {
+      const poison = new Planned('inout', 'u8', [workspace], new Uint8Array(workspace).fill(poisonByte('f32')));
+      const scratch = await side.place(WORKSPACE, poison);
+      tensors.push(scratch);
+      side.stream.useWorkspace(scratch.tensor);
     }
-    return placement;
+    return new Placement(side, calls, tensors);
+  }
+
+  /** One operation. */
+  static one<V extends keyof Verbs>(side: Side, verb: V, args: PlannedArgs<V>): Promise<Placement> {
+    return Placement.make(side, [{ verb, args }]);
+  }
+
+  /** The operations as a graph, which the caller disposes of. */
+  capture(): Graph {
+    return this.side.stream.capture(() => this.issue());
+  }
+
+  /**
+   * Runs them once on fresh contents, or does what `go` does.
+   * @returns what was written: by the argument's name, where there are several operations "verb.name"
+   */
+  async run(go = () => this.issue()): Promise<Record<string, Uint8Array>> {
+    const { side, calls } = this;
+    for (const placed of this.tensors) side.fill(placed);
+    go();
+    await side.stream.record().done;
+    const written: Record<string, Uint8Array> = {};
+    for (const placed of this.tensors) {
+      const bytes = await side.look(placed);
+      if (placed.planned.role === 'in' || placed.what === WORKSPACE) continue;
+      const name = placed.what.slice(placed.what.indexOf('.') + 1);
+      written[calls.length === 1 ? name : placed.what] = bytes;
+    }
+    return written;
+  }
+
+  /** The same as a captured graph. */
+  async runCaptured(): Promise<Record<string, Uint8Array>> {
+    const graph = this.capture();
+    try {
+      return await this.run(() => graph.replay());
+    } finally {
+      graph.dispose();
+    }
   }
 
   private issue(): void {
-    (this.side.stream[this.verb] as (args: Parameters<Verbs[V]>[0]) => void)(this.args);
-  }
-
-  /** Runs it once on fresh contents, on its own or as a captured graph. Returns what was written, by name. */
-  async run(captured: boolean): Promise<Record<string, Uint8Array>> {
-    const { stream } = this.side;
-    for (const placed of this.tensors) this.side.fill(placed);
-    if (captured) {
-      const graph = stream.capture(() => this.issue());
-      graph.replay();
-      graph.dispose();
-    } else {
-      this.issue();
-    }
-    await stream.record().done;
-    const written: Record<string, Uint8Array> = {};
-    for (const placed of this.tensors) {
-      const bytes = await this.side.look(placed);
-      const name = placed.what.slice(this.verb.length + 1);
-      if (placed.planned.role !== 'in' && name in this.args) written[name] = bytes;
-    }
-    return written;
+    for (const { verb, args } of this.calls) (this.side.stream[verb] as (args: unknown) => void)(args);
   }
 }
 

@@ -8,9 +8,9 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { serialize } from 'node:v8';
-import { native, type Verbs } from '../../lib/native';
+import { native } from '../../lib/native';
 import { bytesOf } from './inputs';
-import { Placement, type PlannedArgs, type Side } from './placement';
+import { Placement, type Side, type Step } from './placement';
 
 const FOLDER = process.env.NODE_MLA_TEST_RECORD;
 
@@ -28,10 +28,11 @@ const SMALL_BYTES = 1e6;
 
 /** What NAME.json says. */
 export interface CallSummary {
-  verb: keyof Verbs;
   label: string;
   /** as NODE_MLA_TEST_DEVICE */
   device: string;
+  /** whether it ran as a graph, where a backend does some neighbours together */
+  captured: boolean;
   /** of its arguments */
   bytes: number;
   /** mangled names */
@@ -40,7 +41,7 @@ export interface CallSummary {
 
 /** What NAME.call holds. */
 export interface CallContent {
-  args: object;
+  steps: readonly Step[];
   /** by argument name; without where the call is not promised to write the same bits again */
   written: Record<string, Uint8Array> | undefined;
 }
@@ -53,24 +54,30 @@ export const distance = ({ bytes }: Pick<CallSummary, 'bytes'>): number =>
 const best = new Map<string, { name: string; distance: number }>();
 let calls = 0;
 
-/**
- * Makes one call, alone, and keeps it if it is the best one of a kernel. Returns what it wrote.
- * @param repeatable whether every run must write the same bits
- */
-export async function recordCall<V extends keyof Verbs>(
+/** How a call is made and kept. */
+interface RecordOptions {
+  label: string;
+  /** whether every run must write the same bits */
+  repeatable: boolean;
+  captured?: boolean;
+}
+
+/** Makes one call and keeps it if it is the best one of a kernel. Returns what it wrote. */
+export async function recordCall(
   side: Side,
-  verb: V,
-  planned: PlannedArgs<V>,
-  label: string,
-  repeatable: boolean,
+  steps: readonly Step[],
+  { label, repeatable, captured = false }: RecordOptions,
 ): Promise<Record<string, Uint8Array>> {
   native.launchedKernels(true);
-  const written = await (await Placement.make(side, verb, planned)).run(false);
+  const placement = await Placement.make(side, steps);
+  const written = await (captured ? placement.runCaptured() : placement.run());
+  const verbs = steps.map(({ verb }) => verb).join(' + ');
   // The CPU backend has one "kernel" for each operation, so that recording can be tried without a GPU.
-  const kernels = side.name === 'cpu' ? [`cpu ${verb}`] : native.launchedKernels(true);
+  const kernels = side.name === 'cpu' ? [`cpu ${verbs}`] : native.launchedKernels(true);
+  const bytes = steps.reduce((sum, { args }) => sum + bytesOf(args), 0);
   keep(
-    { verb, label, device: side.name, bytes: bytesOf(planned), kernels },
-    { args: planned, written: repeatable ? written : undefined },
+    { label: `${verbs}, ${label}`, device: side.name, captured, bytes, kernels },
+    { steps, written: repeatable ? written : undefined },
   );
   return written;
 }

@@ -12,7 +12,7 @@ import path from 'node:path';
 import { deserialize } from 'node:v8';
 import { native } from '../../lib/native';
 import { Planned, PlannedSplit } from './inputs';
-import { openNamed, Placement, type PlannedArgs, Side } from './placement';
+import { openNamed, Placement, Side } from './placement';
 import { type CallContent, type CallSummary, distance } from './recording';
 
 type Kept = CallSummary & { file: string };
@@ -44,10 +44,11 @@ function revive(value: unknown): void {
 }
 
 async function replay(side: Side, call: Kept): Promise<void> {
-  const { args, written } = deserialize(readFileSync(`${call.file}.call`)) as CallContent;
-  for (const value of Object.values(args)) revive(value);
+  const { steps, written } = deserialize(readFileSync(`${call.file}.call`)) as CallContent;
+  for (const { args } of steps) for (const value of Object.values(args)) revive(value);
   try {
-    const actual = await (await Placement.make(side, call.verb, args as PlannedArgs<typeof call.verb>)).run(false);
+    const placement = await Placement.make(side, steps);
+    const actual = await (call.captured ? placement.runCaptured() : placement.run());
     for (const [name, bytes] of Object.entries(written ?? {}))
       if (Buffer.compare(actual[name] as Uint8Array, bytes) !== 0) throw new Error(`${name}: other bits than recorded`);
   } finally {
@@ -68,7 +69,7 @@ async function main([folder = '', share = '0/1', without]: readonly string[]): P
   const sides = new Map<string, Side>();
   let failed = 0;
   for (const [i, call] of chosen.entries()) {
-    const what = `call ${i + 1} of ${chosen.length}: ${call.verb} on ${call.device}, ${call.label}`;
+    const what = `call ${i + 1} of ${chosen.length} on ${call.device}: ${call.label}`;
     const began = performance.now();
     try {
       if (!sides.has(call.device)) sides.set(call.device, new Side(call.device, openNamed(call.device)));
