@@ -56,6 +56,8 @@ interface Task {
   /** smaller goes first */
   order: number;
   sequence: SequenceHandle | null;
+  /** its part of a step that decodes `sequence`, once there was one */
+  decodes: PlannedEntry | null;
   /** what the cache must hold before the next token can be sampled: the prompt, after an eviction tokens too */
   input: readonly number[];
   /** whether the cache has been searched for the beginning of `input` */
@@ -85,12 +87,12 @@ interface Claim {
 type Ending = 'completed' | 'aborted' | 'failed';
 
 interface PlannedEntry {
-  task: Task;
-  entry: StepEntry;
+  readonly task: Task;
+  readonly entry: StepEntry;
   /** whether the step samples a token for it */
-  samples: boolean;
+  readonly samples: boolean;
   /** whether this ends a request that samples nothing */
-  completes: boolean;
+  readonly completes: boolean;
 }
 
 /** Runs requests on one model. */
@@ -142,6 +144,7 @@ export class Engine {
       request,
       order: this.arrivals++ - OVERTAKEN_PER_PRIORITY * request.priority,
       sequence: null,
+      decodes: null,
       input: request.prompt,
       begun: false,
       fed: 0,
@@ -324,10 +327,14 @@ export class Engine {
       }
       const length = task.request.prompt.length + task.tokens.length + task.pending;
       if (length >= (task.request.sampling?.maxLength ?? 0)) continue; // all it may have is in flight
-      const decodes = { task, samples: true, completes: false };
-      if (task.live) plan.push({ ...decodes, entry: { sequence } });
-      // It was left out of a step, so the device has forgotten its last token; the host soon knows it.
-      else if (task.pending === 0) plan.push({ ...decodes, entry: { sequence, tokens: task.tokens.slice(-1) } });
+      if (task.live) {
+        // The same object in all steps of a sequence: they consist of little else.
+        task.decodes ??= decoding(task, { sequence });
+        plan.push(task.decodes);
+      } else if (task.pending === 0) {
+        // It was left out of a step, so the device has forgotten its last token; the host soon knows it.
+        plan.push(decoding(task, { sequence, tokens: task.tokens.slice(-1) }));
+      }
     }
     return plan;
   }
@@ -378,6 +385,7 @@ export class Engine {
     this.counts.preemptions++;
     task.sequence?.dispose();
     task.sequence = null;
+    task.decodes = null;
     task.input = [...task.request.prompt, ...task.tokens];
     task.begun = false;
     task.fed = 0;
@@ -459,6 +467,10 @@ export class Engine {
   private reportIdle(): void {
     if (this.inFlight + this.claimed === 0) for (const resolve of this.idleWaiters.splice(0)) resolve();
   }
+}
+
+function decoding(task: Task, entry: StepEntry): PlannedEntry {
+  return { task, entry, samples: true, completes: false };
 }
 
 /** Puts one where it belongs by its order, behind its equals. */

@@ -194,12 +194,10 @@ export class LocalGeneration implements Generation {
   /** @returns whether the text goes on */
   private accept({ token, logprob, top, finished }: StepResult): boolean {
     this.clock?.token();
-    for (const { tokens, logprobs, top: tops } of [this.made, this.held]) {
-      tokens.push(token);
-      logprobs.push(logprob);
-      if (this.input.settings.topLogprobs > 0) tops.push(top);
-    }
-    const { text } = this.input;
+    const { text, settings } = this.input;
+    const wantsTop = settings.topLogprobs > 0;
+    add(this.made, token, logprob, wantsTop ? top : null);
+    add(this.held, token, logprob, wantsTop ? top : null);
     // What ends the text is not part of it.
     let piece = finished === 'stop' ? '' : (text?.push(token) ?? '');
     if (finished !== null) piece += text?.end() ?? '';
@@ -207,8 +205,9 @@ export class LocalGeneration implements Generation {
     this.text += added;
     const ends = finished !== null || found !== null;
     if (added !== '' || text === null || ends) {
-      this.emit({ text: added, ...this.held });
+      const { tokens, logprobs, top: tops } = this.held;
       this.held = noTokens();
+      this.emit({ text: added, tokens, logprobs, top: tops });
     }
     if (found !== null) this.finish('stop', found);
     else if (finished !== null) this.finish(finished, finished === 'stop' ? token : null);
@@ -275,6 +274,12 @@ export class LocalGeneration implements Generation {
     this.stopListening();
     this.input.owner?.release();
   }
+}
+
+function add(to: ReturnType<typeof noTokens>, token: number, logprob: number, top: readonly TopToken[] | null): void {
+  to.tokens.push(token);
+  to.logprobs.push(logprob);
+  if (top !== null) to.top.push(top);
 }
 
 const noTokens = () => ({ tokens: [] as number[], logprobs: [] as number[], top: [] as (readonly TopToken[])[] });
