@@ -40,7 +40,10 @@ Status check_arguments(const LatentCompressParams& p) {
         .tensor("weight", p.weight, kWeights, {&N, &d})
         .scales("weight_scale", p.weight_scale, "weight", p.weight, {&n_blocks, &d_blocks});
   }
-  return checker.finite("eps", p.eps).finite("latent_eps", p.latent_eps).finish(p);
+  return checker.fp8_activations(p.fp8_activations, "weight", p.weight)
+      .finite("eps", p.eps)
+      .finite("latent_eps", p.latent_eps)
+      .finish(p);
 }
 
 Status check_arguments(const RopeParams& p) {

@@ -28,7 +28,7 @@ Status check_arguments(const GemmParams& p) {
         .optional("residual", p.residual, act, {&T, &N})
         .tensor("y", p.y, act.allowed | kF32, {&T, &N});
   }
-  return checker.may_alias("residual", "y").finish(p);
+  return checker.fp8_activations(p.fp8_activations, "w", p.w).may_alias("residual", "y").finish(p);
 }
 
 Status check_arguments(const SwigluParams& p) {
@@ -43,7 +43,7 @@ Status check_arguments(const SwigluParams& p) {
         .scales("w_scale", p.w_scale, "w", p.w, {&two, &i_blocks, &d_blocks});
     check_interleave(checker, I);
   }
-  return checker.finish(p);
+  return checker.fp8_activations(p.fp8_activations, "w", p.w).finish(p);
 }
 
 Status check_arguments(const MoeRouteParams& p) {
@@ -110,7 +110,7 @@ Status check_arguments(const MoeGateUpParams& p) {
                                                            std::to_string(E.value) + "; got " +
                                                            std::to_string(p.shared) + ".");
   }
-  return checker.finish(p);
+  return checker.fp8_activations(p.fp8_activations, "w", p.w).finish(p);
 }
 
 Status check_arguments(const MoeDownParams& p) {
@@ -133,7 +133,7 @@ Status check_arguments(const MoeDownParams& p) {
     Dim starts = sum(E, 1);
     checker.tensor("offsets", p.offsets, kI32, {&starts});
   }
-  return checker.may_alias("residual", "out").finish(p);
+  return checker.fp8_activations(p.fp8_activations, "w", p.w).may_alias("residual", "out").finish(p);
 }
 
 }  // namespace mla

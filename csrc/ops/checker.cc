@@ -174,6 +174,12 @@ Checker& Checker::scales(const char* name, const View& scale, const char* weight
   return *this;
 }
 
+Checker& Checker::fp8_activations(bool wanted, const char* weight_name, const View& weight) {
+  return require(!wanted || weight.dtype == DType::kF8E4M3, std::string("fp8_activations must be false because ") +
+                                                                weight_name + " is " + describe(weight) +
+                                                                "; only f8e4m3 weights meet operands in fp8.");
+}
+
 Checker& Checker::cache(const View& view, const Dim& width, const Dim& c) {
   if (!ok()) return *this;
   constexpr int64_t kMostWidth = int64_t{1} << 40;  // far from an overflow, and no tensor has it

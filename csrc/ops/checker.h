@@ -74,6 +74,9 @@ class Checker {
   Checker& scales(const char* name, const View& scale, const char* weight_name, const View& weight,
                   std::initializer_list<Dim*> dims);
 
+  /// Operands in fp8 are for fp8 weights.
+  Checker& fp8_activations(bool wanted, const char* weight_name, const View& weight);
+
   /// A latent cache of rows of `width` channels, `c` of them latent; fp8 rows count in bytes (fp8_row.h).
   Checker& cache(const View& view, const Dim& width, const Dim& c);
   /// The beginning of an fp8 cache, whose rows are read by 16 bytes.

@@ -11,6 +11,11 @@
 // accumulate in float32; whatever is not a named tensor stays float32; each named output is rounded once. This holds
 // for every number of rows, so that batch 1 equals batch N and decode equals prefill.
 //
+// Operands in fp8: with `fp8_activations`, which fp8 weights allow, the rows that meet the weights (x, h, the normed
+// x) enter as e4m3 with a power of two per row and 128 columns, scaled and rounded as a latent in an fp8 cache is
+// (fp8_row.h): q * 2^e, exact in `act`, and NaN throughout where one of the 128 is no finite number. A product is then
+// the sum over blocks of 128 of 2^e * scale * (q . q). Everything else stays as it is.
+//
 // Padding: a row with positions[t] < 0 is padding. It reads nothing, routes to no expert and writes no cache; its
 // outputs are zero (or untouched where the output is also an input).
 //
@@ -102,9 +107,10 @@ struct LatentCompressParams {
   View cache;            // [pages, 64, c + r] f32 | bf16, or fp8; this layer's
   float eps = 0;         // of the input norm
   float latent_eps = 0;  // of q_norm and latent_norm
+  bool fp8_activations = false;  // f8e4m3 weights: a enters the product in fp8
   MLA_FIELDS(MLA_IN(x), MLA_IN(norm), MLA_IN(weight), MLA_IN_OPT(weight_scale), MLA_IN_OPT(q_norm), MLA_IN(latent_norm),
              MLA_IN(positions), MLA_IN(slots), MLA_IN(cos_sin), MLA_OUT(q), MLA_INOUT(cache), MLA_VALUE(eps),
-             MLA_VALUE(latent_eps))
+             MLA_VALUE(latent_eps), MLA_VALUE_OPT(fp8_activations))
 };
 
 /// In place: rotates the last r channels of each head by pairs (x0,x1),(x2,x3)...
@@ -225,7 +231,9 @@ struct GemmParams {
   View w_scale;   // [ceil(N/128), ceil(K/128)] f32, with f8e4m3
   View residual;  // [T, N] act, may be absent
   View y;         // [T, N] act | f32
-  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN_OPT(residual), MLA_OUT(y))
+  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN_OPT(residual), MLA_OUT(y),
+             MLA_VALUE_OPT(fp8_activations))
 };
 
 /// Dense feed-forward, first half: out = silu(x * gate^T) * (x * up^T).
@@ -234,7 +242,8 @@ struct SwigluParams {
   View w;        // [2 * I, d] weight, gate and up rows interleaved by kGateUpBlock
   View w_scale;  // [2, ceil(I/128), ceil(d/128)] f32 (gate, up), with f8e4m3
   View out;      // [T, I] act
-  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_OUT(out))
+  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
+  MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_OUT(out), MLA_VALUE_OPT(fp8_activations))
 };
 
 /// The router with the norm before it, and the grouping of rows by expert.
@@ -286,8 +295,9 @@ struct MoeGateUpParams {
   View h;        // [P, I] act
   // Always-on experts, the last ones of w: a backend may fetch their weights before it knows the others. 0 is allowed.
   int64_t shared = 0;
+  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
   MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_OUT(h),
-             MLA_VALUE_OPT(shared))
+             MLA_VALUE_OPT(shared), MLA_VALUE_OPT(fp8_activations))
 };
 
 /// out[t] = residual[t] + sum over j, ascending, of weights[t, j] * y[slots[t, j]]; slots < 0 add nothing. A pair's row
@@ -302,8 +312,9 @@ struct MoeDownParams {
   View weights;   // [T, K] f32
   View residual;  // [T, d] act, may be absent; may be out's memory
   View out;       // [T, d] act
+  bool fp8_activations = false;  // f8e4m3 weights: h enters in fp8
   MLA_FIELDS(MLA_IN(h), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_IN(slots), MLA_IN(weights),
-             MLA_IN_OPT(residual), MLA_OUT(out))
+             MLA_IN_OPT(residual), MLA_OUT(out), MLA_VALUE_OPT(fp8_activations))
 };
 
 // ---- sampling -----------------------------------------------------------------------------------------------------

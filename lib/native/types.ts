@@ -164,6 +164,7 @@ export interface Verbs {
     cache: Arg;
     eps: number;
     latent_eps: number;
+    fp8_activations?: boolean | undefined;
   }): void;
   rope(a: { q: Arg; positions: Arg; cos_sin: Arg }): void;
   queryAbsorb(a: { q: Arg; w_uk: Arg; positions: Arg; cos_sin: Arg; out: Arg }): void;
@@ -196,8 +197,21 @@ export interface Verbs {
     scale: number;
   }): void;
   mergeAttention(a: { a: Arg; lse_a: Arg; b: Arg; lse_b: Arg; out: Arg; lse: Arg }): void;
-  gemm(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; residual?: Arg | undefined; y: Arg }): void;
-  swiglu(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; out: Arg }): void;
+  gemm(a: {
+    x: Arg;
+    w: Arg;
+    w_scale?: Arg | undefined;
+    residual?: Arg | undefined;
+    y: Arg;
+    fp8_activations?: boolean | undefined;
+  }): void;
+  swiglu(a: {
+    x: Arg;
+    w: Arg;
+    w_scale?: Arg | undefined;
+    out: Arg;
+    fp8_activations?: boolean | undefined;
+  }): void;
   moeRoute(a: {
     x: Arg;
     norm: Arg;
@@ -231,6 +245,7 @@ export interface Verbs {
     h: Arg;
     /** always-on experts among those of w, the last ones; a hint */
     shared?: number | undefined;
+    fp8_activations?: boolean | undefined;
   }): void;
   moeDown(a: {
     h: Arg;
@@ -242,6 +257,7 @@ export interface Verbs {
     weights: Arg;
     residual?: Arg | undefined;
     out: Arg;
+    fp8_activations?: boolean | undefined;
   }): void;
   sample(a: {
     logits: Arg;

@@ -65,7 +65,7 @@ Status moeGateUp(const MoeGateUpParams& p, Context& ctx) {
     run_products(
         ctx, blocks, pairs, k, 0, n, [&](int64_t e) { return weights_of(p.w, p.w_scale, e, true, p.x.dtype); },
         [&](const RowBlock& b, int r, bool fresh, float* to) {
-          return operand_row(x + order[b.row0 + r] / per_row * k, k, fresh, to);
+          return operand_row(x + order[b.row0 + r] / per_row * k, k, p.fp8_activations, fresh, to);
         },
         [&](const RowBlock& b, int64_t col, int cols, const float* part) {
           for (int r = 0; r < b.rows; ++r)
@@ -103,7 +103,7 @@ Status moeDown(const MoeDownParams& p, Context& ctx) {
           ctx, blocks, pairs, k, col0, col0 + width,
           [&](int64_t e) { return weights_of(p.w, p.w_scale, e, false, p.h.dtype); },
           [&](const RowBlock& b, int r, bool fresh, float* to) {
-            return operand_row(h + (b.row0 + r) * k, k, fresh, to);
+            return operand_row(h + (b.row0 + r) * k, k, p.fp8_activations, fresh, to);
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r)

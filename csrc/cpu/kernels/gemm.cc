@@ -16,7 +16,7 @@ Status gemm(const GemmParams& p, Context& ctx) {
       run_products(
           ctx, EvenBlocks{1, rows}, rows, k, 0, n, [&](int64_t) { return w; },
           [&](const RowBlock& b, int r, bool fresh, float* to) {
-            return operand_row(x + (b.row0 + r) * k, k, fresh, to);
+            return operand_row(x + (b.row0 + r) * k, k, p.fp8_activations, fresh, to);
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {
             for (int r = 0; r < b.rows; ++r) {
@@ -39,7 +39,7 @@ Status swiglu(const SwigluParams& p, Context& ctx) {
     run_products(
         ctx, EvenBlocks{1, rows}, rows, k, 0, n, [&](int64_t) { return w; },
         [&](const RowBlock& b, int r, bool fresh, float* to) {
-          return operand_row(x + (b.row0 + r) * k, k, fresh, to);
+          return operand_row(x + (b.row0 + r) * k, k, p.fp8_activations, fresh, to);
         },
         [&](const RowBlock& b, int64_t col, int cols, const float* part) {
           for (int r = 0; r < b.rows; ++r)

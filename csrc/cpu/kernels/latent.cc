@@ -92,6 +92,7 @@ Status latentCompress(const LatentCompressParams& p, Context& ctx) {
               using W = decltype(tag);
               normed_operand(x + t * d, p.norm.as<const W>(), p.eps, d, to);
             });
+            if (p.fp8_activations) round_fp8_operand(to, d);
             return to;
           },
           [&](const RowBlock& b, int64_t col, int cols, const float* part) {

@@ -7,6 +7,7 @@
 #pragma once
 #include "common/checked.h"
 #include "cpu/kernels.h"
+#include "cpu/kernels/fp8_operand.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/product_plan.h"
 
@@ -143,6 +144,17 @@ static void run_products(Context& ctx, const Blocks& blocks, int64_t max_rows, i
 MLA_INLINE const float* operand_row(const float* row, int64_t, bool, float*) { return row; }
 MLA_INLINE const float* operand_row(const Bf16* row, int64_t k, bool fresh, float* to) {
   if (fresh) widen(row, k, to);
+  return to;
+}
+
+/// The same, with `fp8` as fp8 activations.
+template <class X>
+MLA_INLINE const float* operand_row(const X* row, int64_t k, bool fp8, bool fresh, float* to) {
+  if (!fp8) return operand_row(row, k, fresh, to);
+  if (fresh) {
+    widen(row, k, to);
+    round_fp8_operand(to, k);
+  }
   return to;
 }
 
