@@ -10,7 +10,7 @@ import { median } from './timing';
 /** Where and how precisely a measured model runs. */
 export type PlacementOptions = Pick<
   LatentModelOptions,
-  'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic' | 'signal'
+  'device' | 'dtype' | 'cacheDtype' | 'activationDtype' | 'threads' | 'deterministic' | 'signal'
 >;
 
 export interface ModelBenchOptions extends PlacementOptions {
@@ -67,8 +67,8 @@ const pairs = (slow: readonly number[], fast: readonly number[]) =>
 
 /** Loads what a bench measures. */
 export async function loadBenchModel(options: ModelBenchOptions, more: LatentModelOptions): Promise<LatentModel> {
-  const { device, dtype, cacheDtype, threads, deterministic, signal } = options;
-  const all = { device, dtype, cacheDtype, threads, deterministic, signal, ...more };
+  const { device, dtype, cacheDtype, activationDtype, threads, deterministic, signal } = options;
+  const all = { device, dtype, cacheDtype, activationDtype, threads, deterministic, signal, ...more };
   return 'shape' in options.model
     ? LatentModel.random(options.model.shape, all)
     : LatentModel.load(await findModelFolder(options.model.dir), all);

@@ -7,7 +7,10 @@ import { addDeterministicFlag, addJsonFlag, addPlacementFlags, integer, type Jso
 
 /** Which model is measured, where, and how often. */
 export interface ModelBenchFlags
-  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic'>,
+  extends Pick<
+      ModelFlags,
+      'model' | 'device' | 'dtype' | 'cacheDtype' | 'activationDtype' | 'threads' | 'deterministic'
+    >,
     JsonFlag {
   shape?: string;
   repetitions: number;
@@ -24,10 +27,10 @@ export function addModelBenchFlags(command: Command): Command {
 
 /** The options that the flags stand for. @throws UsageError */
 export function modelBenchOptionsOf(flags: ModelBenchFlags, signal: AbortSignal): ModelBenchOptions {
-  const { model, shape, device, dtype, cacheDtype, threads, deterministic, repetitions } = flags;
+  const { model, shape, device, dtype, cacheDtype, activationDtype, threads, deterministic, repetitions } = flags;
   if ((model === undefined) === (shape === undefined)) throw new UsageError('Give either --shape or --model.');
   const what = shape === undefined ? { dir: model as string } : { shape };
-  return { model: what, device, dtype, cacheDtype, threads, deterministic, repetitions, signal };
+  return { model: what, device, dtype, cacheDtype, activationDtype, threads, deterministic, repetitions, signal };
 }
 
 /** What `circumstances` is to look at: 'auto' takes the first GPU. */

@@ -15,7 +15,10 @@ import { addDeterministicFlag, addJsonFlag, addPlacementFlags, integer, type Jso
 import { note, print } from './output';
 
 interface ServeFlags
-  extends Pick<ModelFlags, 'model' | 'device' | 'dtype' | 'cacheDtype' | 'threads' | 'deterministic'>,
+  extends Pick<
+      ModelFlags,
+      'model' | 'device' | 'dtype' | 'cacheDtype' | 'activationDtype' | 'threads' | 'deterministic'
+    >,
     JsonFlag {
   shape?: string;
   rate: Load[];

@@ -4,7 +4,9 @@ import { benchStartup, circumstances, type StartupResult } from '../bench';
 import { addJsonFlag, addPlacementFlags, integer, type JsonFlag, type ModelFlags } from './flags';
 import { note, print } from './output';
 
-interface StartupFlags extends Pick<ModelFlags, 'device' | 'dtype' | 'cacheDtype' | 'threads'>, JsonFlag {
+interface StartupFlags
+  extends Pick<ModelFlags, 'device' | 'dtype' | 'cacheDtype' | 'activationDtype' | 'threads'>,
+    JsonFlag {
   model: string;
   repetitions: number;
   prompt: number;
@@ -22,18 +24,31 @@ export function addBenchStartup(bench: Command, signal: AbortSignal): void {
 }
 
 async function run(flags: StartupFlags, signal: AbortSignal): Promise<void> {
-  const { model: dir, device, dtype, cacheDtype, threads, repetitions, prompt: promptTokens, json } = flags;
+  const {
+    model: dir,
+    device,
+    dtype,
+    cacheDtype,
+    activationDtype,
+    threads,
+    repetitions,
+    prompt: promptTokens,
+    json,
+  } = flags;
   const results: StartupResult[] = [];
   const lines: Promise<void>[] = [];
-  await benchStartup({ dir, device, dtype, cacheDtype, threads, repetitions, promptTokens, signal }, (result) => {
-    results.push(result);
-    const { bytes, loadMs, weightsMs, bytesPerSecond, firstTokenMs } = result;
-    const seconds = (ms: number) => (ms / 1000).toFixed(2);
-    const gigabytes = (n: number) => (n / 1e9).toFixed(2);
-    const rate = `${gigabytes(bytes)} GB in ${seconds(weightsMs)} s (${gigabytes(bytesPerSecond)} GB/s)`;
-    const line = `usable after ${seconds(loadMs)} s, of which weights ${rate}; first token ${firstTokenMs.toFixed(0)} ms later`;
-    if (!json) lines.push(print(`${line}\n`));
-  });
+  await benchStartup(
+    { dir, device, dtype, cacheDtype, activationDtype, threads, repetitions, promptTokens, signal },
+    (result) => {
+      results.push(result);
+      const { bytes, loadMs, weightsMs, bytesPerSecond, firstTokenMs } = result;
+      const seconds = (ms: number) => (ms / 1000).toFixed(2);
+      const gigabytes = (n: number) => (n / 1e9).toFixed(2);
+      const rate = `${gigabytes(bytes)} GB in ${seconds(weightsMs)} s (${gigabytes(bytesPerSecond)} GB/s)`;
+      const line = `usable after ${seconds(loadMs)} s, of which weights ${rate}; first token ${firstTokenMs.toFixed(0)} ms later`;
+      if (!json) lines.push(print(`${line}\n`));
+    },
+  );
   await Promise.all(lines);
   const about = await circumstances(device === 'auto' ? 'cuda:0' : device);
   if (json) await print(`${JSON.stringify({ ...about, results })}\n`);

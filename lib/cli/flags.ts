@@ -10,6 +10,7 @@ export interface ModelFlags {
   device: 'auto' | 'cpu' | `cuda:${number}`;
   dtype: 'auto' | 'f32' | 'bf16' | 'fp8';
   cacheDtype: 'auto' | 'f32' | 'bf16' | 'fp8';
+  activationDtype: 'auto' | 'f32' | 'bf16' | 'fp8';
   threads: number;
   deterministic?: boolean;
 }
@@ -57,6 +58,14 @@ export function addPlacementFlags(command: Command): Command {
     )
     .addOption(
       new Option('--cache-dtype <type>', 'type of the latent cache; auto is f32 on the CPU, bf16 on a GPU')
+        .choices(['auto', 'f32', 'bf16', 'fp8'])
+        .default('auto'),
+    )
+    .addOption(
+      new Option(
+        '--activation-dtype <type>',
+        'type of activations; auto is f32 on the CPU, bf16 on a GPU; fp8 is for fp8 weights',
+      )
         .choices(['auto', 'f32', 'bf16', 'fp8'])
         .default('auto'),
     )
@@ -108,8 +117,9 @@ export function addJsonFlag(command: Command): Command {
 }
 
 /** The options of loadModel that the flags stand for. One command runs one sequence. */
-export function loadOptionsOf({ context, device, dtype, cacheDtype, threads, deterministic }: ModelFlags): LoadOptions {
-  return { context, device, dtype, cacheDtype, threads, deterministic, maxSequences: 1 };
+export function loadOptionsOf(flags: ModelFlags): LoadOptions {
+  const { context, device, dtype, cacheDtype, activationDtype, threads, deterministic } = flags;
+  return { context, device, dtype, cacheDtype, activationDtype, threads, deterministic, maxSequences: 1 };
 }
 
 /** The options of generate that the flags stand for. */

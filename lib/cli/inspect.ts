@@ -23,7 +23,7 @@ import { CONTEXT_BYTES, GPU_NAMES, namedGpu } from './gpus';
 import { note, print, size } from './output';
 
 interface InspectFlags
-  extends Pick<ModelFlags, 'model' | 'context' | 'device' | 'dtype' | 'cacheDtype' | 'threads'>,
+  extends Pick<ModelFlags, 'model' | 'context' | 'device' | 'dtype' | 'cacheDtype' | 'activationDtype' | 'threads'>,
     JsonFlag {
   shape?: string;
   gpu?: string;
@@ -129,6 +129,7 @@ interface Report extends Capacity {
   weightBytes: Record<(typeof DTYPES)[number], number>;
   cacheBytesPerToken: number;
   cacheDtype: string;
+  activationDtype: string;
   device: DeviceInfo;
   /** what the process takes besides, on a GPU */
   contextBytes: number;
@@ -141,11 +142,15 @@ interface Report extends Capacity {
 function reportOf(model: string, layout: ModelLayout, { planner, info }: Place, flags: InspectFlags): Report {
   const { config } = layout;
   const origin = { config, layout };
-  const { context, sequences: maxSequences, dtype: given, cacheDtype } = flags;
-  const options: LatentModelOptions = { context, maxSequences, dtype: given, cacheDtype };
+  const { context, sequences: maxSequences, dtype: given, cacheDtype, activationDtype } = flags;
+  const options: LatentModelOptions = { context, maxSequences, dtype: given, cacheDtype, activationDtype };
   const plan: ModelPlan = planModel(planner, info, origin, options);
-  const weightsIn = (dtype: (typeof DTYPES)[number]) =>
-    dtype === given ? plan.memory.weights : planModel(planner, info, origin, { ...options, dtype }).memory.weights;
+  const weightsIn = (dtype: (typeof DTYPES)[number]) => {
+    if (dtype === given) return plan.memory.weights;
+    // fp8 activations do not go with every type of weights
+    const other: LatentModelOptions = { ...options, dtype, activationDtype: plan.precision.act };
+    return planModel(planner, info, origin, other).memory.weights;
+  };
   return {
     model,
     modelType: config.model_type,
@@ -162,6 +167,7 @@ function reportOf(model: string, layout: ModelLayout, { planner, info }: Place, 
     weightBytes: { auto: weightsIn('auto'), bf16: weightsIn('bf16'), f32: weightsIn('f32') },
     cacheBytesPerToken: plan.memory.cachePerToken,
     cacheDtype: plan.precision.cache,
+    activationDtype: plan.precision.fp8Activations ? 'fp8' : plan.precision.act,
     device: info,
     contextBytes: info.kind === 'cuda' ? CONTEXT_BYTES : 0,
     context: plan.base.limits.context,
@@ -208,6 +214,7 @@ function textOf(report: Report): string {
     ),
     '',
     `cache                 ${comma(report.cacheBytesPerToken)} bytes per token (${report.cacheDtype})`,
+    `activations           ${report.activationDtype}`,
     '',
     `${device.name} (${device.path})${free}`,
     row('longest context', comma(report.longestContext).padStart(10), `tokens, one sequence${limit}`),

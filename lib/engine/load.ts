@@ -26,8 +26,12 @@ export interface LoadOptions {
    * the bytes of bf16 (docs/cache.md). Default 'auto'.
    */
   cacheDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
-  /** Element type of activations: 'auto' is f32 on the CPU and bf16 on a GPU. Default 'auto'. */
-  activationDtype?: 'auto' | 'f32' | 'bf16' | undefined;
+  /**
+   * Element type of activations: 'auto' is f32 on the CPU and bf16 on a GPU. 'fp8' is for weights in fp8, a checkpoint's or
+   * those that `dtype: 'fp8'` makes: bf16, and e4m3 with a scale for each row and 128 columns where they meet such weights
+   * (docs/numerics.md). Default 'auto'.
+   */
+  activationDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
   /** Tokens a sequence may have in all. Default: the smaller of the model's limit and 4096. */
   context?: number | undefined;
   /** Sequences that run at once; further ones wait. Default 8. */
@@ -83,7 +87,7 @@ const LOAD_OPTIONS = [
 const CHOICES = {
   dtype: ['auto', 'f32', 'bf16', 'fp8'],
   cacheDtype: ['auto', 'f32', 'bf16', 'fp8'],
-  activationDtype: ['auto', 'f32', 'bf16'],
+  activationDtype: ['auto', 'f32', 'bf16', 'fp8'],
   thread: ['main', 'worker'],
 } as const;
 

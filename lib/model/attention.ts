@@ -51,9 +51,16 @@ export function attentionBlock(
     cache,
     eps: context.eps,
     latent_eps: context.latentEps,
+    fp8_activations: weights.down.fp8Activations,
   });
   if (weights.qUp !== undefined) {
-    stream.gemm({ x: buffers.down, w: weights.qUp.w, w_scale: weights.qUp.scale, y: buffers.queryFlat });
+    stream.gemm({
+      x: buffers.down,
+      w: weights.qUp.w,
+      w_scale: weights.qUp.scale,
+      y: buffers.queryFlat,
+      fp8_activations: weights.qUp.fp8Activations,
+    });
   }
   context.attend(weights, cache, buffers.query, buffers.heads);
   stream.gemm({
@@ -62,6 +69,7 @@ export function attentionBlock(
     w_scale: weights.out.scale,
     residual: context.hidden,
     y: context.hidden,
+    fp8_activations: weights.out.fp8Activations,
   });
 }
 

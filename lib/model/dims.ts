@@ -69,8 +69,10 @@ export function dimsOf(config: ModelConfig): Dims {
 
 /** Element types of a loaded model; the rounding points belong to the load, never to the batch. */
 export interface Precision {
-  /** activations */
+  /** activations between operations */
   act: 'f32' | 'bf16';
+  /** whether they enter products with fp8 weights in fp8 */
+  fp8Activations: boolean;
   /** latent cache; 'fp8' keeps the rotated part of a row in bf16 */
   cache: CacheDtype;
   /** 'auto' keeps what the checkpoint has; 'fp8' quantises the matrices of the layers at load and keeps the rest */
@@ -87,8 +89,9 @@ export function precisionOf(options: LatentModelOptions, device: DeviceInfo): Pr
   const act = options.activationDtype ?? 'auto';
   const cache = options.cacheDtype ?? 'auto';
   const weights = options.dtype ?? 'auto';
-  const resolved = act === 'auto' ? auto : act;
-  return { act: resolved, cache: cache === 'auto' ? auto : cache, weights, wide: resolved };
+  const fp8Activations = act === 'fp8';
+  const resolved = act === 'auto' ? auto : fp8Activations ? 'bf16' : act;
+  return { act: resolved, fp8Activations, cache: cache === 'auto' ? auto : cache, weights, wide: resolved };
 }
 
 /**

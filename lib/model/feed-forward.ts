@@ -55,13 +55,20 @@ export function feedForwardBlock(
   const eps = config.rms_norm_eps;
   if (weights.kind === 'dense') {
     stream.rmsNorm({ x: hidden, weight: weights.norm, out: buffers.normed, eps });
-    stream.swiglu({ x: buffers.normed, w: weights.gateUp.w, w_scale: weights.gateUp.scale, out: buffers.dense });
+    stream.swiglu({
+      x: buffers.normed,
+      w: weights.gateUp.w,
+      w_scale: weights.gateUp.scale,
+      out: buffers.dense,
+      fp8_activations: weights.gateUp.fp8Activations,
+    });
     stream.gemm({
       x: buffers.dense,
       w: weights.down.w,
       w_scale: weights.down.scale,
       residual: hidden,
       y: hidden,
+      fp8_activations: weights.down.fp8Activations,
     });
     return;
   }
@@ -98,6 +105,7 @@ export function feedForwardBlock(
     order: moe.order,
     h: moe.hidden,
     shared: dims.S,
+    fp8_activations: weights.gateUp.fp8Activations,
   });
   stream.moeDown({
     h: moe.hidden,
@@ -109,5 +117,6 @@ export function feedForwardBlock(
     weights: moe.weights,
     residual: hidden,
     out: hidden,
+    fp8_activations: weights.down.fp8Activations,
   });
 }

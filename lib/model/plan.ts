@@ -2,11 +2,12 @@
 // `mla inspect` call the same function, so what is predicted is what is taken.
 
 import { type ModelLayout, type ResolvedConfig, softmaxScale } from '../checkpoint';
-import { invalidArg } from '../errors';
+import { invalidArg, MlaError } from '../errors';
 import type { DeviceInfo, Planner, TensorSpec } from '../native';
 import { activationSpecs, inputSpecs, type Limits, rowSpecs } from './buffers';
 import { type Dims, dimsOf, type Precision, precisionOf } from './dims';
 import { limitsOf, type MemoryPlan, planMemory } from './memory-plan';
+import { eachSpec } from './specs';
 import type { LatentModelOptions } from './types';
 import { planWeights, type WeightPlan, type Weights } from './weights';
 import { measureWorkspace } from './workspace';
@@ -45,6 +46,7 @@ export function planModel(
   if (!(latentEps > 0 && latentEps < 1)) throw invalidArg('latentNormEps', 'a number between 0 and 1', latentEps);
 
   const weightPlans = like?.weightPlans ?? planWeights(config, layout, dims, precision);
+  if (precision.fp8Activations) checkFp8Weights(weightPlans);
   const planInts = planner.decodePlanInts(limits.maxSequences + 1, dims.H);
   const specs = {
     rows: rowSpecs(dims, limits),
@@ -56,4 +58,18 @@ export function planModel(
   const workspace = measureWorkspace(planner, { ...base, ...specs, weights: weightPlans, precision });
   const memory = planMemory(dims, precision, limits, weightPlans, specs, workspace);
   return { base, precision, weightPlans, specs, memory };
+}
+
+/** @throws ERR_INVALID_ARG where activations would meet no weights in fp8 */
+function checkFp8Weights(plans: Weights<WeightPlan>): void {
+  let found = false;
+  eachSpec(plans, ({ dtype }) => {
+    found ||= dtype === 'f8e4m3';
+  });
+  if (!found) {
+    throw new MlaError(
+      'ERR_INVALID_ARG',
+      "activationDtype: 'fp8' is for weights in fp8, and no matrix of this model has them; dtype: 'fp8' makes them at load.",
+    );
+  }
 }

@@ -21,8 +21,11 @@ export interface LatentModelOptions {
    * the bytes of bf16 (docs/cache.md).
    */
   cacheDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
-  /** Element type of activations: 'auto' is f32 on the CPU and bf16 on CUDA. */
-  activationDtype?: 'auto' | 'f32' | 'bf16' | undefined;
+  /**
+   * Element type of activations: 'auto' is f32 on the CPU and bf16 on CUDA. 'fp8': bf16, and e4m3 where they meet weights
+   * in fp8, with a scale for each row and 128 columns (docs/numerics.md).
+   */
+  activationDtype?: 'auto' | 'f32' | 'bf16' | 'fp8' | undefined;
   /** Tokens a sequence may have in all; default the smaller of the model's limit and 4096. */
   context?: number | undefined;
   /** Sequences that can be open at once. Default 8. */

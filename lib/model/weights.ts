@@ -63,10 +63,11 @@ export interface WeightPlan extends TensorSpec {
   parts: Part[];
 }
 
-/** A matrix with its fp8 scales, if it has them. */
+/** A matrix with its fp8 scales, if it has them, and whether activations enter its products in fp8. */
 export interface Matrix<T> {
   w: T;
   scale: T | undefined;
+  fp8Activations: boolean;
 }
 
 /** Weights of one attention block. */
@@ -246,7 +247,7 @@ class Planner {
       this.#scales(w, scale, source, () => this.#scalePart(source, 0, scaleRows, scaleColumns, places), places);
       row += count;
     }
-    return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
+    return this.#matrix(w, scale);
   }
 
   /** `count` rows from row `first` on of each head's `stride` rows: [H, count, columns]. */
@@ -300,7 +301,7 @@ class Planner {
       const read = () => this.#scalePart(source, scaleOffset, scaleRows, scaleColumns, places);
       this.#scales(w, scale, source, read, places);
     });
-    return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
+    return this.#matrix(w, scale);
   }
 
   /** Down-projections of several experts: [experts, d, mi]. */
@@ -333,7 +334,12 @@ class Planner {
       const places = cut(scaleRows, scaleColumns, allColumns, column / SCALE_BLOCK);
       this.#scales(w, scale, source, () => this.#scalePart(source, 0, scaleRows, allColumns, places), places);
     });
-    return { w, scale: dtype === 'f8e4m3' ? scale : undefined };
+    return this.#matrix(w, scale);
+  }
+
+  #matrix(w: WeightPlan, scale: WeightPlan): Matrix<WeightPlan> {
+    if (w.dtype !== 'f8e4m3') return { w, scale: undefined, fp8Activations: false };
+    return { w, scale, fp8Activations: this.precision.fp8Activations };
   }
 
   #target(sources: WeightSource[], fp8: boolean): DType {

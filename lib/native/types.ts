@@ -205,13 +205,7 @@ export interface Verbs {
     y: Arg;
     fp8_activations?: boolean | undefined;
   }): void;
-  swiglu(a: {
-    x: Arg;
-    w: Arg;
-    w_scale?: Arg | undefined;
-    out: Arg;
-    fp8_activations?: boolean | undefined;
-  }): void;
+  swiglu(a: { x: Arg; w: Arg; w_scale?: Arg | undefined; out: Arg; fp8_activations?: boolean | undefined }): void;
   moeRoute(a: {
     x: Arg;
     norm: Arg;

@@ -1,6 +1,6 @@
 // gemm and swiglu against their formulas.
 
-import { expectRows, interleaved, Laboratories, makeWeights, PAIRS, rowsOf, silu } from './matrix-support';
+import { entered, expectRows, interleaved, KINDS, Laboratories, makeWeights, rowsOf, silu } from './matrix-support';
 import { dot, expectInvalid, matmul, Random } from './reference';
 
 let labs: Laboratories;
@@ -9,7 +9,9 @@ beforeAll(() => {
 });
 afterAll(() => labs.dispose());
 
-describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
+describe.each(KINDS)('%s activations, %s weights, rows %s', (act, weightType, entering) => {
+  const fp8_activations = entering === 'in fp8';
+
   // [rows, n, k, residual, float32 result]; 2181 columns are more than one depth block, with a tail.
   test.each([
     [1, 1, 1, false, false],
@@ -33,9 +35,10 @@ describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
         w_scale: scale,
         residual: hasResidual ? await lab.put(act, [count, n], rowsOf(residual, n, begin, end)) : undefined,
         y,
+        fp8_activations,
       });
       if (count === rows) {
-        const expected = matmul(x, w.operand, rows, n, k);
+        const expected = matmul(entered(x, k, entering), w.operand, rows, n, k);
         if (hasResidual) {
           for (const [i, r] of residual.entries()) expected[i] = (expected[i] as number) + r;
         }
@@ -61,12 +64,14 @@ describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
         w: weight,
         w_scale: scale,
         out,
+        fp8_activations,
       });
       if (count === rows) {
+        const operand = entered(x, d, entering);
         const expected = new Float64Array(rows * width).map((_, i) => {
           const channel = i % width;
           const [gate, up] = ([0, 1] as const).map((part) =>
-            dot(x, Math.floor(i / width) * d, w.operand, interleaved(channel, part) * d, d),
+            dot(operand, Math.floor(i / width) * d, w.operand, interleaved(channel, part) * d, d),
           ) as [number, number];
           return silu(gate) * up;
         });

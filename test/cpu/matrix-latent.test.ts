@@ -1,6 +1,6 @@
 // latentCompress against its formula: both forms of the query, padding rows, rows without a slot.
 import type { Tensor } from '../../lib/native';
-import { expectRows, Laboratories, makeWeights, PAIRS, rowsOf } from './matrix-support';
+import { entered, expectRows, KINDS, Laboratories, makeWeights, rowsOf } from './matrix-support';
 import { cosSin, decode, dot, expectInvalid, type Laboratory, Random, rmsNorm, rope, rounded } from './reference';
 
 let labs: Laboratories;
@@ -14,7 +14,9 @@ const POSITIONS = 40;
 const EPS = 1e-6;
 const LATENT_EPS = 1e-5;
 
-describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
+describe.each(KINDS)('%s activations, %s weights, rows %s', (act, weightType, entering) => {
+  const fp8_activations = entering === 'in fp8';
+
   test.each([
     [act, false, 26, 72, 48, 32, 8],
     ['f32' as const, true, 26, 136, 40, 56, 16],
@@ -36,7 +38,8 @@ describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
     );
 
     // The reference: y in float64 from operands rounded to the activations' type.
-    const a = rmsNorm(x, norm, EPS).map((value) => rounded(act, value));
+    const normed = rmsNorm(x, norm, EPS).map((value) => rounded(act, value));
+    const a = entered(normed, d, entering);
     const y = new Float64Array(rows * n).map((_, i) => dot(a, Math.floor(i / n) * d, w.operand, (i % n) * d, d));
     const expectedQ = new Float64Array(rows * nq);
     const expectedCache = new Float64Array(PAGES * 64 * width).fill(Number.NaN);
@@ -75,6 +78,7 @@ describe.each(PAIRS)('%s activations, %s weights', (act, weightType) => {
         cache,
         eps: EPS,
         latent_eps: LATENT_EPS,
+        fp8_activations,
       });
       if (count === rows) {
         // A norm in float32 may round an operand to the neighbouring bf16 value.

@@ -2,15 +2,24 @@
 // every type, and running one operation in every way that must give the same bits.
 import type { DType, Tensor } from '../../lib/native';
 import { type Act, EPSILON, encode, expectWithin, Laboratory, type Random, rounded } from './reference';
+import { fp8Rows } from './reference-cache';
 
 export type WeightType = 'f32' | 'bf16' | 'f8e4m3';
 
 export const WEIGHTS = ['f32', 'bf16', 'f8e4m3'] as const;
 
-/** Every pair of activation and weight type. */
-export const PAIRS: readonly (readonly [Act, WeightType])[] = (['f32', 'bf16'] as const).flatMap((act) =>
-  WEIGHTS.map((weight) => [act, weight] as const),
-);
+/** How rows enter the product: as they are, or as fp8 activations. */
+export type Entering = 'as they are' | 'in fp8';
+
+/** Every activation and weight type, and way in which rows enter their product. */
+export const KINDS: readonly (readonly [Act, WeightType, Entering])[] = (['f32', 'bf16'] as const).flatMap((act) => [
+  ...WEIGHTS.map((weight) => [act, weight, 'as they are'] as const),
+  [act, 'f8e4m3', 'in fp8'] as const,
+]);
+
+/** What rows of `width` values multiply with. */
+export const entered = (rows: Float64Array, width: number, entering: Entering): Float64Array =>
+  entering === 'in fp8' ? fp8Rows(rows, width) : rows;
 
 const SCALE_BLOCK = 128;
 const blocks = (n: number) => Math.ceil(n / SCALE_BLOCK);

@@ -109,12 +109,7 @@ export function fp8Row(values: ArrayLike<number>, c: number): { bytes: Uint8Arra
   const scaleAt = upTo(c, 4);
   for (let begin = 0; begin < c; begin += 128) {
     const channels = Array.from({ length: Math.min(128, c - begin) }, (_, i) => values[begin + i] as number);
-    const finite = channels.every(Number.isFinite);
-    const largest = Math.max(...channels.map(Math.abs));
-    let exponent = finite ? -60 : 0;
-    while (finite && exponent < 60 && largest / 2 ** exponent > 448) exponent++;
-    const scale = finite ? 2 ** exponent : Number.NaN;
-    const codes = channels.map((x) => rounded('f8e4m3', x / 2 ** exponent));
+    const { codes, scale } = scaledBlock(channels);
     bytes.set(encode('f8e4m3', codes), begin);
     bytes.set(encode('f32', [scale]), scaleAt + begin / 32);
     read.set(
@@ -126,6 +121,30 @@ export function fp8Row(values: ArrayLike<number>, c: number): { bytes: Uint8Arra
   bytes.set(encode('bf16', rope), upTo(scaleAt + 4 * Math.ceil(c / 128), 16));
   read.set(rope, c);
   return { bytes, read };
+}
+
+/** Up to 128 values as e4m3 with a power of two, from the definition in csrc/ops/fp8_row.h. */
+function scaledBlock(values: readonly number[]): { codes: number[]; scale: number } {
+  const finite = values.every(Number.isFinite);
+  const largest = Math.max(...values.map(Math.abs));
+  let exponent = finite ? -60 : 0;
+  while (finite && exponent < 60 && largest / 2 ** exponent > 448) exponent++;
+  const codes = values.map((x) => rounded('f8e4m3', x / 2 ** exponent));
+  return { codes, scale: finite ? 2 ** exponent : Number.NaN };
+}
+
+/** Rows of `width` values as fp8 activations: what enters a product. */
+export function fp8Rows(values: Float64Array, width: number): Float64Array {
+  const out = new Float64Array(values.length);
+  for (let row = 0; row < values.length; row += width) {
+    for (let begin = 0; begin < width; begin += 128) {
+      const { codes, scale } = scaledBlock([...values.subarray(row + begin, row + Math.min(width, begin + 128))]);
+      codes.forEach((q, i) => {
+        out[row + begin + i] = q * scale;
+      });
+    }
+  }
+  return out;
 }
 
 /** Prefix sums, as q_start and k_start want them. */
