@@ -107,7 +107,8 @@ struct LatentCompressParams {
   View cache;            // [pages, 64, c + r] f32 | bf16, or fp8; this layer's
   float eps = 0;         // of the input norm
   float latent_eps = 0;  // of q_norm and latent_norm
-  bool fp8_activations = false;  // f8e4m3 weights: a enters the product in fp8
+  // Whether a enters in fp8; f8e4m3 weights only.
+  bool fp8_activations = false;
   MLA_FIELDS(MLA_IN(x), MLA_IN(norm), MLA_IN(weight), MLA_IN_OPT(weight_scale), MLA_IN_OPT(q_norm), MLA_IN(latent_norm),
              MLA_IN(positions), MLA_IN(slots), MLA_IN(cos_sin), MLA_OUT(q), MLA_INOUT(cache), MLA_VALUE(eps),
              MLA_VALUE(latent_eps), MLA_VALUE_OPT(fp8_activations))
@@ -231,7 +232,8 @@ struct GemmParams {
   View w_scale;   // [ceil(N/128), ceil(K/128)] f32, with f8e4m3
   View residual;  // [T, N] act, may be absent
   View y;         // [T, N] act | f32
-  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
+  // Whether x enters in fp8; f8e4m3 weights only.
+  bool fp8_activations = false;
   MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN_OPT(residual), MLA_OUT(y),
              MLA_VALUE_OPT(fp8_activations))
 };
@@ -242,7 +244,8 @@ struct SwigluParams {
   View w;        // [2 * I, d] weight, gate and up rows interleaved by kGateUpBlock
   View w_scale;  // [2, ceil(I/128), ceil(d/128)] f32 (gate, up), with f8e4m3
   View out;      // [T, I] act
-  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
+  // Whether x enters in fp8; f8e4m3 weights only.
+  bool fp8_activations = false;
   MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_OUT(out), MLA_VALUE_OPT(fp8_activations))
 };
 
@@ -295,7 +298,8 @@ struct MoeGateUpParams {
   View h;        // [P, I] act
   // Always-on experts, the last ones of w: a backend may fetch their weights before it knows the others. 0 is allowed.
   int64_t shared = 0;
-  bool fp8_activations = false;  // f8e4m3 weights: x enters in fp8
+  // Whether x enters in fp8; f8e4m3 weights only.
+  bool fp8_activations = false;
   MLA_FIELDS(MLA_IN(x), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_OUT(h),
              MLA_VALUE_OPT(shared), MLA_VALUE_OPT(fp8_activations))
 };
@@ -312,7 +316,8 @@ struct MoeDownParams {
   View weights;   // [T, K] f32
   View residual;  // [T, d] act, may be absent; may be out's memory
   View out;       // [T, d] act
-  bool fp8_activations = false;  // f8e4m3 weights: h enters in fp8
+  // Whether h enters in fp8; f8e4m3 weights only.
+  bool fp8_activations = false;
   MLA_FIELDS(MLA_IN(h), MLA_IN(w), MLA_IN_OPT(w_scale), MLA_IN(offsets), MLA_IN(order), MLA_IN(slots), MLA_IN(weights),
              MLA_IN_OPT(residual), MLA_OUT(out), MLA_VALUE_OPT(fp8_activations))
 };

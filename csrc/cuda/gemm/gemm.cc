@@ -5,6 +5,7 @@
 #include "cuda/gemm/log_probs.h"
 #include "cuda/gemm/product.h"
 #include "cuda/launch.h"
+#include "cuda/quant/round_rows.h"
 
 namespace mla::cuda {
 
@@ -25,15 +26,27 @@ Product dense_product(View x, View w, View w_scale, bool gated, View y) {
   return p;
 }
 
-Status gemm(const GemmParams& p, const Launch& launch) noexcept {
+namespace {
+
+Product product_of(const GemmParams& p) {
   Product product = dense_product(p.x, p.w, p.w_scale, false, p.y);
   product.residual = p.residual.present() ? p.residual.data : nullptr;
-  return cuda_status(launch_product(product, launch), "gemm");
+  product.fp8_x = p.fp8_activations;
+  return product;
 }
 
-Status swiglu(const SwigluParams& p, const Launch& launch) noexcept {
-  return cuda_status(launch_product(dense_product(p.x, p.w, p.w_scale, true, p.out), launch), "swiglu");
+Product product_of(const SwigluParams& p) {
+  Product product = dense_product(p.x, p.w, p.w_scale, true, p.out);
+  product.fp8_x = p.fp8_activations;
+  return product;
 }
+
+Status run(Product product, const Launch& launch, const char* what) {
+  MLA_RETURN_IF_ERROR(round_rows(&product, launch.workspace.data, launch));
+  return cuda_status(launch_product(product, launch), what);
+}
+
+}  // namespace
 
 Product expand_product(const ValueExpandParams& p) {
   Product product;
@@ -52,6 +65,10 @@ Product expand_product(const ValueExpandParams& p) {
   product.y_row = product.groups * product.n;
   return product;
 }
+
+Status gemm(const GemmParams& p, const Launch& launch) noexcept { return run(product_of(p), launch, "gemm"); }
+
+Status swiglu(const SwigluParams& p, const Launch& launch) noexcept { return run(product_of(p), launch, "swiglu"); }
 
 Status valueExpand(const ValueExpandParams& p, const Launch& launch) noexcept {
   return cuda_status(launch_product(expand_product(p), launch), "valueExpand");
@@ -77,8 +94,8 @@ Status queryAbsorb(const QueryAbsorbParams& p, const Launch& launch) noexcept {
       "queryAbsorb");
 }
 
-int64_t workspace(const GemmParams&, const Traits&) { return 0; }
-int64_t workspace(const SwigluParams&, const Traits&) { return 0; }
+int64_t workspace(const GemmParams& p, const Traits& traits) { return rounded_rows_bytes(product_of(p), traits); }
+int64_t workspace(const SwigluParams& p, const Traits& traits) { return rounded_rows_bytes(product_of(p), traits); }
 
 Status load_gemm_kernels(const Traits& traits) {
   MLA_RETURN_IF_ERROR(cuda_status(load_product_kernels(traits), "loading product kernels"));

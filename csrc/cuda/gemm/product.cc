@@ -70,6 +70,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   const int multiprocessors = launch.traits->multiprocessors;
   const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
+  if (p.fp8_x) return cudaErrorInvalidValue;
   if (holds_weights(p, *launch.traits)) return launch_product_held(p, launch);
   if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
   if (p.norm.weight != nullptr) return cudaErrorInvalidValue;

@@ -43,6 +43,7 @@ struct Product {
   int64_t x_row = 0;  // between rows
   int64_t x_group = 0;
   HeldNorm norm;            // of x, before anything else; only where holds_norm()
+  bool fp8_x = false;       // x enters as fp8 activations; quant/round_rows.h makes rows that enter as they are
   const void* w = nullptr;  // [groups][n, k], rows k elements long
   DType w_dtype = DType::kBF16;
   int64_t w_group = 0;

@@ -171,6 +171,7 @@ Scratch scratch_of(const LatentCompressParams& p, int64_t rows, const Traits& tr
   s.product.x = carver->tensor(p.x.dtype, rows, p.x.dim(1));
   s.product.w = p.weight;
   s.product.w_scale = p.weight_scale;
+  s.product.fp8_activations = p.fp8_activations;
   s.product.y = carver->tensor(DType::kF32, rows, p.weight.dim(0));
   s.workspace = carver->tensor(DType::kU8, 1, workspace(s.product, traits));
   return s;
@@ -207,7 +208,7 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   product.norm.eps = p.eps;
   product.norm.threads = norm_threads(p.x.dim(1));
   product.norm.positions = positions.as<const int32_t>();
-  if (!p.q_norm.present()) {
+  if (!p.q_norm.present() && !p.fp8_activations) {
     LatentFew few;
     few.product = product;
     few.product.y_row = p.weight.dim(0) - p.q.dim(1);
@@ -236,7 +237,7 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
       return cuda_status(launch_latent_few(few, last), "latent_few_kernel");
     }
   }
-  if (aligned16(p.norm.data) && holds_norm(product, *launch.traits)) {
+  if (!p.fp8_activations && aligned16(p.norm.data) && holds_norm(product, *launch.traits)) {
     MLA_RETURN_IF_ERROR(cuda_status(launch_product(product, launch), "latentCompress"));
   } else {
     MLA_RETURN_IF_ERROR(norm_rows(p, x, positions, scratch, launch));

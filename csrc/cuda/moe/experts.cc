@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/moe/combine.h"
 #include "cuda/moe/gather_pairs.h"
+#include "cuda/quant/round_rows.h"
 
 namespace mla::cuda {
 
@@ -51,6 +52,14 @@ Product gate_up(const MoeGateUpParams& p) {
   product.x_rows = p.x.dim(0);
   product.per_row = product.rows / std::max<int64_t>(product.x_rows, 1);
   product.always = p.shared;
+  product.fp8_x = p.fp8_activations;
+  return product;
+}
+
+Product down(const MoeDownParams& p) {
+  Product product = grouped(p.h, p.w, p.w_scale, p.offsets);
+  product.rows = p.h.dim(0);
+  product.fp8_x = p.fp8_activations;
   return product;
 }
 
@@ -58,19 +67,22 @@ Product gate_up(const MoeGateUpParams& p) {
 
 int64_t workspace(const MoeGateUpParams& p, const Traits& traits) {
   const Product product = gate_up(p);
-  return gathers_first(product, traits) ? product.rows * product.k * dtype_bytes(product.x_dtype) : 0;
+  const int64_t gathered = gathers_first(product, traits) ? product.rows * product.k * dtype_bytes(product.x_dtype) : 0;
+  return rounded_rows_bytes(product, traits) + gathered;
 }
 
 int64_t workspace(const MoeDownParams& p, const Traits& traits) {
   const int64_t pairs = p.h.dim(0);
-  return pairs * part_columns(pairs, p.out.dim(1), p.out.dtype, traits) * dtype_bytes(p.out.dtype);
+  return rounded_rows_bytes(down(p), traits) +
+         pairs * part_columns(pairs, p.out.dim(1), p.out.dtype, traits) * dtype_bytes(p.out.dtype);
 }
 
 Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
   if (p.x.dim(0) == 0 || p.order.dim(0) == 0) return Status::Ok();
   Product product = gate_up(p);
+  void* const rows = launch.workspace.as<char>() + rounded_rows_bytes(product, *launch.traits);
+  MLA_RETURN_IF_ERROR(round_rows(&product, launch.workspace.data, launch));
   if (gathers_first(product, *launch.traits)) {
-    void* const rows = launch.workspace.data;
     MLA_RETURN_IF_ERROR(cuda_status(launch_gather_pairs(product, rows, launch.stream), "moeGateUp"));
     product.x = rows;
     product.x_row = product.k;
@@ -82,8 +94,9 @@ Status moeGateUp(const MoeGateUpParams& p, const Launch& launch) noexcept {
 Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
   const int64_t tokens = p.out.dim(0), d = p.out.dim(1), pairs = p.h.dim(0);
   if (tokens == 0) return Status::Ok();
-  Product product = grouped(p.h, p.w, p.w_scale, p.offsets);
-  product.rows = pairs;
+  Product product = down(p);
+  void* const parts = launch.workspace.as<char>() + rounded_rows_bytes(product, *launch.traits);
+  MLA_RETURN_IF_ERROR(round_rows(&product, launch.workspace.data, launch));
   Combine combine;
   combine.tokens = tokens;
   combine.per_token = p.slots.dim(1);
@@ -96,7 +109,6 @@ Status moeDown(const MoeDownParams& p, const Launch& launch) noexcept {
   if (combines(product, combine, *launch.traits))
     return cuda_status(launch_combine(product, combine, launch), "moeDown");
 
-  void* const parts = launch.workspace.data;
   const int64_t columns = part_columns(pairs, d, p.out.dtype, *launch.traits), act_bytes = dtype_bytes(p.out.dtype);
   product.y = parts;
   product.y_dtype = p.out.dtype;

@@ -7,5 +7,6 @@ namespace mla::cuda {
 Status load_cast_kernels();
 Status load_block_scale_kernels();
 Status load_fill_random_kernels();
+Status load_round_rows_kernels();
 
 }  // namespace mla::cuda
