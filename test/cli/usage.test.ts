@@ -51,6 +51,7 @@ describe('wrong usage exits with 2 and says what is wrong', () => {
     [['generate', '-p', 'x', '-s', '9007199254740992'], /integer from 0 to 9007199254740991/],
     [['generate', '-p', 'x', '--device', 'gpu'], /auto, cpu, cuda:N or cuda:N:portable/],
     [['generate', '-p', 'x', '--dtype', 'int4'], /Allowed choices are auto, f32, bf16, fp8/],
+    [['generate', '-p', 'x', '--activation-dtype', 'int8'], /Allowed choices are auto, f32, bf16, fp8/],
     [['generate', '-p', 'x', '--cache-dtype', 'int8'], /Allowed choices are auto, f32, bf16, fp8/],
     [['generate', '-p', 'x', '--threads', '-2'], /integer from 0/],
     [['generate', '-p', 'x', '-c', '0'], /integer from 1/],

@@ -1,5 +1,7 @@
 // cpu/reference-cache.ts - a paged cache as it looks in life: pages in any order, everything that no token was written
 // to is NaN, and table entries past a sequence's length are wild numbers.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Tensor } from '../../lib/native';
 import { type Act, encode, type Laboratory, type Random, rounded } from './reference';
 
@@ -145,6 +147,28 @@ export function fp8Rows(values: Float64Array, width: number): Float64Array {
     }
   }
   return out;
+}
+
+/** A row of k values, and what another library makes of it as fp8 activations (test/golden/make_fp8_rows.py). */
+export interface GoldenRow {
+  name: string;
+  /** the narrowest type that holds x exactly */
+  dtype: 'f32' | 'bf16';
+  k: number;
+  x: number[];
+  y: number[];
+}
+
+export function fp8GoldenRows(): GoldenRow[] {
+  const file = join(__dirname, '..', 'golden', 'fp8-rows.json');
+  const { rows } = JSON.parse(readFileSync(file, 'utf8')) as {
+    rows: { name: string; dtype: 'f32' | 'bf16'; x: string; y: string }[];
+  };
+  const numbers = (text: string) => {
+    const bytes = Buffer.from(text, 'base64');
+    return Array.from({ length: bytes.length / 4 }, (_, i) => bytes.readFloatLE(4 * i));
+  };
+  return rows.map(({ name, dtype, x, y }) => ({ name, dtype, k: numbers(x).length, x: numbers(x), y: numbers(y) }));
 }
 
 /** Prefix sums, as q_start and k_start want them. */

@@ -6,14 +6,23 @@ import { bundledBook, companyLoad } from './company-load';
 const REQUESTS = 60;
 const open = (options: LoadOptions) => loadModel(undefined, { device: 'cpu', threads: 2, ...options });
 
-test('deterministic: requests in company have the bits that they have alone', async () => {
-  const figures = await companyLoad(open, bundledBook(), REQUESTS, true);
-  console.log(JSON.stringify(figures));
-  expect(figures).toMatchObject({ requests: REQUESTS, otherTokens: 0, otherBits: 0 });
-  // otherwise there was no company to speak of
-  expect(figures.cachedTokens).toBeGreaterThan(10 * REQUESTS);
-  expect(figures.preemptions).toBeGreaterThan(REQUESTS / 10);
-}, 120_000);
+const FP8: LoadOptions = { dtype: 'fp8', activationDtype: 'fp8' };
+
+test.each([
+  ['', {}],
+  [', fp8 weights and activations', FP8],
+])(
+  'deterministic%s: requests in company have the bits that they have alone',
+  async (_, types) => {
+    const figures = await companyLoad((options) => open({ ...types, ...options }), bundledBook(), REQUESTS, true);
+    console.log(JSON.stringify(figures));
+    expect(figures).toMatchObject({ requests: REQUESTS, otherTokens: 0, otherBits: 0 });
+    // otherwise there was no company to speak of
+    expect(figures.cachedTokens).toBeGreaterThan(10 * REQUESTS);
+    expect(figures.preemptions).toBeGreaterThan(REQUESTS / 10);
+  },
+  120_000,
+);
 
 test('control: without the option some have others', async () => {
   const figures = await companyLoad(open, bundledBook(), REQUESTS, false);

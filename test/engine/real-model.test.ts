@@ -123,6 +123,8 @@ describe('loadModel', () => {
       [undefined, { device: 'tpu' }],
       [undefined, { dtype: 'int4' }],
       [undefined, { cacheDtype: 'f16' }],
+      [undefined, { activationDtype: 'e4m3' }],
+      [undefined, { activationDtype: 'fp8' }], // the model in the package has bf16 weights
       [undefined, { context: 0 }],
       [undefined, { context: Number.NaN }],
       [undefined, { maxSequences: 1.5 }],

@@ -26,6 +26,8 @@ type Routing = (token: number, column: number, make: Inputs) => number;
 interface Layer {
   act: Act;
   weight: Weight;
+  /** rows enter as fp8 activations */
+  fp8?: boolean;
   d: number;
   width: number;
   experts: number;
@@ -108,6 +110,7 @@ class Batch {
       order: make.values('i32', [pairs], order),
       h: make.output(this.layer.act, [pairs, this.layer.width]),
       shared: this.layer.always ?? 0,
+      fp8_activations: this.layer.fp8 ?? false,
     };
   }
 
@@ -135,6 +138,7 @@ class Batch {
       weights: cut(this.shares),
       residual: residual ? cut(this.residual) : undefined,
       out: make.output(act, [count, d]),
+      fp8_activations: this.layer.fp8 ?? false,
     };
   }
 
@@ -164,7 +168,7 @@ const PARTS = { out: { element: 4e-2 } };
 /** Both operations on the GPU and the CPU, then parts of the batch on the GPU alone. */
 async function compareBatch(batch: Batch, name: string, parts: readonly (readonly [number, number])[]): Promise<void> {
   const { layer, tokens } = batch;
-  const label = `${name}: ${layer.act} x ${layer.weight}, ${tokens} tokens, d ${layer.d}, width ${layer.width}`;
+  const label = `${name}: ${layer.act}${layer.fp8 ? ' in fp8' : ''} x ${layer.weight}, ${tokens} tokens, d ${layer.d}, width ${layer.width}`;
   const hidden = batch.hidden(new Inputs(tokens + 7));
   let h: Uint8Array | undefined;
   let out: Uint8Array | undefined;
@@ -240,18 +244,21 @@ function spread(experts: number, always = 0): Routing {
   };
 }
 
-const PAIRS: readonly (readonly [Act, Weight])[] = (['bf16', 'f32'] as const).flatMap((act) =>
-  (['bf16', 'f8e4m3', 'f32'] as const).map((weight) => [act, weight] as const),
-);
+/** Types of rows and weights, and whether rows enter as fp8 activations. */
+const KINDS: readonly (readonly [Act, Weight, boolean])[] = (['bf16', 'f32'] as const).flatMap((act) => [
+  ...(['bf16', 'f8e4m3', 'f32'] as const).map((weight) => [act, weight, false] as const),
+  [act, 'f8e4m3', true] as const,
+]);
 
-for (const [act, weight] of PAIRS) {
-  test(`experts, ${act} rows, ${weight} weights: small and odd sizes`, async () => {
+for (const [act, weight, fp8] of KINDS) {
+  const rows = `${act} rows${fp8 ? ' in fp8' : ''}`;
+  test(`experts, ${rows}, ${weight} weights: small and odd sizes`, async () => {
     const layers: [Layer, number[]][] = [
-      [{ act, weight, d: 144, width: 80, experts: 6, perToken: 3 }, [0, 1, 6, 20, 60]],
-      [{ act, weight, d: 10, width: 8, experts: 3, perToken: 2 }, [7]],
-      [{ act, weight, d: 272, width: 136, experts: 5, perToken: 4 }, [50, 130, 400]],
+      [{ act, weight, fp8, d: 144, width: 80, experts: 6, perToken: 3 }, [0, 1, 6, 20, 60]],
+      [{ act, weight, fp8, d: 10, width: 8, experts: 3, perToken: 2 }, [7]],
+      [{ act, weight, fp8, d: 272, width: 136, experts: 5, perToken: 4 }, [50, 130, 400]],
       // Told of always-on experts that not every token has.
-      [{ act, weight, d: 272, width: 136, experts: 5, perToken: 4, always: 3 }, [1, 5, 16]],
+      [{ act, weight, fp8, d: 272, width: 136, experts: 5, perToken: 4, always: 3 }, [1, 5, 16]],
     ];
     for (const [layer, counts] of layers) {
       for (const tokens of counts) {
@@ -260,8 +267,8 @@ for (const [act, weight] of PAIRS) {
     }
   });
 
-  test(`experts, ${act} rows, ${weight} weights: everyone to one expert, and nobody anywhere`, async () => {
-    const layer: Layer = { act, weight, d: 96, width: 48, experts: 9, perToken: 2 };
+  test(`experts, ${rows}, ${weight} weights: everyone to one expert, and nobody anywhere`, async () => {
+    const layer: Layer = { act, weight, fp8, d: 96, width: 48, experts: 9, perToken: 2 };
     for (const tokens of [1, 9, 40, 200]) {
       await compareBatch(
         new Batch(layer, tokens, (_, column) => (column === 0 ? 4 : -1)),
@@ -271,7 +278,7 @@ for (const [act, weight] of PAIRS) {
       await compareBatch(new Batch(layer, tokens, () => -1), 'none', []);
     }
     // All columns of a token to one expert that moeGateUp takes for always-on: more rows than a tile of its kernel.
-    const always: Layer = { act, weight, d: 272, width: 136, experts: 5, perToken: 4, always: 3 };
+    const always: Layer = { act, weight, fp8, d: 272, width: 136, experts: 5, perToken: 4, always: 3 };
     for (const tokens of [5, 2]) await compareBatch(new Batch(always, tokens, () => 4), 'always-on expert', []);
   });
 }
@@ -284,9 +291,13 @@ const REAL: Readonly<Record<string, Omit<Layer, 'act' | 'weight'> & { tokens: re
 };
 
 for (const [name, { tokens: counts, ...shape }] of Object.entries(REAL)) {
-  for (const weight of ['bf16', 'f8e4m3'] as const) {
-    test(`experts of ${name}, ${weight} weights`, { skip: RECORDING }, async () => {
-      const layer: Layer = { ...shape, act: 'bf16', weight };
+  for (const [weight, fp8] of [
+    ['bf16', false],
+    ['f8e4m3', false],
+    ['f8e4m3', true],
+  ] as const) {
+    test(`experts of ${name}, ${weight} weights${fp8 ? ', rows in fp8' : ''}`, { skip: RECORDING }, async () => {
+      const layer: Layer = { ...shape, act: 'bf16', weight, fp8 };
       const weights = weightsOf(new Inputs(1), layer);
       for (const tokens of counts) {
         const parts = someParts(tokens).slice(1, 2);

@@ -3,6 +3,7 @@
 // to giving a row the same bits whichever of them computes it (on Hopper: within the tolerance that each of them has).
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
+import { fp8GoldenRows } from '../cpu/reference-cache';
 import { closeDevices, compareVerb, type Inputs, type Planned, type PlannedArgs, runTested, valuesOf } from './harness';
 
 after(closeDevices);
@@ -25,9 +26,19 @@ function weightsOf(make: Inputs, dtype: Weight, shape: readonly number[], scaleS
   return { w: make.normal(dtype, shape, 50), w_scale: make.normal('f32', scaleShape, size / 200, size / 50) };
 }
 
+/** How rows enter the product: as they are, or as fp8 activations. */
+type Entering = 'as they are' | 'in fp8';
+
+const KINDS: readonly (readonly [Act, Weight, Entering])[] = [
+  ...PAIRS.map(([act, weight]) => [act, weight, 'as they are'] as const),
+  ['bf16', 'f8e4m3', 'in fp8'],
+  ['f32', 'f8e4m3', 'in fp8'],
+];
+
 interface Gemm {
   act: Act;
   weight: Weight;
+  entering?: Entering;
   rows: number;
   n: number;
   k: number;
@@ -41,18 +52,21 @@ function gemmArgs(make: Inputs, c: Gemm): PlannedArgs<'gemm'> {
     x: make.normal(c.act, [c.rows, c.k]),
     residual: c.residual ? make.normal(c.act, [c.rows, c.n]) : undefined,
     y: make.output(c.y ?? c.act, [c.rows, c.n]),
+    fp8_activations: c.entering === 'in fp8',
   };
 }
 
 /** `parts`: also single rows and halves. Large weights are placed anew for each of them, so large shapes go without. */
 const gemm = (c: Gemm, parts = c.rows > 0) =>
   compareVerb('gemm', (make) => gemmArgs(make, c), {
-    label: `${c.act} x ${c.weight} [${c.rows}, ${c.k}] x [${c.n}, ${c.k}]${c.residual ? ' + residual' : ''}`,
+    label:
+      `${c.act} x ${c.weight} [${c.rows}, ${c.k}] x [${c.n}, ${c.k}]${c.residual ? ' + residual' : ''}` +
+      (c.entering === 'in fp8' ? ', rows in fp8' : ''),
     ...(parts && { rows: ['x', 'residual', 'y'], product: true }),
   });
 
-for (const [act, weight] of PAIRS) {
-  test(`gemm, ${act} rows, ${weight} weights: odd sizes`, async () => {
+for (const [act, weight, entering] of KINDS) {
+  test(`gemm, ${act} rows ${entering}, ${weight} weights: odd sizes`, async () => {
     const sizes = [
       [0, 40, 24],
       [1, 1, 8],
@@ -65,20 +79,45 @@ for (const [act, weight] of PAIRS) {
       [130, 514, 272],
     ] as const;
     for (const [rows, n, k] of sizes) {
-      await gemm({ act, weight, rows, n, k });
-      await gemm({ act, weight, rows, n, k, residual: true, y: 'f32' });
+      await gemm({ act, weight, entering, rows, n, k });
+      await gemm({ act, weight, entering, rows, n, k, residual: true, y: 'f32' });
     }
   });
 }
 
-for (const weight of ['bf16', 'f8e4m3'] as const) {
-  test(`gemm, bf16 rows, ${weight} weights: every kernel's row counts`, async () => {
+for (const [weight, entering] of [
+  ['bf16', 'as they are'],
+  ['f8e4m3', 'as they are'],
+  ['f8e4m3', 'in fp8'],
+] as const) {
+  test(`gemm, bf16 rows ${entering}, ${weight} weights: every kernel's row counts`, async () => {
     for (const rows of ROWS) {
-      await gemm({ act: 'bf16', weight, rows, n: 576, k: 2048, residual: rows % 2 === 1 });
-      await gemm({ act: 'bf16', weight, rows, n: 2048, k: 2048, residual: rows % 2 === 0 });
+      await gemm({ act: 'bf16', weight, entering, rows, n: 576, k: 2048, residual: rows % 2 === 1 });
+      await gemm({ act: 'bf16', weight, entering, rows, n: 2048, k: 2048, residual: rows % 2 === 0 });
     }
   });
+}
 
+test('gemm of rows in fp8 with the identity: another library rounds the same', async () => {
+  for (const { dtype, x, k, y } of fp8GoldenRows()) {
+    for (const act of dtype === 'bf16' ? (['bf16', 'f32'] as const) : (['f32'] as const)) {
+      const identity = Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? 1 : 0));
+      const { y: entered } = await runTested('gemm', (make) => ({
+        x: make.values(act, [1, k], x),
+        w: make.values('f8e4m3', [k, k], identity),
+        w_scale: make.values('f32', [blocks(k), blocks(k)], new Array(blocks(k) ** 2).fill(1)),
+        y: make.output('f32', [1, k]),
+        fp8_activations: true,
+      }));
+      assert.deepEqual(Array.from(valuesOf('f32', entered as Uint8Array), withoutSign), y.map(withoutSign));
+    }
+  }
+});
+
+/** Zeros of either sign are the same. */
+const withoutSign = (x: number) => (x === 0 ? 0 : x);
+
+for (const weight of ['bf16', 'f8e4m3'] as const) {
   test(`gemm, bf16 rows, ${weight} weights: projections of V2-Lite, Moonlight, GLM-4.7-Flash and V3`, async () => {
     const shapes = [
       [3072, 2048],
@@ -122,16 +161,18 @@ function swigluArgs(
   rows: number,
   width: number,
   d: number,
+  entering: Entering,
 ): PlannedArgs<'swiglu'> {
   return {
     ...weightsOf(make, weight, [2 * width, d], [2, blocks(width), blocks(d)]),
     x: make.normal(act, [rows, d]),
     out: make.output(act, [rows, width]),
+    fp8_activations: entering === 'in fp8',
   };
 }
 
-for (const [act, weight] of PAIRS) {
-  test(`swiglu, ${act} rows, ${weight} weights`, async () => {
+for (const [act, weight, entering] of KINDS) {
+  test(`swiglu, ${act} rows ${entering}, ${weight} weights`, async () => {
     const sizes: [number, number, number][] = [
       [0, 8, 8],
       [1, 8, 10],
@@ -144,8 +185,8 @@ for (const [act, weight] of PAIRS) {
     ];
     if (act === 'bf16' && weight !== 'f32') for (const rows of [1, 17, 40, 300]) sizes.push([rows, 10944, 2048]);
     for (const [rows, width, d] of sizes) {
-      await compareVerb('swiglu', (make) => swigluArgs(make, act, weight, rows, width, d), {
-        label: `${act} x ${weight}, ${rows} rows of ${d}, width ${width}`,
+      await compareVerb('swiglu', (make) => swigluArgs(make, act, weight, rows, width, d, entering), {
+        label: `${act} x ${weight}, rows ${entering}, ${rows} rows of ${d}, width ${width}`,
         ...(rows > 0 && width < 10000 && { rows: ['x', 'out'], product: true }),
       });
     }

@@ -3,7 +3,7 @@
 //
 // 16 threads for each 128 columns, 8 columns a thread; blocks of 256. Exponents and comparisons of bits, one product
 // before the rounding and one after, both exact but for what is rounded to: the bits are those of the CPU. x is read
-// once and out written once; they may be the same memory. Bandwidth-bound. Test: test/gpu/fp8-activations.test.ts.
+// once and out written once; they may be the same memory. Bandwidth-bound. Test: test/gpu/matrix.test.ts.
 #include "cuda/quant/round_rows.h"
 
 #include "common/checked.h"
