@@ -5,18 +5,25 @@
 // What they cost follows from the format, as with an fp8 cache: e4m3 has 4 significant bits where bf16 has 8, so an
 // operand is rounded 16 times as coarsely. bf16 rounds more than operands (the residual stream, what attention works
 // with), so the whole effect is up to 16 times that of bf16 activations.
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
+import type { Stream } from '../../lib/native';
 import { type Golden, goldens } from './golden';
+import { type Config, logprobsWith, type Mutation } from './mutations';
 
+/** Nats that float32 may differ by. */
+const SAME = 1e-3;
 const MOST_RATIO = 16;
 const LEAST_RATIO = 2;
 
 const golden = goldens.find(({ name }) => name === 'v3-fp8') as Golden;
 const bf16Golden = goldens.find(({ name }) => name === 'v3') as Golden;
 const FP8 = { activationDtype: 'fp8' } as const;
+/** Those that have fp8 weights in v3-fp8, whose query and latent down-projections have no whole blocks together. */
+const OPERATIONS = ['gemm', 'swiglu', 'moeGateUp', 'moeDown'];
 
 const load = (dir: string, options: LatentModelOptions) =>
   LatentModel.load(dir, { device: 'cpu', context: 1024, maxSequences: 4, ...options });
@@ -62,6 +69,68 @@ test('cost what the format costs', async () => {
 
   expect(await scoresOf({ ...FP8, cacheDtype: 'f32', threads: 1 })).toEqual(scores);
 }, 120_000);
+
+/** Every operation with fp8 weights, with the rounding or (`but`) without. */
+function rounding(but: string[] = []): Mutation {
+  const flag = (verb: string) => (args: { w_scale?: unknown; weight_scale?: unknown }, right: (args: never) => void) =>
+    right({
+      ...args,
+      fp8_activations: (args.w_scale ?? args.weight_scale) !== undefined && !but.includes(verb),
+    } as never);
+  const verbs = Object.fromEntries(OPERATIONS.map((verb) => [verb, flag(verb)]));
+  return { name: `fp8 activations${but.map((verb) => `, but for ${verb}`).join('')}`, verbs } as Mutation;
+}
+
+test('transformers with rounded operands gives the same, and not where one operation does not round', async () => {
+  const { logprobs } = JSON.parse(readFileSync(join(golden.dir, 'fp8-activations.json'), 'utf8')) as {
+    logprobs: (number | null)[][];
+  };
+  const config = JSON.parse(readFileSync(join(golden.dir, 'config.json'), 'utf8')) as Config;
+  // Float32 between operations, as there. Another order of sums turns one operand in hundreds of thousands to the other
+  // neighbour, which moves all that follows in its text by hundredths; what comes before is the same.
+  const near = (mutation: Mutation) =>
+    withModel({ activationDtype: 'f32', cacheDtype: 'f32' }, async (model) => {
+      const differences: number[] = [];
+      for (const [i, { tokens }] of golden.prompts.entries()) {
+        const ours = await logprobsWith(mutation, model, tokens, config);
+        logprobs[i]?.forEach((reference, at) => {
+          if (reference !== null) differences.push(Math.abs((ours[at] as number) - reference));
+        });
+      }
+      expect(differences.length).toBe(golden.prompts.reduce((sum, { tokens }) => sum + tokens.length - 1, 0));
+      const share = differences.filter((difference) => difference < SAME).length / differences.length;
+      console.log(`${mutation.name}: ${(100 * share).toFixed(1)} % of log-probabilities within ${SAME}`);
+      return share;
+    });
+  expect(await near(rounding())).toBeGreaterThan(0.1);
+  for (const verb of OPERATIONS) expect([verb, (await near(rounding([verb]))) < 0.02]).toEqual([verb, true]);
+}, 300_000);
+
+test('every operation with fp8 weights is told, and no other', async () => {
+  const told = (options: LatentModelOptions, dir: string) =>
+    withModel(
+      options,
+      async (model) => {
+        const seen = new Set<string>();
+        const watch = (stream: Stream) =>
+          new Proxy(stream, {
+            get: (_, name) => (args: { [name: string]: unknown }) => {
+              const weights = args.w_scale ?? args.weight_scale;
+              seen.add(
+                `${String(name)}: ${weights === undefined ? 'plain' : 'fp8'} weights, ${args.fp8_activations ?? false}`,
+              );
+              (stream[name as keyof Stream] as (args: unknown) => void)(args);
+            },
+          });
+        model.captureDecode(1, watch).dispose();
+        return [...seen].filter((text) => /fp8 weights|true/.test(text)).sort();
+      },
+      dir,
+    );
+  const expected = (on: boolean) => OPERATIONS.map((verb) => `${verb}: fp8 weights, ${on}`).sort();
+  expect(await told(FP8, golden.dir)).toEqual(expected(true));
+  expect(await told({}, golden.dir)).toEqual(expected(false));
+});
 
 test('deterministic: the same bits in chunks of any size and on any number of threads', async () => {
   const whole = await scoresOf({ ...FP8, deterministic: true });

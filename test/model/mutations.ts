@@ -10,7 +10,7 @@ import { decode, dot, grouping, type RouteMistake, route } from '../cpu/referenc
 import type { Golden } from './golden';
 
 /** What the mutations look at in a config.json. */
-interface Config {
+export interface Config {
   kv_lora_rank: number;
   qk_nope_head_dim: number;
   qk_rope_head_dim: number;
@@ -273,7 +273,8 @@ async function distanceOf(mutation: Mutation, golden: Golden, model: LatentModel
 const ROUTED = ['ids', 'weights', 'offsets', 'order', 'slots'] as const;
 type Routed = Record<(typeof ROUTED)[number], ArrayBufferView>;
 
-async function logprobsWith(
+/** Log-probabilities of a text by a model that makes this mistake in what it tells the operations. */
+export async function logprobsWith(
   { verbs = {}, router }: Mutation,
   model: LatentModel,
   tokens: number[],
