@@ -50,6 +50,16 @@ test('an fp8 cache: 656 bytes a token and layer instead of 1,152, and what loadi
   }
 });
 
+test('fp8 activations: shown, refused where no weight is fp8, and no matter to the sizes of other weights', async () => {
+  const shape = ['--shape', 'v2-lite', '--activation-dtype', 'fp8'];
+  const report = await inspect(...shape, '--dtype', 'fp8');
+  const plain = await inspect('--shape', 'v2-lite', '--dtype', 'fp8');
+  expect([report.activationDtype, plain.activationDtype]).toEqual(['fp8', 'f32']);
+  expect(report.weightBytes.f32).toBe(plain.weightBytes.f32);
+  const { code, stderr } = await runCli(['inspect', '--device', 'cpu', ...shape]);
+  expect([code, stderr]).toEqual([2, expect.stringMatching(/activationDtype: 'fp8' is for weights in fp8/)]);
+});
+
 test('the longest context and the largest batch are the last that fit', async () => {
   const shape = ['--shape', 'tiny', '-c', '512'];
   const report = await inspect(...shape);

@@ -13,7 +13,7 @@ import { MlaError } from '../../lib/errors';
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
 import { native } from '../../lib/native';
 import { continueAlone, continueTogether } from '../model/continue';
-import { compareGreedy, type Golden, goldens } from '../model/golden';
+import { compareGreedy, type Golden, goldenOfFp8Activations, goldens } from '../model/golden';
 import { BATCHES, randomTasks, sameTexts, textsOf, withSpoiltGraphs } from '../model/random-texts';
 import { closeDevices, openTested, TESTED_DEVICE } from './harness';
 
@@ -102,6 +102,24 @@ async function forcedTokens(golden: Golden, model: LatentModel): Promise<{ right
   return { right, total };
 }
 
+/** The GPU's distance from the reference beside that of the CPU with the same options. */
+async function asNearAsTheCpu(golden: Golden, more: LatentModelOptions, what: string): Promise<void> {
+  const [ours, cpu] = [
+    await withModel(golden.dir, more, (model) => distanceOf(golden, model)),
+    await withModel(golden.dir, { ...more, device: 'cpu' }, (model) => distanceOf(golden, model)),
+  ];
+  console.log(`${golden.name} ${what}: ${ours.compared} of ${ours.positions}, ${shown(ours)}; CPU ${shown(cpu)}`);
+  assert.ok(ours.compared >= 0.95 * ours.positions, `${ours.compared} of ${ours.positions} compared`);
+  assert.ok(ours.mean < MEAN_FACTOR * cpu.mean, `mean ${ours.mean}, the CPU's ${cpu.mean}`);
+  assert.ok(ours.worst < WORST_FACTOR * cpu.worst, `worst ${ours.worst}, the CPU's ${cpu.worst}`);
+}
+
+for (const [way, more] of ways) {
+  const golden = goldenOfFp8Activations();
+  test(`${golden.name}: log-probabilities, ${way}`, () =>
+    asNearAsTheCpu(golden, { ...more, activationDtype: 'fp8' }, way));
+}
+
 const shown = ({ worst, mean }: Distance) => `mean ${mean.toExponential(2)}, worst ${worst.toExponential(2)}`;
 
 for (const golden of goldens) {
@@ -116,19 +134,8 @@ for (const golden of goldens) {
     });
 
     for (const cacheDtype of ['bf16', 'fp8'] as const) {
-      test(`${golden.name}: bf16 log-probabilities, ${cacheDtype} cache, ${way}`, async () => {
-        const [ours, cpu] = [
-          await withModel(golden.dir, { ...more, cacheDtype }, (model) => distanceOf(golden, model)),
-          await withModel(golden.dir, { ...more, cacheDtype, device: 'cpu' }, (model) => distanceOf(golden, model)),
-        ];
-        console.log(
-          `${golden.name} bf16, ${cacheDtype} cache, ${way}: ${ours.compared} of ${ours.positions}, ${shown(ours)}; ` +
-            `CPU ${shown(cpu)}`,
-        );
-        assert.ok(ours.compared >= 0.95 * ours.positions, `${ours.compared} of ${ours.positions} compared`);
-        assert.ok(ours.mean < MEAN_FACTOR * cpu.mean, `mean ${ours.mean}, the CPU's ${cpu.mean}`);
-        assert.ok(ours.worst < WORST_FACTOR * cpu.worst, `worst ${ours.worst}, the CPU's ${cpu.worst}`);
-      });
+      test(`${golden.name}: bf16 log-probabilities, ${cacheDtype} cache, ${way}`, () =>
+        asNearAsTheCpu(golden, { ...more, cacheDtype }, `bf16, ${cacheDtype} cache, ${way}`));
     }
   }
 

@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
 import type { Stream } from '../../lib/native';
-import { type Golden, goldens } from './golden';
+import { type Golden, goldenOfFp8Activations, goldens } from './golden';
 import { type Config, logprobsWith, type Mutation } from './mutations';
 
 /** Nats that float32 may differ by. */
@@ -82,22 +82,20 @@ function rounding(but: string[] = []): Mutation {
 }
 
 test('transformers with rounded operands gives the same, and not where one operation does not round', async () => {
-  const { logprobs } = JSON.parse(readFileSync(join(golden.dir, 'fp8-activations.json'), 'utf8')) as {
-    logprobs: (number | null)[][];
-  };
+  const { prompts } = goldenOfFp8Activations();
   const config = JSON.parse(readFileSync(join(golden.dir, 'config.json'), 'utf8')) as Config;
   // Float32 between operations, as there. Another order of sums turns one operand in hundreds of thousands to the other
   // neighbour, which moves all that follows in its text by hundredths; what comes before is the same.
   const near = (mutation: Mutation) =>
     withModel({ activationDtype: 'f32', cacheDtype: 'f32' }, async (model) => {
       const differences: number[] = [];
-      for (const [i, { tokens }] of golden.prompts.entries()) {
+      for (const { tokens, logprobs } of prompts) {
         const ours = await logprobsWith(mutation, model, tokens, config);
-        logprobs[i]?.forEach((reference, at) => {
+        logprobs.forEach((reference, at) => {
           if (reference !== null) differences.push(Math.abs((ours[at] as number) - reference));
         });
       }
-      expect(differences.length).toBe(golden.prompts.reduce((sum, { tokens }) => sum + tokens.length - 1, 0));
+      expect(differences.length).toBe(prompts.reduce((sum, { tokens }) => sum + tokens.length - 1, 0));
       const share = differences.filter((difference) => difference < SAME).length / differences.length;
       console.log(`${mutation.name}: ${(100 * share).toFixed(1)} % of log-probabilities within ${SAME}`);
       return share;

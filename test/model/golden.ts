@@ -31,6 +31,21 @@ export const goldens: Golden[] = readdirSync(FOLDER, { withFileTypes: true })
     return { name, dir, prompts };
   });
 
+/** v3-fp8 with what transformers computes where activations meet fp8 weights in fp8: log-probabilities alone. */
+export function goldenOfFp8Activations(): Golden {
+  const golden = goldens.find(({ name }) => name === 'v3-fp8') as Golden;
+  const { logprobs } = JSON.parse(readFileSync(join(golden.dir, 'fp8-activations.json'), 'utf8')) as {
+    logprobs: (number | null)[][];
+  };
+  const prompts = golden.prompts.map((prompt, i) => ({
+    ...prompt,
+    logprobs: logprobs[i] as (number | null)[],
+    top: [],
+    lastLogits: [],
+  }));
+  return { name: 'v3-fp8 with fp8 activations', dir: golden.dir, prompts };
+}
+
 /** Greedy tokens are compared until the reference itself is this close to undecided. */
 export const UNDECIDED = 2e-2;
 
