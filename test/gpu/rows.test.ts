@@ -139,6 +139,7 @@ const LATENT: readonly LatentCase[] = [
   { ...ODD, act: 'bf16', weight: 'bf16', norm: 'f32', cache: 'f32', rows: 8 },
   { ...ODD, act: 'f32', weight: 'f32', norm: 'bf16', cache: 'bf16', rows: 8 },
   { ...LITE, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 1, fp8: true },
+  { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'f32', cache: 'bf16', rows: 2, fp8: true },
   { ...LITE, d: 1936, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 7, fp8: true },
   { ...V3, act: 'bf16', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 70, fp8: true },
   { ...ODD, act: 'f32', weight: 'f8e4m3', norm: 'bf16', cache: 'bf16', rows: 9, fp8: true },

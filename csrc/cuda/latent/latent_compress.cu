@@ -20,6 +20,7 @@
 #include "cuda/launch.h"
 #include "cuda/norm/norm.h"
 #include "cuda/norm/norm_row.cuh"
+#include "cuda/quant/round_rows.h"
 #include "ops/fp8_row.h"
 
 namespace mla::cuda {
@@ -208,9 +209,10 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
   product.norm.eps = p.eps;
   product.norm.threads = norm_threads(p.x.dim(1));
   product.norm.positions = positions.as<const int32_t>();
-  if (!p.q_norm.present() && !p.fp8_activations) {
+  if (!p.q_norm.present()) {
     LatentFew few;
     few.product = product;
+    few.product.fp8_x = p.fp8_activations;
     few.product.y_row = p.weight.dim(0) - p.q.dim(1);
     few.latent_norm = p.latent_norm.data;
     few.latent_norm_bf16 = p.latent_norm.dtype == DType::kBF16;
@@ -233,6 +235,7 @@ Status run_pass(const LatentCompressParams& p, int64_t begin, int64_t rows, cons
         last.fresh = {};
         few.product.x = scratch.product.x.data;
         few.product.norm = {};
+        MLA_RETURN_IF_ERROR(round_rows(&few.product, scratch.product.x.data, launch));
       }
       return cuda_status(launch_latent_few(few, last), "latent_few_kernel");
     }

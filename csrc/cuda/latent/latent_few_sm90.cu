@@ -5,12 +5,12 @@
 // Grid: a block for each 16 weight rows, those of the cache row first. Block: a warp for each 128 k, whose weights wait
 // in shared memory (gemm/product_held_device.cuh: order of sums, limits). Up to 2 rows are normed by every block for
 // itself, with the bits of norm_rows.cu: a warp and its neighbour have the 256 channels of one of that kernel's warps,
-// add their squares, and norm the 128 that they multiply. The norm's weights are asked for before the product's, behind
-// which they would queue.
-// The last block of the cache row's to arrive at a counter (Launch::counters) norms and rotates what all of them have
-// left in scratch, a team of threads a row, with the bits of latent_compress.cu.
-// Test: test/gpu/rows.test.ts.
+// add their squares, and norm the 128 that they multiply, and round them where they enter as fp8 activations. The
+// norm's weights are asked for before the product's, behind which they would queue. The last block of the cache row's
+// to arrive at a counter (Launch::counters) norms and rotates what all of them have left in scratch, a team of threads
+// a row, with the bits of latent_compress.cu. Test: test/gpu/rows.test.ts.
 #include "common/checked.h"
+#include "cuda/device/fp8_chunk.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/load_kernel.cuh"
 #include "cuda/gemm/product_held.h"
@@ -67,7 +67,8 @@ __device__ __forceinline__ void norm_segment(const Product& p, Shared& shared, c
     if (segment % 2 == 0 && lane == 0) shared.squares[r][norm_warp] = sum;
   }
   __syncthreads();
-  if (lane / 16 != segment % 2 || at >= k) return;
+  const bool exists = at < k;
+  if (lane / 16 != segment % 2 || !(exists || p.fp8_x)) return;
   float weight[kChunk];
   load_weight_chunk(shared.norm, p.norm.weight_bf16, at, k, true, weight);
 #pragma unroll
@@ -82,7 +83,15 @@ __device__ __forceinline__ void norm_segment(const Product& p, Shared& shared, c
     for (int i = 0; i < kChunk; ++i) {
       x.v[i] = padding ? from_float<Bf16>(0.0f) : from_float<Bf16>(to_float(x.v[i]) * factor * weight[i]);
     }
-    *reinterpret_cast<Eight<Bf16>*>(&shared.x[r][at]) = x;
+    if (p.fp8_x) {
+      float v[kChunk];
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) v[i] = to_float(x.v[i]);
+      round_fp8_chunk(0xffffu << (lane & 16), v);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) x.v[i] = from_float<Bf16>(v[i]);
+    }
+    if (exists) *reinterpret_cast<Eight<Bf16>*>(&shared.x[r][at]) = x;
   }
 }
 

@@ -7,6 +7,7 @@
 #include "cuda/quant/round_rows.h"
 
 #include "common/checked.h"
+#include "cuda/device/fp8_chunk.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/rows.cuh"
 #include "cuda/quant/kernels.h"
@@ -17,16 +18,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kThreadsPerScale = kRowScaleChannels / kChunk;
-
-/// The nearest e4m3, ties to even; 448 beyond it. NaN comes out as a number.
-__device__ __forceinline__ float round_e4m3(float x) {
-  const uint32_t u = __float_as_uint(x), magnitude = u & 0x7fffffffu;
-  const float normal = __uint_as_float((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) & 0xfff00000u);
-  // Below 2^-6 units are 2^-9, which are the last bits of numbers from 2^14 on.
-  const float small = __fsub_rn(__fadd_rn(__uint_as_float(magnitude), 0x1p14f), 0x1p14f);
-  const float rounded = fminf(__uint_as_float(magnitude) < 0x1p-6f ? small : normal, 448.0f);
-  return __uint_as_float(__float_as_uint(rounded) | (u & 0x80000000u));
-}
 
 struct RoundArgs {
   const void* x;  // [rows, k], rows x_row elements apart
@@ -46,16 +37,7 @@ __global__ __launch_bounds__(kThreads) void round_rows_kernel(RoundArgs a) {
   const int64_t at = scale_index % scales * kRowScaleChannels + threadIdx.x % kThreadsPerScale * kChunk;
   float v[kChunk] = {};
   if (exists) load_chunk(static_cast<const Act*>(a.x) + row * a.x_row, at, a.k, a.vector, v);
-  uint32_t largest = 0;
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
-#pragma unroll
-  for (int offset = kThreadsPerScale / 2; offset > 0; offset /= 2)
-    largest = max(largest, __shfl_xor_sync(kFullWarp, largest, offset));
-  const uint32_t bits = row_scale_bits(largest);
-  const float scale = __uint_as_float(bits), inverse = __uint_as_float(row_inverse_bits(bits));
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) v[i] = round_e4m3(v[i] * inverse) * scale;
+  round_fp8_chunk(kFullWarp, v);
   if (exists) store_chunk(static_cast<Act*>(a.out) + row * a.k, at, a.k, a.vector, v);
 }
 

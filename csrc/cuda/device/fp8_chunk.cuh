@@ -1,0 +1,33 @@
+// fp8_chunk.cuh - fp8 activations in registers: 16 threads, half of a warp, with the 128 columns that share a scale.
+#pragma once
+#include "cuda/device/rows.cuh"
+#include "ops/fp8_row.h"
+
+namespace mla::cuda {
+
+/// The nearest e4m3, ties to even; 448 beyond it. NaN comes out as a number.
+__device__ __forceinline__ float round_e4m3(float x) {
+  const uint32_t u = __float_as_uint(x), magnitude = u & 0x7fffffffu;
+  const float normal = __uint_as_float((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) & 0xfff00000u);
+  // Below 2^-6 units are 2^-9, which are the last bits of numbers from 2^14 on.
+  const float small = __fsub_rn(__fadd_rn(__uint_as_float(magnitude), 0x1p14f), 0x1p14f);
+  const float rounded = fminf(__uint_as_float(magnitude) < 0x1p-6f ? small : normal, 448.0f);
+  return __uint_as_float(__float_as_uint(rounded) | (u & 0x80000000u));
+}
+
+/// v becomes q * 2^e (row_scale_bits() of ops/fp8_row.h). `lanes` call it, one or both halves of a warp; columns past
+/// the row's end are zeros.
+__device__ __forceinline__ void round_fp8_chunk(unsigned lanes, float (&v)[kChunk]) {
+  static_assert(kRowScaleChannels == 16 * kChunk);
+  uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
+#pragma unroll
+  for (int offset = 8; offset > 0; offset /= 2) largest = max(largest, __shfl_xor_sync(lanes, largest, offset));
+  const uint32_t bits = row_scale_bits(largest);
+  const float scale = __uint_as_float(bits), inverse = __uint_as_float(row_inverse_bits(bits));
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) v[i] = round_e4m3(v[i] * inverse) * scale;
+}
+
+}  // namespace mla::cuda
