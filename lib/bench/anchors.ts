@@ -46,7 +46,9 @@ export class Anchors {
 
   /** The fastest public figure for an operation. */
   kernel(id: string): (Anchor & { us: number }) | undefined {
-    return this.#file.figures.filter((figure) => figure.id === id).sort((a, b) => a.us - b.us)[0];
+    // Public products with fp8 weights take rows in fp8 too; they stand beside ours of either kind.
+    const shape = id.replace(/ fp8 x fp8$/, ' fp8');
+    return this.#file.figures.filter((figure) => figure.id === shape).sort((a, b) => a.us - b.us)[0];
   }
 
   /** All public figures for a model. */

@@ -1,6 +1,6 @@
-// bench/moe-cases.ts - the grouped products of the experts, weights bf16 or fp8, with uniformly random routing: V2-Lite
-// (64 experts, 6 per token; alone and with the two that are always on, as its layers have them) and one of eight ranks of
-// V3 (32 local experts, one row per token on average).
+// bench/moe-cases.ts - the grouped products of the experts, weights bf16 or fp8, and for fp8 weights rows in bf16 or as fp8
+// activations, with uniformly random routing: V2-Lite (64 experts, 6 per token; alone and with the two that are always
+// on, as its layers have them) and one of eight ranks of V3 (32 local experts, one row per token on average).
 import type { Tensor } from '../native';
 import { ExpertWeights, type WeightType } from './expert-weights';
 import type { KernelCase, PreparedCase } from './kernel-case';
@@ -92,12 +92,25 @@ const silu = (x: number) => x / (1 + Math.exp(-x));
 const WEIGHT_BYTES: Readonly<Record<WeightType, number>> = { bf16: 2, fp8: 1 };
 /** How names of cases end. */
 const SUFFIX: Readonly<Record<WeightType, string>> = { bf16: '', fp8: ' fp8' };
+/** The same where rows enter as fp8 activations. */
+const BOTH_FP8 = ' fp8 x fp8';
 
-function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelCase {
+/** Normal rows; `fp8`: as e4m3 with powers of two, which fp8 activations leave as they are, so that checks see through. */
+async function randomRows(bench: Workbench, rows: number, columns: number, fp8: boolean): Promise<Tensor> {
+  const x = await bench.random('bf16', [rows, columns]);
+  if (!fp8) return x;
+  const q = await bench.zeros('f8e4m3', [rows, columns]);
+  const scale = await bench.zeros('f32', [Math.ceil(rows / 128), Math.ceil(columns / 128)]);
+  bench.stream.quantize({ x, q, scale, pow2: true });
+  bench.stream.dequantize({ q, scale, out: x });
+  return x;
+}
+
+function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16', fp8Rows = false): KernelCase {
   const { name, E, K, shared, d, I } = shape;
   const P = T * K;
   return {
-    id: `moeGateUp ${name} tokens=${T}${SUFFIX[type]}`,
+    id: `moeGateUp ${name} tokens=${T}${fp8Rows ? BOTH_FP8 : SUFFIX[type]}`,
     cost: () => ({
       bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * 2 * I * d + 2 * (T * d + P * I),
       flops: 2 * P * 2 * I * d,
@@ -105,7 +118,7 @@ function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16'): Kerne
     async prepare(bench, coldBytes) {
       const copies = Math.ceil(coldBytes / (E * 2 * I * d * WEIGHT_BYTES[type]));
       const experts = await ExpertWeights.random(bench, type, copies * E, 2 * I, d);
-      const x = await bench.random('bf16', [T, d]);
+      const x = await randomRows(bench, T, d, fp8Rows);
       const h = await bench.zeros('bf16', [ROUTINGS, P, I]);
       const { routings, placed } = await putRoutings(bench, shape, T);
       const args = placed.map(({ offsets, order }, i) => ({
@@ -115,6 +128,7 @@ function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16'): Kerne
         order,
         shared,
         h: bench.part(h, i, [P, I]),
+        fp8_activations: fp8Rows,
       }));
       await bench.workspaceFor('moeGateUp', args[0] as (typeof args)[number]);
       return {
@@ -149,11 +163,11 @@ function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16'): Kerne
   };
 }
 
-function downCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelCase {
+function downCase(shape: Experts, T: number, type: WeightType = 'bf16', fp8Rows = false): KernelCase {
   const { name, E, K, d, I } = shape;
   const P = T * K;
   return {
-    id: `moeDown ${name} tokens=${T}${SUFFIX[type]}`,
+    id: `moeDown ${name} tokens=${T}${fp8Rows ? BOTH_FP8 : SUFFIX[type]}`,
     cost: () => ({
       bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * d * I + 2 * (P * I + T * d),
       flops: 2 * P * d * I,
@@ -161,7 +175,7 @@ function downCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelC
     async prepare(bench, coldBytes) {
       const copies = Math.ceil(coldBytes / (E * d * I * WEIGHT_BYTES[type]));
       const experts = await ExpertWeights.random(bench, type, copies * E, d, I);
-      const h = await bench.random('bf16', [P, I]);
+      const h = await randomRows(bench, P, I, fp8Rows);
       const out = await bench.zeros('bf16', [ROUTINGS, T, d]);
       const { routings, placed } = await putRoutings(bench, shape, T);
       const args = placed.map((routing, i) => ({
@@ -169,6 +183,7 @@ function downCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelC
         ...experts.take(i % copies, E, 1),
         ...routing,
         out: bench.part(out, i, [T, d]),
+        fp8_activations: fp8Rows,
       }));
       await bench.workspaceFor('moeDown', args[0] as (typeof args)[number]);
       return {
@@ -208,5 +223,8 @@ function downCase(shape: Experts, T: number, type: WeightType = 'bf16'): KernelC
 export const MOE_CASES: readonly KernelCase[] = [
   ...SHAPES.flatMap((shape) => TOKENS.flatMap((T) => [gateUpCase(shape, T), downCase(shape, T)])),
   ...SHAPES.flatMap((shape) => FP8_TOKENS.flatMap((T) => [gateUpCase(shape, T, 'fp8'), downCase(shape, T, 'fp8')])),
+  ...SHAPES.flatMap((shape) =>
+    FP8_TOKENS.flatMap((T) => [gateUpCase(shape, T, 'fp8', true), downCase(shape, T, 'fp8', true)]),
+  ),
   ...LAYER_TOKENS.flatMap((T) => [gateUpCase(LAYER, T), downCase(LAYER, T)]),
 ];
