@@ -21,10 +21,12 @@ function refusal(verb: keyof Verbs, call: Record<string, unknown>): string | und
 
 const VERBS = Object.keys(CALLS) as (keyof Verbs)[];
 const OPTIONAL: Partial<Record<keyof Verbs, string[]>> = {
-  latentCompress: ['q_norm'],
-  gemm: ['residual'],
+  latentCompress: ['q_norm', 'fp8_activations'],
+  gemm: ['residual', 'fp8_activations'],
+  swiglu: ['fp8_activations'],
   moeRoute: ['bias'],
-  moeDown: ['residual'],
+  moeGateUp: ['fp8_activations'],
+  moeDown: ['residual', 'fp8_activations'],
   sample: ['counts', 'mask', 'logprobs'],
   copy: ['src_offset', 'src_stride', 'dst_offset'],
 };

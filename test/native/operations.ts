@@ -25,6 +25,7 @@ export const CALLS: Record<keyof Verbs, Call> = {
     cache: ['f32', 2, 64, 20],
     eps: 1e-6,
     latent_eps: 1e-6,
+    fp8_activations: true,
   },
   rope: { q: ['f32', 3, 2, 12], positions: ['i32', 3], cos_sin: ['f32', 64, 2, 2] },
   queryAbsorb: {
@@ -90,8 +91,15 @@ export const CALLS: Record<keyof Verbs, Call> = {
     w_scale: ['f32', 1, 1],
     residual: ['bf16', 3, 24],
     y: ['bf16', 3, 24],
+    fp8_activations: true,
   },
-  swiglu: { x: ['f32', 3, 32], w: ['f8e4m3', 32, 32], w_scale: ['f32', 2, 1, 1], out: ['f32', 3, 16] },
+  swiglu: {
+    x: ['f32', 3, 32],
+    w: ['f8e4m3', 32, 32],
+    w_scale: ['f32', 2, 1, 1],
+    out: ['f32', 3, 16],
+    fp8_activations: true,
+  },
   moeRoute: {
     x: ['f32', 3, 32],
     norm: ['f32', 32],
@@ -123,6 +131,7 @@ export const CALLS: Record<keyof Verbs, Call> = {
     offsets: ['i32', 6],
     order: ['i32', 9],
     h: ['f32', 9, 16],
+    fp8_activations: true,
   },
   moeDown: {
     h: ['f32', 9, 16],
@@ -134,6 +143,7 @@ export const CALLS: Record<keyof Verbs, Call> = {
     weights: ['f32', 3, 3],
     residual: ['f32', 3, 32],
     out: ['f32', 3, 32],
+    fp8_activations: true,
   },
   sample: {
     logits: ['f32', 3, 40],
