@@ -1,4 +1,5 @@
-// fp8_chunk.cuh - fp8 activations in registers: 16 threads, half of a warp, with the 128 columns that share a scale.
+// fp8_chunk.cuh - fp8 activations in registers: 16 threads, half of a warp, with the 128 columns that share a scale,
+// and pairs of codes.
 #pragma once
 #include "cuda/device/rows.cuh"
 #include "ops/fp8_row.h"
@@ -13,6 +14,17 @@ __device__ __forceinline__ float round_e4m3(float x) {
   const float small = __fsub_rn(__fadd_rn(__uint_as_float(magnitude), 0x1p14f), 0x1p14f);
   const float rounded = fminf(__uint_as_float(magnitude) < 0x1p-6f ? small : normal, 448.0f);
   return __uint_as_float(__float_as_uint(rounded) | (u & 0x80000000u));
+}
+
+/// Two floats as 16 bits of two e4m3, `lo` in the low half; rounded as from_float<F8E4M3> does.
+__device__ __forceinline__ uint32_t pack_e4m3(float lo, float hi) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+  return from_float<F8E4M3>(lo).bits | static_cast<uint32_t>(from_float<F8E4M3>(hi).bits) << 8;
+#else
+  uint16_t out;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(hi), "f"(lo));
+  return out;
+#endif
 }
 
 /// v becomes q * 2^e (row_scale_bits() of ops/fp8_row.h). `lanes` call it, one or both halves of a warp; columns past

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/checked.h"
+#include "cuda/gemm/product_e4m3.h"
 #include "cuda/gemm/product_held.h"
 #include "cuda/gemm/product_ring.h"
 #include "cuda/gemm/product_split.h"
@@ -71,6 +72,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
   const cudaStream_t stream = launch.stream;
   if (p.rows == 0 || p.n == 0 || p.groups == 0) return cudaSuccess;
   if (p.fp8_x) return cudaErrorInvalidValue;
+  if (p.x_dtype == DType::kF8E4M3) return launch_product_e4m3(p, launch);
   if (holds_weights(p, *launch.traits)) return launch_product_held(p, launch);
   if (rings(p, nullptr, *launch.traits)) return launch_product_ring(p, launch);
   if (p.norm.weight != nullptr) return cudaErrorInvalidValue;
@@ -89,6 +91,7 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
 }
 
 bool combines(const Product& p, const Combine& c, const Traits& traits) {
+  if (p.x_dtype == DType::kF8E4M3) return false;
   if (rings(p, &c, traits)) return true;
   if (multiplies_with_wgmma(p, traits)) return false;
   return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
@@ -116,6 +119,7 @@ cudaError_t load_product_kernels(const Traits& traits) {
     if (error == cudaSuccess) error = load_ring_f8(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_product_split(traits.shared_bytes_per_block);
     if (error == cudaSuccess) error = load_product_wgmma(traits.shared_bytes_per_block);
+    if (error == cudaSuccess) error = load_product_e4m3(traits.shared_bytes_per_block);
   }
   return error == cudaSuccess ? load_product_fma() : error;
 }

@@ -38,11 +38,13 @@ struct Product {
   bool gated = false;
 
   // operands; strides in elements
-  const void* x = nullptr;  // bf16 | f32
+  const void* x = nullptr;  // bf16 | f32; f8e4m3 where product_e4m3.h says so
   DType x_dtype = DType::kBF16;
   int64_t x_row = 0;  // between rows
   int64_t x_group = 0;
-  HeldNorm norm;            // of x, before anything else; only where holds_norm()
+  const uint8_t* x_exponents = nullptr;  // x of f8e4m3: a power of two, plus 127, for each 128 k of a row
+  int64_t x_exponents_row = 0;           // bytes between rows, a multiple of 4
+  HeldNorm norm;                         // of x, before anything else; only where holds_norm()
   bool fp8_x = false;       // x enters as fp8 activations; quant/round_rows.h makes rows that enter as they are
   const void* w = nullptr;  // [groups][n, k], rows k elements long
   DType w_dtype = DType::kBF16;
@@ -51,10 +53,12 @@ struct Product {
   int64_t scale_group = 0;
 
   // results, n (gated n / 2) columns
-  void* y = nullptr;  // x's type, or f32
+  void* y = nullptr;  // x's type, or f32; f8e4m3 where product_e4m3.h says so
   DType y_dtype = DType::kBF16;
   int64_t y_row = 0;
   int64_t y_group = 0;
+  uint8_t* y_exponents = nullptr;  // y of f8e4m3, as x_exponents
+  int64_t y_exponents_row = 0;
   const void* residual = nullptr;  // of x's type, laid out as y; may be y; may be null
 
   // groups of unequal size; null for equal ones

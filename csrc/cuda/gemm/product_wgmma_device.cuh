@@ -18,7 +18,8 @@ constexpr int kTokenTilesAtATime = 8;
 template <class Weight, int kTokens, bool kGatheredTokens, int kBlocks>
 struct WgmmaShape {
   using W = Weight;
-  static constexpr int kMostTokens = kTokens, kCluster = kBlocks;
+  using Index = int64_t;  // of a tile
+  static constexpr int kMostTokens = kTokens, kTileWeights = kWgmmaWeights, kCluster = kBlocks;
   static constexpr bool kGathered = kGatheredTokens;
   static constexpr bool kScaled = sizeof(W) == 1;
   /// Blocks of a multiprocessor. fp8 weights by few tokens: turning weights into bf16 is the bound, and takes more
@@ -44,10 +45,12 @@ struct WgmmaShape {
     constexpr int kUnit = kScaled ? kSegment : kStageK;
     return static_cast<int>((p.k + kUnit - 1) / kUnit) * (kUnit / kStageK);
   }
+  /// Tokens of the tiles of a group that is cut into so many: equal ones.
+  __device__ static int tile_tokens(int rows, int tiles) { return ((rows + tiles - 1) / tiles + 7) / 8 * 8; }
   static_assert(kStages * 40 <= 1024 && !(kGathered && kCluster > 1));
 };
 
-/// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights [w0, w0 + 128).
+/// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights from w0 on.
 struct WgmmaTile {
   int group, row0, count, w0;
 };
@@ -57,16 +60,16 @@ template <class S>
 struct WgmmaWalk {
   const Product& p;
   const WgmmaPlan& plan;
-  int64_t index;
-  int first = 0;       // uneven groups, from the last one: a group,
-  int64_t before = 0;  // and the tiles of all groups before it
+  typename S::Index index;
+  int first = 0;                 // uneven groups, from the last one: a group,
+  typename S::Index before = 0;  // and the tiles of all groups before it
 
   /// The tile at `index`; false behind the last one.
   __device__ bool at(WgmmaTile& tile) {
     int group_rows, token_tiles, tile_tokens, begin = 0;
-    int64_t within;
+    typename S::Index within;
     if (p.offsets == nullptr) {
-      const int64_t per_group = static_cast<int64_t>(plan.token_tiles) * plan.weight_tiles;
+      const auto per_group = static_cast<typename S::Index>(plan.token_tiles) * plan.weight_tiles;
       tile.group = static_cast<int>(index / per_group);
       if (tile.group >= p.groups) return false;
       within = index - tile.group * per_group;
@@ -94,17 +97,17 @@ struct WgmmaWalk {
         first += 32;
       }
       token_tiles = (group_rows + S::kMostTokens - 1) / S::kMostTokens;
-      tile_tokens = ((group_rows + token_tiles - 1) / token_tiles + 7) / 8 * 8;
+      tile_tokens = S::tile_tokens(group_rows, token_tiles);
     }
     const int band = kTokenTilesAtATime * plan.weight_tiles;
     const int turn = static_cast<int>(within / band);
     const int height = min(kTokenTilesAtATime, token_tiles - turn * kTokenTilesAtATime);
-    const int rest = static_cast<int>(within - static_cast<int64_t>(turn) * band);
+    const int rest = static_cast<int>(within - static_cast<typename S::Index>(turn) * band);
     const int token0 = (turn * kTokenTilesAtATime + rest % height) * tile_tokens;
     tile.row0 = begin + token0;
     tile.count = max(0, min(tile_tokens, group_rows - token0));
-    tile.w0 = rest / height * (S::kCluster * kWgmmaWeights);
-    if constexpr (S::kCluster > 1) tile.w0 += static_cast<int>(cluster_rank()) * kWgmmaWeights;
+    tile.w0 = rest / height * (S::kCluster * S::kTileWeights);
+    if constexpr (S::kCluster > 1) tile.w0 += static_cast<int>(cluster_rank()) * S::kTileWeights;
     return true;
   }
 };

@@ -32,7 +32,7 @@ template <class S>
 __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
                                  const CUtensorMap* map, int64_t first, int64_t stride) {
   const int steps = S::steps(p);
-  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaWalk<S> walk{p, plan, static_cast<typename S::Index>(first)};
   WgmmaTile tile{};
   int early = 0;
   if (plan.settled && p.offsets == nullptr && walk.at(tile)) {
@@ -74,7 +74,7 @@ __device__ void load_all_tokens(const Product& p, const WgmmaPlan& plan, const W
   const int steps = S::steps(p);
   const int rank = S::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   pdl_wait();
-  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaWalk<S> walk{p, plan, static_cast<typename S::Index>(first)};
   WgmmaTile tile{};
   RingCursor<S::kStages> at;
   for (; walk.at(tile); walk.index += stride) {
@@ -118,7 +118,7 @@ __device__ void load_gathered(const Product& p, const WgmmaPlan& plan, const Wgm
   constexpr int kTogether = S::kResident == 2 ? 1 : 4;
   const int row = warp * 4 + lane / 8, piece = lane % 8;
   pdl_wait();
-  WgmmaWalk<S> walk{p, plan, first};
+  WgmmaWalk<S> walk{p, plan, static_cast<typename S::Index>(first)};
   WgmmaTile tile{};
   RingCursor<S::kStages> at;
   for (; walk.at(tile); walk.index += stride) {

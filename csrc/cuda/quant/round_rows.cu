@@ -6,11 +6,15 @@
 // once and out written once; they may be the same memory. Bandwidth-bound. Test: test/gpu/matrix.test.ts.
 #include "cuda/quant/round_rows.h"
 
+#include <algorithm>
+
 #include "common/checked.h"
 #include "cuda/device/fp8_chunk.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/rows.cuh"
+#include "cuda/gemm/product_e4m3.h"
 #include "cuda/quant/kernels.h"
+#include "cuda/quant/quantize_rows.h"
 #include "ops/fp8_row.h"
 
 namespace mla::cuda {
@@ -46,15 +50,32 @@ auto* kernel_of(DType act) { return act == DType::kBF16 ? round_rows_kernel<Bf16
 /// Rows of x, which the rows of y name by their order or are.
 int64_t operand_rows(const Product& p) { return p.order == nullptr ? p.rows : p.x_rows; }
 
+/// Rows as e4m3 at `to`, in the order of y's.
+Status quantize(Product* p, void* to, const Launch& launch) {
+  const E4m3Rows rows{p->rows, p->k};
+  MLA_RETURN_IF_ERROR(
+      cuda_status(launch_quantize_rows(*p, p->rows, p->order != nullptr, to, launch.stream), "quantize_rows_kernel"));
+  p->x = to;
+  p->x_dtype = DType::kF8E4M3;
+  p->x_row = p->k;
+  p->x_exponents = static_cast<const uint8_t*>(to) + rows.exponents_at();
+  p->x_exponents_row = rows.exponents_row();
+  p->order = nullptr;
+  p->fp8_x = false;
+  return Status::Ok();
+}
+
 }  // namespace
 
 int64_t rounded_rows_bytes(const Product& p, const Traits& traits) {
-  (void)traits;
-  return p.fp8_x ? round_up(operand_rows(p) * p.k * dtype_bytes(p.x_dtype), 256) : 0;
+  if (!p.fp8_x) return 0;
+  const int64_t plain = operand_rows(p) * p.k * dtype_bytes(p.x_dtype);
+  return round_up(multiplies_with_e4m3(p, traits) ? std::max(plain, E4m3Rows{p.rows, p.k}.bytes()) : plain, 256);
 }
 
 Status round_rows(Product* p, void* to, const Launch& launch) {
   if (!p->fp8_x) return Status::Ok();
+  if (multiplies_with_e4m3(*p, *launch.traits)) return quantize(p, to, launch);
   RoundArgs args;
   args.x = p->x;
   args.out = to;
@@ -73,6 +94,7 @@ Status round_rows(Product* p, void* to, const Launch& launch) {
 }
 
 Status load_round_rows_kernels() {
+  MLA_RETURN_IF_ERROR(cuda_status(load_quantize_rows(), "quantize_rows_kernel"));
   MLA_RETURN_IF_ERROR(load_kernel(kernel_of(DType::kBF16), "round_rows_kernel"));
   return load_kernel(kernel_of(DType::kF32), "round_rows_kernel");
 }
