@@ -2,9 +2,13 @@
 //
 // Pages are dealt out greedily under a share: a worker takes whole groups as long as they fit, then the pages that
 // still do; each part of a group counts kWidePartPages more, for its queries, filling the pipeline and its result. The
-// lanes of one warp try 32 shares from the smallest thinkable one on, for the first team, which has the most. The one
+// warps of a block try 32 shares from the smallest thinkable one on, for the first team, which has the most. The one
 // is taken whose time is the least: the share, and what merging partial results takes. The last worker of a team takes
 // what is left, so that every plan is complete.
+//
+// Dealing out is one thing after the other, and every step of a model waits for it. So all lanes of a warp do it alike,
+// on figures in shared memory and in 32 bits; workers that have nothing but a piece of one group are counted in one go
+// and written by the lanes side by side.
 #pragma once
 #include "cuda/attention/plan_scan.cuh"
 #include "cuda/attention/wide_plan.h"
@@ -29,148 +33,205 @@ constexpr int kWideLeastPages = 2;           // that are worth beginning a part 
 constexpr float kWideMergeTime = 2;          // the merge kernel, if it has anything to do
 constexpr float kWideMergeSlot = 1 / 32.0f;  // of that, for each partial result of a tile
 
-/// What a deal comes to.
-struct WideDeal {
-  bool fits = true;  // under the share
-  int workers = 0, merges = 0, most_parts = 0;
-  int64_t slots = 0, merge_rows = 0;
+/// A sequence as it is dealt out. What makes no sense is cut down to what keeps sums within 32 bits.
+struct WideSequence {
+  int rows;
+  int groups;
+  int whole;  // pages and kWidePartPages; 0 without keys
 };
 
-/// Deals the pages of one team's groups out. With kWrite also writes the records; `base` has what other teams' merges
-/// come to.
-template <bool kWrite>
-__device__ WideDeal deal_wide(const WidePlanArgs& a, int teams, int team, int64_t share, const WideDeal& base = {}) {
+__device__ inline WideSequence load_wide_sequence(const WidePlanArgs& a, int b) {
+  constexpr int64_t kMost = 1 << 30;
+  const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
   const int64_t group_rows = int64_t{a.tiles} * kWideRows;
-  const int most_workers = a.workers / teams;
-  WideDeal deal;
-  const auto write = [](int32_t* to, int64_t x, int64_t y, int64_t z, int64_t w) {
-    to[0] = clamp_int(x);
-    to[1] = clamp_int(y);
-    to[2] = clamp_int(z);
-    to[3] = clamp_int(w);
-  };
-  // Worker `index` of the team begins here, the one before ends.
-  const auto begin = [&](int index, int b, int64_t group, int page) {
-    int32_t* to = a.plan + kWideHeader + kWideRecord * (index * teams + team);
-    if (index > 0) write(to - kWideRecord * teams + 4, b, group, page, teams);
-    write(to, b, group, page, deal.slots);
-    write(to + 4, a.sequences, 0, 0, teams);
-    if (b < a.sequences) write(to + 8, a.q_start[b], a.q_start[b + 1], a.lengths[b], 0);
+  return {static_cast<int>(min(s.rows, kMost)), static_cast<int>(min((s.rows + group_rows - 1) / group_rows, kMost)),
+          s.keys == 0 ? 0 : static_cast<int>((s.keys + kPageTokens - 1) / kPageTokens) + kWidePartPages};
+}
+
+constexpr int kWideHeld = kPlanThreads;  // sequences whose figures are in shared memory
+
+/// What a deal comes to.
+struct WideDeal {
+  bool over;  // more than fits under the share
+  int workers, slots, merges, most_parts;
+  int64_t merge_rows;
+};
+
+/// Deals the pages of one team's groups out, by a whole warp. With kWrite also writes where workers begin, and the
+/// merges; `base` has what other teams' merges come to.
+template <bool kWrite>
+__device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_sequences, int teams, int team, int share,
+                              const WideDeal& base = WideDeal{}) {
+  constexpr int kNoEnd = INT32_MAX;  // of a share
+  const int lane = threadIdx.x % 32, most_workers = a.workers / teams, group_rows = a.tiles * kWideRows;
+  WideDeal deal{};
+  // The next `count` workers of the team begin here and every `pages` further on.
+  const auto begin = [&](int b, int group, int page, int pages, int count) {
+    if constexpr (kWrite) {
+      for (int i = lane; i < count; i += 32) {
+        int32_t* const to = a.plan + kWideHeader + kWideRecord * ((deal.workers + i) * teams + team);
+        to[0] = b;
+        to[1] = group;
+        to[2] = page + i * pages;
+        to[3] = deal.slots + (pages > 0 ? i : 0);
+      }
+    }
+    deal.workers += count;
   };
   // An entry for the last `parts` parts that were dealt out; or, with none, for a sequence without keys.
   const auto merge = [&](int b, int64_t first, int64_t rows, int parts) {
-    if constexpr (kWrite)
-      write(a.plan + kWideHeader + kWideRecord * a.records + 4 * (base.merges + deal.merges),
-            base.merge_rows + deal.merge_rows, int64_t{a.q_start[b]} * a.heads + first,
-            (deal.slots - parts) * teams + team, parts);
+    if (kWrite && lane == 0) {
+      int32_t* const to = a.plan + kWideHeader + kWideRecord * a.records + 4 * (base.merges + deal.merges);
+      to[0] = clamp_int(base.merge_rows + deal.merge_rows);
+      to[1] = clamp_int(int64_t{a.q_start[b]} * a.heads + first);
+      to[2] = (deal.slots - parts) * teams + team;
+      to[3] = parts;
+    }
     ++deal.merges;
     deal.merge_rows += rows;
     deal.most_parts = max(deal.most_parts, parts);
   };
-  int64_t left = 0;
+  int left = 0;
   bool next = true;  // what comes goes to the next worker
   for (int b = 0; b < a.sequences; ++b) {
-    const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-    if (s.keys == 0) {
+    const WideSequence s = b < kWideHeld ? s_sequences[b] : load_wide_sequence(a, b);
+    if (s.whole == 0) {
       if (s.rows > 0 && team == 0) merge(b, 0, s.rows, 0);
       continue;
     }
-    const int64_t groups = (s.rows + group_rows - 1) / group_rows;
-    const int pages = static_cast<int>((s.keys + kPageTokens - 1) / kPageTokens), whole = pages + kWidePartPages;
-    int64_t group = team;
-    int page = 0, parts = 0;
-    while (group < groups) {
+    int group = team, page = 0, parts = 0;
+    while (group < s.groups) {
       if (next) {
-        if (deal.workers == most_workers) {
-          deal.fits = false;
-          left = INT64_MAX;
-        } else {
-          if constexpr (kWrite) begin(deal.workers, b, group, page);
-          ++deal.workers;
-          left = share;
-        }
+        deal.over = deal.workers == most_workers;
+        left = deal.over ? kNoEnd : share;
+        if (!deal.over) begin(b, group, page, 0, 1);
         next = false;
       }
-      const int rest = whole - page;
+      const int rest = s.whole - page;
       if (rest > left) {
-        const int fit = static_cast<int>(left) - kWidePartPages;
-        if ((fit >= kWideLeastPages || left == share) && deal.workers < most_workers) {
-          page += fit;
-          ++parts;
+        // What is left of a worker's share; all of it, and so on until the rest fits, if it has nothing else.
+        const bool fresh = left == share;
+        const int fit = left - kWidePartPages;
+        int cuts = fresh ? (rest - share + fit - 1) / fit : fit >= kWideLeastPages ? 1 : 0;
+        cuts = min(cuts, most_workers - deal.workers);
+        if (fresh && cuts > 0) {
           ++deal.slots;
+          begin(b, group, page + fit, fit, cuts);
+          deal.slots += cuts - 1;
+        } else {
+          deal.slots += cuts;
+          next = true;
         }
-        next = true;
+        page += cuts * fit;
+        parts += cuts;
         continue;
       }
-      left -= rest;
+      if (left != kNoEnd) left -= rest;
       if (page > 0) {
         ++parts;
         ++deal.slots;
-        merge(b, group * group_rows, min(group_rows, s.rows - group * group_rows), parts);
+        const int64_t first = int64_t{group} * group_rows;
+        merge(b, first, min(int64_t{group_rows}, s.rows - first), parts);
         page = parts = 0;
       }
       group += teams;
-      const int64_t more = max(min(left / whole, (groups - group + teams - 1) / teams), int64_t{0});
+      if (group >= s.groups) break;
+      const int more = min(left == kNoEnd ? kNoEnd : left / s.whole, (s.groups - group + teams - 1) / teams);
       group += more * teams;
-      left -= more * whole;
+      if (left != kNoEnd) left -= more * s.whole;
     }
   }
-  if constexpr (kWrite) {
-    for (int w = deal.workers; w <= most_workers; ++w) begin(w, a.sequences, 0, 0);
-  }
+  begin(a.sequences, 0, 0, 0, most_workers + 1 - deal.workers);
   return deal;
 }
 
 /// By all threads of a block of kPlanThreads.
 __device__ inline void make_wide_plan(const WidePlanArgs& a) {
-  __shared__ unsigned long long s_pages, s_most, s_fewer;
-  const int lane = threadIdx.x;
-  if (lane == 0) s_pages = s_most = s_fewer = 0;
-  __syncthreads();
-  const int64_t group_rows = int64_t{a.tiles} * kWideRows;
-  for (int b = threadIdx.x; b < a.sequences; b += kPlanThreads) {
-    const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
-    if (s.keys == 0) continue;
-    const int64_t groups = (s.rows + group_rows - 1) / group_rows;
-    const int64_t pages = (s.keys + kPageTokens - 1) / kPageTokens + kWidePartPages;
-    atomicAdd(&s_pages, static_cast<unsigned long long>(groups * pages));
-    atomicMax(&s_most, static_cast<unsigned long long>(groups));
-    atomicMax(&s_fewer, ~static_cast<unsigned long long>(groups));
+  __shared__ unsigned long long s_pages;
+  __shared__ int s_most, s_fewest;  // groups of a sequence
+  __shared__ WideSequence s_sequences[kWideHeld];
+  __shared__ float s_cost[kPlanWarps];
+  __shared__ WideDeal s_deals[kWideTeams];
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+  if (tid == 0) {
+    s_pages = 0;
+    s_most = 0;
+    s_fewest = INT32_MAX;
   }
   __syncthreads();
-  if (lane >= 32) return;
+  for (int b = tid; b < a.sequences; b += kPlanThreads) {
+    const WideSequence s = load_wide_sequence(a, b);
+    if (b < kWideHeld) s_sequences[b] = s;
+    if (s.whole == 0) continue;
+    atomicAdd(&s_pages, static_cast<unsigned long long>(s.groups) * static_cast<unsigned>(s.whole));
+    atomicMax(&s_most, s.groups);
+    atomicMin(&s_fewest, s.groups);
+  }
+  __syncthreads();
   // Teams only where all sequences have as many groups, or some teams would have more to do than others.
-  const bool alike = s_most == ~s_fewer && s_most <= kWideTeams && s_most <= static_cast<unsigned>(a.workers);
-  const int teams = alike ? static_cast<int>(s_most) : 1;
+  const bool alike = s_most == s_fewest && s_most <= min(kWideTeams, a.workers);
+  const int teams = alike ? s_most : 1;
   const int used = a.workers / teams * teams;
   const int64_t least = (static_cast<int64_t>(s_pages) + used - 1) / used;
-  const int64_t first = max(least, int64_t{kWidePartPages} + 1), mine = first + lane;
-  const WideDeal tried = deal_wide<false>(a, teams, 0, mine);
-  float cost = static_cast<float>(mine);
-  if (tried.slots > 0) cost += kWideMergeTime + static_cast<float>(tried.slots * teams * a.tiles) * kWideMergeSlot;
-  if (!tried.fits) cost = INFINITY;
+  const int first = clamp_int(max(least, int64_t{kWidePartPages} + 1)), most = INT32_MAX - kPlanWarps;
+  const auto share_of = [&](int i) { return min(first, most) + i; };
+
+  const WideDeal tried = deal_wide<false>(a, s_sequences, teams, 0, share_of(warp));
+  if (lane == 0) {
+    float cost = static_cast<float>(share_of(warp));
+    if (tried.slots > 0) cost += kWideMergeTime + static_cast<float>(tried.slots * teams * a.tiles) * kWideMergeSlot;
+    s_cost[warp] = tried.over ? INFINITY : cost;
+  }
+  __syncthreads();
+  const float cost = s_cost[lane];
   float best = cost;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) best = fminf(best, __shfl_xor_sync(kFullWarp, best, i));
-  const int64_t share = first + __ffs(__ballot_sync(kFullWarp, cost == best)) - 1;  // the smallest of those
+  const int share = share_of(__ffs(__ballot_sync(kFullWarp, cost == best)) - 1);  // the smallest of those
 
-  // Merges of the teams before this one.
-  WideDeal made;
-  if (lane < teams) made = deal_wide<false>(a, teams, lane, share);
-  WideDeal base, all;
-  for (int t = 0; t < teams; ++t) {
-    const int merges = __shfl_sync(kFullWarp, made.merges, t), parts = __shfl_sync(kFullWarp, made.most_parts, t);
-    const int64_t rows = __shfl_sync(kFullWarp, made.merge_rows, t);
-    if (t < lane) {
-      base.merges += merges;
-      base.merge_rows += rows;
+  // Merges of the teams before a warp's.
+  if (teams > 1) {
+    if (warp < teams) {
+      const WideDeal deal = deal_wide<false>(a, s_sequences, teams, warp, share);
+      if (lane == 0) s_deals[warp] = deal;
     }
-    all.merges += merges;
-    all.merge_rows += rows;
-    all.most_parts = max(all.most_parts, parts);
+    __syncthreads();
   }
-  if (lane < teams) deal_wide<true>(a, teams, lane, share, base);
-  if (lane != 0) return;
+  WideDeal base{};
+  for (int t = 0; t < min(warp, teams); ++t) {
+    base.merges += s_deals[t].merges;
+    base.merge_rows += s_deals[t].merge_rows;
+  }
+  if (teams > 1) __syncthreads();  // s_deals may be written again
+  if (warp < teams) {
+    const WideDeal deal = deal_wide<true>(a, s_sequences, teams, warp, share, base);
+    if (lane == 0) s_deals[warp] = deal;
+  }
+  __syncthreads();
+  // Where workers end, and what they begin with.
+  const int records = used + teams;
+  for (int i = tid; i < records; i += kPlanThreads) {
+    int32_t* const to = a.plan + kWideHeader + kWideRecord * i;
+    const bool last = i + teams >= records;
+    const int32_t* const behind = to + kWideRecord * teams;
+    to[4] = last ? a.sequences : behind[0];
+    to[5] = last ? 0 : behind[1];
+    to[6] = last ? 0 : behind[2];
+    to[7] = teams;
+    const int b = to[0];
+    if (b >= a.sequences) continue;
+    to[8] = a.q_start[b];
+    to[9] = a.q_start[b + 1];
+    to[10] = a.lengths[b];
+    to[11] = 0;
+  }
+  if (tid != 0) return;
+  WideDeal all{};
+  for (int t = 0; t < teams; ++t) {
+    all.merges += s_deals[t].merges;
+    all.merge_rows += s_deals[t].merge_rows;
+    all.most_parts = max(all.most_parts, s_deals[t].most_parts);
+  }
   a.plan[kWideTeamsAt] = teams;
   a.plan[kWideMerges] = all.merges;
   a.plan[kWideMergeRows] = clamp_int(all.merge_rows);
