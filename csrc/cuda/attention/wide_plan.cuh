@@ -49,6 +49,8 @@ __device__ inline WideSequence load_wide_sequence(const WidePlanArgs& a, int b) 
 }
 
 constexpr int kWideHeld = kPlanThreads;  // sequences whose figures are in shared memory
+constexpr int kWideTries = 32;           // shares
+constexpr int kWideTriesAtOnce = 4;      // by a warp
 
 /// What a deal comes to.
 struct WideDeal {
@@ -150,7 +152,7 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
   __shared__ unsigned long long s_pages;
   __shared__ int s_most, s_fewest;  // groups of a sequence
   __shared__ WideSequence s_sequences[kWideHeld];
-  __shared__ float s_cost[kPlanWarps];
+  __shared__ float s_cost[kWideTries];
   __shared__ WideDeal s_deals[kWideTeams];
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   if (tid == 0) {
@@ -173,14 +175,15 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
   const int teams = alike ? s_most : 1;
   const int used = a.workers / teams * teams;
   const int64_t least = (static_cast<int64_t>(s_pages) + used - 1) / used;
-  const int first = clamp_int(max(least, int64_t{kWidePartPages} + 1)), most = INT32_MAX - kPlanWarps;
+  const int first = clamp_int(max(least, int64_t{kWidePartPages} + 1)), most = INT32_MAX - kWideTries;
   const auto share_of = [&](int i) { return min(first, most) + i; };
 
-  const WideDeal tried = deal_wide<false>(a, s_sequences, teams, 0, share_of(warp));
-  if (lane == 0) {
-    float cost = static_cast<float>(share_of(warp));
+  if (warp < kWideTries / kWideTriesAtOnce) {
+    const int i = warp * kWideTriesAtOnce + lane % kWideTriesAtOnce;
+    const WideDeal tried = deal_wide<false>(a, s_sequences, teams, 0, share_of(i));
+    float cost = static_cast<float>(share_of(i));
     if (tried.slots > 0) cost += kWideMergeTime + static_cast<float>(tried.slots * teams * a.tiles) * kWideMergeSlot;
-    s_cost[warp] = tried.over ? INFINITY : cost;
+    if (lane < kWideTriesAtOnce) s_cost[i] = tried.over ? INFINITY : cost;
   }
   __syncthreads();
   const float cost = s_cost[lane];
