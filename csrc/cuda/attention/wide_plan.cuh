@@ -1,14 +1,15 @@
 // wide_plan.cuh - writes decodePlan's part for the Hopper kernel of many query rows (wide_plan.h).
 //
 // Pages are dealt out greedily under a share: a worker takes whole groups as long as they fit, then the pages that
-// still do; each part of a group counts kWidePartPages more, for its queries, filling the pipeline and its result. The
-// warps of a block try 32 shares from the smallest thinkable one on, for the first team, which has the most. The one
-// is taken whose time is the least: the share, and what merging partial results takes. The last worker of a team takes
+// still do; each part of a group counts kWidePartPages more, for its queries, filling the pipeline and its result.
+// kWideTries shares from the smallest thinkable one on are tried, for the first team, which has the most. The one is
+// taken whose time is the least: the share, and what merging partial results takes. The last worker of a team takes
 // what is left, so that every plan is complete.
 //
-// Dealing out is one thing after the other, and every step of a model waits for it. So all lanes of a warp do it alike,
-// on figures in shared memory and in 32 bits; workers that have nothing but a piece of one group are counted in one go
-// and written by the lanes side by side.
+// Dealing out is one thing after the other, and every step of a model waits for it. So it is done in 32 bits, on
+// figures in shared memory; workers that have nothing but a piece of one group are taken in one go, and written by the
+// lanes of a warp side by side. Eight warps try four shares each: one warp would go through the ways of all lanes, 32
+// warps wait for one another's instructions (docs/kernels/mla-decode-wide.md has times).
 #pragma once
 #include "cuda/attention/plan_scan.cuh"
 #include "cuda/attention/wide_plan.h"
@@ -59,8 +60,8 @@ struct WideDeal {
   int64_t merge_rows;
 };
 
-/// Deals the pages of one team's groups out, by a whole warp. With kWrite also writes where workers begin, and the
-/// merges; `base` has what other teams' merges come to.
+/// Deals the pages of one team's groups out. With kWrite, all lanes of a warp alike, also writes where workers begin,
+/// and the merges; `base` has what other teams' merges come to.
 template <bool kWrite>
 __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_sequences, int teams, int team, int share,
                               const WideDeal& base = WideDeal{}) {
@@ -192,20 +193,19 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
   for (int i = 16; i > 0; i /= 2) best = fminf(best, __shfl_xor_sync(kFullWarp, best, i));
   const int share = share_of(__ffs(__ballot_sync(kFullWarp, cost == best)) - 1);  // the smallest of those
 
-  // Merges of the teams before a warp's.
+  WideDeal base{};  // merges of the teams before a warp's
   if (teams > 1) {
     if (warp < teams) {
       const WideDeal deal = deal_wide<false>(a, s_sequences, teams, warp, share);
       if (lane == 0) s_deals[warp] = deal;
     }
     __syncthreads();
+    for (int t = 0; t < min(warp, teams); ++t) {
+      base.merges += s_deals[t].merges;
+      base.merge_rows += s_deals[t].merge_rows;
+    }
+    __syncthreads();  // s_deals may be written again
   }
-  WideDeal base{};
-  for (int t = 0; t < min(warp, teams); ++t) {
-    base.merges += s_deals[t].merges;
-    base.merge_rows += s_deals[t].merge_rows;
-  }
-  if (teams > 1) __syncthreads();  // s_deals may be written again
   if (warp < teams) {
     const WideDeal deal = deal_wide<true>(a, s_sequences, teams, warp, share, base);
     if (lane == 0) s_deals[warp] = deal;
