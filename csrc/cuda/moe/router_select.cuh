@@ -23,12 +23,21 @@ struct SelectArgs {
 
 constexpr uint32_t kTaken = 0;
 
+/// 1 / y for y from 1 on, as a division rounds it but for rare cases, without the branch that a division has. Infinity
+/// gives next to nothing.
+__device__ __forceinline__ float reciprocal(float y) {
+  y = fminf(y, 8e37f);
+  float r;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(y));
+  return fmaf(r, fmaf(-y, r, 1.0f), r);
+}
+
 /// A logit's score. The same expression wherever a score is needed, so that it has the same bits.
 struct Scorer {
   bool sigmoid;
-  float largest, sum;  // softmax
+  float largest, part;  // softmax: 1 / sum
   __device__ __forceinline__ float operator()(float logit) const {
-    return sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - largest) / sum;
+    return sigmoid ? reciprocal(1.0f + expf(-logit)) : expf(logit - largest) * part;
   }
 };
 
@@ -36,6 +45,20 @@ struct Scorer {
 __device__ __forceinline__ int warp_best_key(uint32_t key, int index, uint32_t* best) {
   *best = __reduce_max_sync(kFullWarp, key);
   return static_cast<int>(__reduce_min_sync(kFullWarp, key == *best ? static_cast<unsigned>(index) : ~0u));
+}
+
+/// The largest of a lane's keys.
+template <int kPer>
+__device__ __forceinline__ uint32_t largest_key(const uint32_t (&keys)[kPer]) {
+  uint32_t best[kPer];
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) best[i] = keys[i];
+#pragma unroll
+  for (int half = kPer / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) best[i] = max(best[i], best[i + half]);
+  }
+  return best[0];
 }
 
 /// Keeps the experts of the topk_group best groups; the others' keys become that of -inf. Groups of 32: one register of
@@ -57,13 +80,13 @@ __device__ __forceinline__ void keep_groups_of_32(const SelectArgs& a, const flo
     }
     if (lane == i) group_key = score;
   }
-  uint32_t kept = 0;  // one bit for each group
-  for (int i = 0; i < a.topk_group; ++i) {
-    uint32_t best;
-    const int winner = warp_best_key(group_key, lane, &best);
-    if (lane == winner) group_key = kTaken;
-    kept |= 1u << winner;
+  int better = 0;  // groups before this one in the order of their scores
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    const uint32_t other = __shfl_sync(kFullWarp, group_key, i);
+    better += i < a.n_group && (other > group_key || (other == group_key && i < lane));
   }
+  const uint32_t kept = __ballot_sync(kFullWarp, better < a.topk_group);  // one bit for each group
   const uint32_t none = order_key(-INFINITY);
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
@@ -134,7 +157,7 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
 
   const float* const logits = a.logits + row * a.experts;
   float choice[kPer], bias[kPer];  // loads that do not wait for each other
-  Scorer score{a.sigmoid, -INFINITY, 0};
+  Scorer score{a.sigmoid, -INFINITY, 1};
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int expert = lane + 32 * i;
@@ -143,12 +166,11 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
     score.largest = fmaxf(score.largest, choice[i]);
   }
   if (!a.sigmoid) {
-    score.largest = warp_max(score.largest);
+    score.largest = from_order_key(__reduce_max_sync(kFullWarp, order_key(score.largest)));
+    float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      if (lane + 32 * i < a.experts) score.sum += expf(choice[i] - score.largest);
-    }
-    score.sum = warp_sum(score.sum);
+    for (int i = 0; i < kPer; ++i) sum += lane + 32 * i < a.experts ? score(choice[i]) : 0.0f;
+    score.part = 1.0f / warp_sum(sum);
   }
   uint32_t keys[kPer];
 #pragma unroll
@@ -170,30 +192,31 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
 
   // Lane j keeps choices j and j + 32.
   int low_id = 0, high_id = 0;
+#pragma unroll 1
   for (int j = 0; j < a.top_k; ++j) {
-    uint32_t key = kTaken;
-    int index = a.experts - 1;
+    const uint32_t best = __reduce_max_sync(kFullWarp, largest_key(keys));
+    unsigned index = ~0u;  // the lane's lowest that has it
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      if (keys[i] > key) {
-        key = keys[i];
-        index = lane + 32 * i;
-      }
-    }
-    uint32_t best;
-    const int expert = warp_best_key(key, index, &best);
+    for (int i = kPer - 1; i >= 0; --i) index = keys[i] == best ? lane + 32 * i : index;
+    const int expert = static_cast<int>(__reduce_min_sync(kFullWarp, index));
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      if (expert == lane + 32 * i) keys[i] = kTaken;
-    }
+    for (int i = 0; i < kPer; ++i) keys[i] = expert == lane + 32 * i ? kTaken : keys[i];
     if (j == lane) low_id = expert;
     if (j == lane + 32) high_id = expert;
   }
   const float low = lane < a.top_k ? score(logits[low_id]) : 0.0f;
   const float high = lane + 32 < a.top_k ? score(logits[high_id]) : 0.0f;
   float sum = 0;
-  for (int j = 0; j < a.top_k && j < 32; ++j) sum += __shfl_sync(kFullWarp, low, j);
-  for (int j = 32; j < a.top_k; ++j) sum += __shfl_sync(kFullWarp, high, j - 32);
+  const auto add = [&](float of_lane, int count) {  // in the order of the choices; lanes behind them have 0
+    for (int j0 = 0; j0 < count; j0 += 8) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += __shfl_sync(kFullWarp, of_lane, j0 + j);
+    }
+  };
+  if (a.norm_topk) {
+    add(low, min(a.top_k, 32));
+    add(high, a.top_k - 32);
+  }
   const auto write = [&](int j, int id, float weight) {
     if (j >= a.top_k) return;
     ids[j] = id;
