@@ -10,6 +10,7 @@
 // to arrive at a counter (Launch::counters) norms and rotates what all of them have left in scratch, a team of threads
 // a row, with the bits of latent_compress.cu. Test: test/gpu/rows.test.ts.
 #include "common/checked.h"
+#include "cuda/device/arrive.cuh"
 #include "cuda/device/fp8_chunk.cuh"
 #include "cuda/device/pdl.cuh"
 #include "cuda/gemm/load_kernel.cuh"
@@ -42,14 +43,6 @@ struct Shared {
   int positions[kHeldRows], slots[kHeldRows];
   bool last;
 };
-
-/// How many have arrived before; what they wrote is seen, and what this block wrote before its last barrier by whoever
-/// arrives after it.
-__device__ __forceinline__ unsigned arrive(unsigned* counter) {
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
-}
 
 /// Rows of x, normed, into shared.x, each warp the channels of its segment.
 __device__ __forceinline__ void norm_segment(const Product& p, Shared& shared, const uint4 (&raw)[kLatentNormedRows]) {

@@ -13,6 +13,13 @@ Status launch_route_few(const MoeRouteParams& p, const SelectArgs& select, const
                         const Launch& launch);
 Status load_route_few_kernels();
 
+/// Some bf16 rows, and bf16 gates of up to 64 experts, on Hopper: norm, logits and choice in one launch, up to 128 rows
+/// with grouping. select.logits is not used.
+bool routes_parts(const MoeRouteParams& p, const Traits& traits);
+Status launch_route_parts(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,
+                          const Launch& launch, bool* grouped);
+Status load_route_parts_kernels();
+
 /// Up to 128 rows on Hopper: norm, logits and choice in one launch. select.logits is not used.
 bool routes_rows(const MoeRouteParams& p, const Traits& traits);
 Status launch_route_rows(const MoeRouteParams& p, const SelectArgs& select, const Launch& launch);

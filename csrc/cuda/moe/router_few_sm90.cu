@@ -63,32 +63,6 @@ struct Shared {
   alignas(8) uint64_t logits_sent, ids_sent;
 };
 
-/// Groups the pairs of all rows, by one warp.
-__device__ __forceinline__ void group_few(const GroupArgs& a, int pairs, const int32_t* ids, uint32_t* marks,
-                                          int* starts) {
-  const int lane = threadIdx.x % 32;
-  for (int i = lane; i < a.groups; i += 32) marks[i] = 0;
-  __syncwarp();
-  for (int i = lane; i < pairs; i += 32) {
-    const int group = group_of(a, ids[i]);
-    if (group >= 0) atomicOr(&marks[group], 1u << (i / a.columns));
-  }
-  __syncwarp();
-  const int total = start_groups(a, marks, starts);
-  __syncwarp();
-#pragma unroll 1
-  for (int i = lane; i < pairs; i += 32) {
-    const int group = group_of(a, ids[i]);
-    int slot = -1;
-    if (group >= 0) {
-      slot = starts[group] + __popc(marks[group] & ((1u << (i / a.columns)) - 1));
-      a.order[slot] = i;
-    }
-    a.slots[i] = slot;
-    if (i >= total) a.order[i] = -1;
-  }
-}
-
 template <class Gate>
 __global__ void __launch_bounds__(kThreads, 2)
     route_few_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ SelectArgs choice,
@@ -218,13 +192,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     } else if (warp == 1 && rank == 0) {
       GroupArgs group = grouping;
+      group.ids = s.ids;
       if (real) {
         mbarrier_wait_cluster(ids_sent, 0);
       } else {
         group.offsets = s.starts;
         group.order = group.slots = s.nowhere;
       }
-      group_few(group, pairs, s.ids, s.marks, s.starts);
+      group_few(group, pairs, s.marks, s.starts);
     }
   }
   // Blocks that are sent something have got all of it.

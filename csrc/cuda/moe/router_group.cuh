@@ -95,6 +95,31 @@ __device__ __forceinline__ int start_groups(const GroupArgs& a, const uint32_t* 
   return total;
 }
 
+/// Groups the pairs of up to 32 rows by one warp. `marks`, `starts`: one for each group.
+__device__ __forceinline__ void group_few(const GroupArgs& a, int pairs, uint32_t* marks, int* starts) {
+  const int lane = threadIdx.x % 32;
+  for (int i = lane; i < a.groups; i += 32) marks[i] = 0;
+  __syncwarp();
+  for (int i = lane; i < pairs; i += 32) {
+    const int group = group_of(a, a.ids[i]);
+    if (group >= 0) atomicOr(&marks[group], 1u << (i / a.columns));
+  }
+  __syncwarp();
+  const int total = start_groups(a, marks, starts);
+  __syncwarp();
+#pragma unroll 1
+  for (int i = lane; i < pairs; i += 32) {
+    const int group = group_of(a, a.ids[i]);
+    int slot = -1;
+    if (group >= 0) {
+      slot = starts[group] + __popc(marks[group] & ((1u << (i / a.columns)) - 1));
+      a.order[slot] = i;
+    }
+    a.slots[i] = slot;
+    if (i >= total) a.order[i] = -1;
+  }
+}
+
 /// Writes order and slots of one chunk; the first chunk also writes the offsets, and all share what lies past the last
 /// pair. `shared` has group_shared_bytes, `scratch` 32 integers. All threads of the block.
 __device__ __forceinline__ void place_chunk(const GroupArgs& a, int64_t chunk, int64_t chunks, uint32_t* shared,
