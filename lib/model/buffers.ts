@@ -19,6 +19,8 @@ export interface Limits {
   contextRows: number;
   /** rows that the absorbed form takes at most (decode, and short appends) */
   absorbedRows: number;
+  /** new tokens of a sequence that take it, where none of the sequence is in the cache */
+  absorbedFirst: number;
   /** likeliest ids per position that scoring can return */
   maxTop: number;
 }

@@ -23,13 +23,25 @@ export interface MemoryPlan {
 /** Default of the `context` option, where the model allows it. */
 const DEFAULT_CONTEXT = 4096;
 /**
- * Above this many new tokens the expanded form needs fewer operations: per head it pays 2(n + v)c once per key and
- * then 2(n + r + v) per pair, the absorbed form 2(2c + r) per pair; with 128/64/128/512 they meet near 170.
+ * Up to this many new tokens of a sequence take the absorbed form, where the cache holds none of it before and where it
+ * does. Per head the expanded form pays 2(n + v)c operations once per key and then 2(n + r + v) per pair, the absorbed
+ * form 2(2c + r) per pair; with 128/64/128/512 they meet near 170 tokens. On a GPU the expanded form also writes what it
+ * has expanded and reads it again. Tokens/s absorbed / expanded (H200, 2026-11-26, `mla bench prefill --attention`):
+ *
+ *   V2-Lite, 16 heads   128 new        192            256            384
+ *   nothing cached      12577 / 12329  17388 / 18115  22684 / 23477  30739 / 32285
+ *   256 cached          12212 / 11968  17450 / 16835  22271 / 21762  31346 / 30318
+ *   1024 cached         11670 / 10954  16557 / 15819  21495 / 20981  29649 / 29429
+ *   4096 cached         10747 /  8899  14805 / 13242  18816 / 17326  23869 / 24431
+ *   32768 cached         6252 /  3399                  9181 /  6669
+ *   V3, 128 heads, 3 layers
+ *   1024 cached         51576 / 47788  56531 / 54078  66372 / 66140  78606 / 86564
+ *   4096 cached         33478 / 32940  40126 / 39698  46085 / 47756  52430 / 57232
  */
-export const ABSORBED_MAX_TOKENS = 128;
+export const ABSORBED_MAX_TOKENS = { cpu: { first: 128, later: 128 }, cuda: { first: 128, later: 256 } } as const;
 
 /** Resolves the options that are numbers. @throws ERR_INVALID_ARG */
-export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limits {
+export function limitsOf(options: LatentModelOptions, config: ModelConfig, kind: DeviceInfo['kind']): Limits {
   const integer = (name: string, value: number, low: number, high: number): number => {
     if (!Number.isInteger(value) || value < low || value > high) {
       throw invalidArg(name, `an integer from ${low} to ${high}`, value);
@@ -41,6 +53,7 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
   const maxSequences = integer('maxSequences', options.maxSequences ?? 8, 1, 1024);
   const pages = integer('pages', options.pages ?? pagesFor(context) * maxSequences, 1, 2 ** 24);
   const prefillRows = integer('prefillChunk', options.prefillChunk ?? 512, 1, 16384);
+  const absorbed = ABSORBED_MAX_TOKENS[kind];
   return {
     context,
     maxSequences,
@@ -50,9 +63,8 @@ export function limitsOf(options: LatentModelOptions, config: ModelConfig): Limi
     contextRows: Math.max(prefillRows, 64),
     // where that is the only form, prompts need not go in small passes
     absorbedRows:
-      options.deterministic || options.attention === 'absorbed'
-        ? prefillRows
-        : Math.min(ABSORBED_MAX_TOKENS, prefillRows),
+      options.deterministic || options.attention === 'absorbed' ? prefillRows : Math.min(absorbed.later, prefillRows),
+    absorbedFirst: Math.min(absorbed.first, prefillRows),
     maxTop: Math.min(20, config.vocab_size),
   };
 }

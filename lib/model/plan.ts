@@ -41,7 +41,7 @@ export function planModel(
 ): ModelPlan {
   const dims = dimsOf(config);
   const precision = precisionOf(options, info);
-  const limits = limitsOf(options, config);
+  const limits = limitsOf(options, config, info.kind);
   const latentEps = options.latentNormEps ?? config.rms_norm_eps;
   if (!(latentEps > 0 && latentEps < 1)) throw invalidArg('latentNormEps', 'a number between 0 and 1', latentEps);
 

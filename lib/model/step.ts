@@ -167,7 +167,8 @@ export function packPasses(machine: Machine, pieces: readonly Piece[], form: 'au
   const passes: { pieces: Piece[]; rows: number; context: number; form: AttentionForm }[] = [];
   const maxContext = maxContextChunks(limits) * limits.contextRows;
   for (const { sequence, tokens, sample } of pieces) {
-    const wanted = form === 'auto' ? (tokens.length <= limits.absorbedRows ? 'absorbed' : 'expanded') : form;
+    const few = sequence.length > 0 ? limits.absorbedRows : limits.absorbedFirst;
+    const wanted = form === 'auto' ? (tokens.length <= few ? 'absorbed' : 'expanded') : form;
     const most = wanted === 'absorbed' ? limits.absorbedRows : limits.prefillRows;
     for (let done = 0; done < tokens.length; ) {
       const last = passes.at(-1);
