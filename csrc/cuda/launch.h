@@ -20,7 +20,7 @@ struct Traits {
   int multiprocessors = 0;
   int shared_bytes_per_block = 0;  // with opt-in
   bool hopper = false;             // sm_90: the _sm90 kernels run
-  bool deterministic = false;      // one order of sums for every number of rows (gemm/product.h), keys in one piece
+  bool deterministic = false;      // one order of sums whatever else is in the step: gemm/product.h, mla_decode.cc
 };
 
 /// Counters that blocks of one kernel may arrive at.

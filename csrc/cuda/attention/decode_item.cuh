@@ -27,6 +27,7 @@ struct DecodeArgs {
   int sequences;
   int max_pages;
   int pages;
+  bool fixed_parts;  // wide_plan.h
   float scale_log2;  // scale * log2(e)
 };
 
@@ -51,6 +52,7 @@ inline DecodeArgs make_decode_args(const MlaDecodeParams& p, const DecodePartial
   a.sequences = static_cast<int>(p.lengths.dim(0));
   a.max_pages = static_cast<int>(p.block_table.dim(1));
   a.pages = static_cast<int>(p.cache.dim(0));
+  a.fixed_parts = partials.fixed_parts;
   a.scale_log2 = p.scale * kLog2E;
   return a;
 }

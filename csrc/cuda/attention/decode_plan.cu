@@ -50,6 +50,7 @@ struct PlanArgs {
   WidePlanArgs wide;
 };
 
+template <bool kFixed>
 __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
   __shared__ unsigned long long s_work;  // key tiles of all row tiles
   __shared__ unsigned long long s_longest;
@@ -71,7 +72,7 @@ __global__ __launch_bounds__(kPlanThreads) void decode_plan_kernel(PlanArgs a) {
     return;
   }
   if (blockIdx.x == 2) {
-    make_wide_plan(a.wide);
+    make_wide_plan<kFixed>(a.wide);
     return;
   }
   const auto key_tiles = [](const PlanSequence& s) { return (s.keys + kPlanKeys - 1) / kPlanKeys; };
@@ -219,12 +220,16 @@ Status decodePlan(const DecodePlanParams& p, const Launch& launch) noexcept {
                args.heads,
                wide_tiles(p.heads),
                wide_workers(*launch.traits, p.heads),
-               wide_records(*launch.traits)};
-  return cuda_status(
-      launch_pdl(decode_plan_kernel, dim3(launch.traits->hopper ? 3 : 1), dim3(kPlanThreads), 0, launch.stream, args),
-      "decode_plan_kernel");
+               wide_records(*launch.traits),
+               static_cast<int>(wide_slots(*launch.traits, p.heads))};
+  return cuda_status(launch_pdl(launch.traits->deterministic ? decode_plan_kernel<true> : decode_plan_kernel<false>,
+                                dim3(launch.traits->hopper ? 3 : 1), dim3(kPlanThreads), 0, launch.stream, args),
+                     "decode_plan_kernel");
 }
 
-Status load_decode_plan_kernels() { return load_kernel(decode_plan_kernel, "decode_plan_kernel"); }
+Status load_decode_plan_kernels() {
+  MLA_RETURN_IF_ERROR(load_kernel(decode_plan_kernel<false>, "decode_plan_kernel"));
+  return load_kernel(decode_plan_kernel<true>, "decode_plan_kernel");
+}
 
 }  // namespace mla::cuda

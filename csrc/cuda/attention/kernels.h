@@ -9,9 +9,10 @@ struct DecodePartials {
   float* out = nullptr;      // [slots, row_tile, c], not divided by the sums
   float* max_sum = nullptr;  // [slots, row_tile, 2]: the largest score in powers of two, and the sum relative to it
   int slots = 0;
-  int row_tile = 0;       // query rows that a kernel takes at once
-  int64_t plan_at = 0;    // where the part of the plan begins that it follows
-  bool few_plan = false;  // whether that part is few_plan.h's
+  int row_tile = 0;          // query rows that a kernel takes at once
+  int64_t plan_at = 0;       // where the part of the plan begins that it follows
+  bool few_plan = false;     // whether that part is few_plan.h's
+  bool fixed_parts = false;  // wide_plan.h
 };
 
 /// Ok if the plan is long enough for so many sequences.

@@ -3,9 +3,12 @@
 // On Hopper up to 48 query rows a sequence take the kernel for few rows (few_plan.h), more the kernel for tiles of 64
 // rows (wide_plan.h), which has a merge kernel of its own; elsewhere the tensor core kernel takes the work items of the
 // plan (decode_plan.h). Then the merge kernel, which also writes the rows that none of them covers. Where types,
-// dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain arithmetic. Deterministic: the
-// kernels of all GPUs, and every sequence is one split, so that a row's keys are summed up one after the other, the
-// same whatever else is in the step. Test: test/gpu/attention.test.ts.
+// dimensions, or beginnings that are no multiple of 16 bytes do not fit those: by plain arithmetic.
+//
+// Deterministic: which kernel takes a row and how its keys are summed up depends on types and dimensions alone. On
+// Hopper the kernel for tiles of 64 rows takes any number of rows, in fixed parts of the keys (wide_plan.h); where that
+// one does not fit, and elsewhere, every sequence is one split of the other kernels. Test: test/gpu/attention.test.ts,
+// test/gpu/decode-company.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -43,9 +46,17 @@ struct Shape {
     return {few_slots(traits.multiprocessors), row_tile, p.out.dim(2)};
   }
 
-  /// Of the Hopper kernel for more rows.
+  /// Of the Hopper kernel for more rows. With fixed parts: no more than row tiles have of them, and where they have
+  /// several, one slot for each block besides.
   static Shape wide(const MlaDecodeParams& p, const Traits& traits) {
-    return {wide_slots(traits, p.q.dim(1)), kWideRows, p.out.dim(2)};
+    const int64_t heads = p.q.dim(1), tiles = wide_tiles(heads);
+    int64_t slots = wide_slots(traits, heads);
+    if (traits.deterministic) {
+      const int64_t parts = fixed_part(static_cast<int>(std::max<int64_t>(p.block_table.dim(1), 1) - 1)) + 1;
+      const int64_t row_tiles = decode_max_row_tiles(p.q.dim(0) * heads, p.lengths.dim(0), heads, kWideRows * tiles);
+      slots = parts == 1 ? 0 : std::min(slots, parts * row_tiles * tiles) + wide_workers(traits, heads) * tiles;
+    }
+    return {slots, kWideRows, p.out.dim(2)};
   }
 
   int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
@@ -61,7 +72,8 @@ bool few_types_fit(const MlaDecodeParams& p, const Traits& traits) {
 }
 
 bool wide_types_fit(const MlaDecodeParams& p, const Traits& traits) {
-  return few_types_fit(p, traits) && p.cache.dtype == DType::kBF16 && p.out.dim(2) == 512;
+  return traits.hopper && p.q.dtype == DType::kBF16 && p.cache.dtype == DType::kBF16 && p.out.dim(2) == 512 &&
+         p.q.dim(2) == 512 + 64;
 }
 
 /// Both operations where `expand` is given.
@@ -128,6 +140,7 @@ Status decode(const MlaDecodeParams& p, const ValueExpandParams* expand, const L
     if (expand != nullptr) return launch_merge_expand(p, partials, *expand, launch);
   } else if (wide) {
     partials.plan_at = wide_plan_offset(p.lengths.dim(0), launch.traits->multiprocessors);
+    partials.fixed_parts = launch.traits->deterministic;
     MLA_RETURN_IF_ERROR(launch_decode_wide(p, partials, launch));
     return launch_decode_wide_merge(p, partials, launch);
   } else if (p.lengths.dim(0) > 0) {

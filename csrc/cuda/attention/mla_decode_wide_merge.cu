@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/attention/decode_item.cuh"
+#include "cuda/attention/fixed_sum.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/wide_plan.h"
 #include "cuda/device/numeric.cuh"
@@ -53,6 +54,21 @@ __device__ Part sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, in
       if (i < count) out[i] = *reinterpret_cast<const float4*>(a.partial_out + (from + i * stride) * kC + column);
     }
     const float2 mine = lane < count ? a.max_sum[from + lane * stride] : make_float2(-INFINITY, 0);
+    if (a.fixed_parts) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const SumWeights w(part.largest, __shfl_sync(kFullWarp, mine.x, i));
+        const float sum = __shfl_sync(kFullWarp, mine.y, i);
+        if (begin + i == 0) {
+          part = {w.largest, sum, out[i]};
+        } else if (i < count) {
+          part = {w.largest, w.added(part.sum, sum),
+                  make_float4(w.added(part.out.x, out[i].x), w.added(part.out.y, out[i].y),
+                              w.added(part.out.z, out[i].z), w.added(part.out.w, out[i].w))};
+        }
+      }
+      continue;
+    }
     const float largest = fmaxf(warp_max(mine.x), part.largest), shift = softmax_shift(largest);
     const float keep = exp2f(part.largest - shift), weight = exp2f(mine.x - shift);
     part.largest = largest;
@@ -83,6 +99,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(Deco
   const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kWideMergeRows], 0), all);
   const int merges = min(max(a.plan[kWideMerges], 0), a.sequences + records - kWideTeams);
   const int teams = min(max(a.plan[kWideTeamsAt], 1), kWideTeams);
+  const int slot_rows = min(max(a.plan[kWideSlotRows], 1), kWideRows);
   const int32_t* const entries = a.plan + kWideHeader + kWideRecord * records;
   // Rows that belong to no sequence: before the first one and after the last one.
   const int before = min(max(a.q_start[0], 0), a.tokens) * a.heads;
@@ -91,9 +108,10 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(Deco
 
   // Whichever goes less often to memory.
   const int64_t blocks = gridDim.x, most = max(a.plan[kWideMostParts], 0);
-  const bool shared = div_up(rows, blocks) * div_up(most, int64_t{kTeams * kAtOnce}) <
-                      div_up(rows, blocks * kTeams) * div_up(most, int64_t{kAtOnce});
-  const int step = shared ? 1 : kTeams;
+  const bool shared = !a.fixed_parts && div_up(rows, blocks) * div_up(most, int64_t{kTeams * kAtOnce}) <
+                                            div_up(rows, blocks * kTeams) * div_up(most, int64_t{kAtOnce});
+  // Fixed parts are added up in their order, so by one team.
+  const int step = a.fixed_parts ? max(min(static_cast<int>(div_up(rows, blocks)), kTeams), 1) : shared ? 1 : kTeams;
   for (int64_t first = int64_t{blockIdx.x} * step; first < rows; first += int64_t{gridDim.x} * step) {
     const int64_t index = shared ? first : first + team;
     int64_t row = -1, from = 0;
@@ -108,18 +126,20 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(Deco
         const int32_t* const it = entries + 4 * entry;
         const int offset = static_cast<int>(index) - it[0];
         row = int64_t{it[1]} + offset;
-        from = (int64_t{it[2]} * tiles + offset / kWideRows) * kWideRows + offset % kWideRows;
+        from = (int64_t{it[2]} * tiles + offset / kWideRows) * slot_rows + offset % kWideRows;
         parts = min(it[3], records);
         const int64_t last = int64_t{it[2]} + int64_t{parts - 1} * teams;
-        const bool sound = row >= 0 && row < all && it[2] >= 0 && (last + 1) * tiles <= a.slots;
-        if (!sound || (parts > 0 && offset >= tiles * kWideRows)) row = -1;
+        const bool sound =
+            row >= 0 && row < all && it[2] >= 0 && (last + 1) * tiles * slot_rows <= int64_t{a.slots} * kWideRows;
+        if (!sound || (parts > 0 && (offset >= tiles * kWideRows || offset % kWideRows >= slot_rows))) row = -1;
       }
     } else if (index < rows) {
       row = index - merge_rows;
       if (row >= before) row += after - before;
     }
+    if (!shared && team >= step) row = -1;
     if (row < 0) parts = 0;
-    const int64_t stride = int64_t{tiles} * teams * kWideRows;
+    const int64_t stride = int64_t{tiles} * teams * slot_rows;
     if (first == int64_t{blockIdx.x} * step) {
       pdl_wait();
       pdl_launch_dependents();

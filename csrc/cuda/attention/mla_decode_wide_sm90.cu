@@ -27,6 +27,7 @@
 #include <cuda_runtime.h>
 
 #include "common/checked.h"
+#include "cuda/attention/fixed_sum.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/wide_worker.cuh"
 #include "cuda/device/mma.cuh"
@@ -62,7 +63,7 @@ constexpr int kPagesAt = kPageBytes;  // behind the queries
 constexpr int kProbabilitiesAt = 3 * kPageBytes;
 constexpr int kOtherProbabilitiesAt = kOutTiles * kTileBytes;  // the queries' last sub-tile
 constexpr int kFiguresAt = kProbabilitiesAt + kTileBytes;
-constexpr int kBarriersAt = kFiguresAt + 6 * kRows * 4;
+constexpr int kBarriersAt = kFiguresAt + 10 * kRows * 4;
 constexpr int kParts = 4;  // that a page pair is loaded in: left and right half of each page
 constexpr int kBarriers = 2 + 2 * kTiles + kParts;
 constexpr int kSharedBytes = kBarriersAt + kBarriers * 8;
@@ -81,6 +82,7 @@ struct Figures {
   float largest[kRows];
   float factor[2][kRows];  // by page 0, by page 1
   float sum[2][kRows];
+  float2 kept[2][kRows];  // maxima and sums of what add_kept() has kept, in turns
 };
 
 __device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 16 + (buffer * kTiles + tile) * 8; }
@@ -388,6 +390,40 @@ struct Half {
     }
   }
 
+  /// Adds to what the block has kept of the same tile, or keeps what that comes to, for its next segment: in a slot of
+  /// its own behind those of the plan, as it lies in registers.
+  __device__ __forceinline__ void add_kept(bool adds, bool keeps, float (&largest)[2], float (&total)[2]) {
+    if (threadIdx.x % kWarpgroup / 32 * 16 >= segment().item.rows) return;  // none of the warp's rows is one
+    const int64_t slot = x.a.slots - gridDim.x + blockIdx.x;
+    float4* const kept = reinterpret_cast<float4*>(x.a.partial_out + slot * kRows * kC) + threadIdx.x;
+    if (adds) {
+      const float2* const before = &x.s_figures->kept[(index + 1) % 2][my_row];
+      const SumWeights low(before[0].x, largest[0]), high(before[8].x, largest[1]);
+      total[0] = low.added(before[0].y, total[0]);
+      total[1] = high.added(before[8].y, total[1]);
+      largest[0] = low.largest;
+      largest[1] = high.largest;
+#pragma unroll
+      for (int i = 0; i < kHalf / 8; ++i) {
+        const float4 v = kept[i * kMathThreads];
+        low.add_in_place(v.x, out[4 * i]);
+        low.add_in_place(v.y, out[4 * i + 1]);
+        high.add_in_place(v.z, out[4 * i + 2]);
+        high.add_in_place(v.w, out[4 * i + 3]);
+      }
+    }
+    if (!keeps) return;
+#pragma unroll
+    for (int i = 0; i < kHalf / 8; ++i)
+      kept[i * kMathThreads] = make_float4(out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3]);
+    if (threadIdx.x % 4 == 0) {  // both warpgroups, the same; what is read lies in the other place
+      float2* const now = &x.s_figures->kept[index % 2][my_row];
+      now[0] = make_float2(largest[0], total[0]);
+      now[8] = make_float2(largest[1], total[1]);
+    }
+    __syncwarp();
+  }
+
   /// Writes this warpgroup's half of the result.
   __device__ __forceinline__ void finish() {
     const DecodeArgs& a = x.a;
@@ -401,20 +437,27 @@ struct Half {
       if (lane % 4 == 0) x.s_figures->sum[group][my_row + 8 * h] = total;
     }
     named_barrier_sync(kSums, kMathThreads);
+    float total[2], largest[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = my_row + 8 * h;
-      const bool live = row < item.rows;
-      const float total = x.s_figures->sum[0][row] + x.s_figures->sum[1][row];
-      const float largest = x.s_figures->largest[row] * a.scale_log2;
+      total[h] = x.s_figures->sum[0][row] + x.s_figures->sum[1][row];
+      largest[h] = x.s_figures->largest[row] * a.scale_log2;
+    }
+    const bool adds = segment().adds, keeps = segment().keeps;
+    if (adds || keeps) add_kept(adds, keeps, largest, total);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = my_row + 8 * h;
+      const bool live = row < item.rows && !keeps;
       if (item.slot >= 0) {
-        const int64_t at = int64_t{item.slot} * kRows + row;
-        if (live && group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest, total);
+        const int64_t at = int64_t{item.slot} + row;
+        if (live && group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest[h], total[h]);
         write_partial(a.partial_out + at * kC + group * kHalf, h, live);
       } else {
         const int64_t at = int64_t{item.row} + row;
-        if (live && group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest, total);
-        write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, live, inverse_sum(total));
+        if (live && group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest[h], total[h]);
+        write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, live, inverse_sum(total[h]));
       }
     }
   }

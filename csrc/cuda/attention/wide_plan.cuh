@@ -10,6 +10,10 @@
 // figures in shared memory; workers that have nothing but a piece of one group are taken in one go, and written by the
 // lanes of a warp side by side. Eight warps try four shares each: one warp would go through the ways of all lanes, 32
 // warps wait for one another's instructions (docs/kernels/mla-decode-wide.md has times).
+//
+// Where parts are fixed (wide_plan.h), cuts are at their ends, and the shares that are tried go up to one more group;
+// the last one cuts no group, so it needs no partial results, nor more workers than there are, since each but the last
+// has more than an equal share then.
 #pragma once
 #include "cuda/attention/plan_scan.cuh"
 #include "cuda/attention/wide_plan.h"
@@ -26,6 +30,7 @@ struct WidePlanArgs {
   int tiles;    // of a group
   int workers;  // that run at once
   int records;  // wide_records
+  int slots;    // wide_slots
 };
 
 // In pages of one worker.
@@ -38,15 +43,24 @@ constexpr float kWideMergeSlot = 1 / 32.0f;  // of that, for each partial result
 struct WideSequence {
   int rows;
   int groups;
-  int whole;  // pages and kWidePartPages; 0 without keys
+  int whole;  // pages, and kWidePartPages for each part; 0 without keys
+  int parts;  // fixed ones, or 1
 };
 
-__device__ inline WideSequence load_wide_sequence(const WidePlanArgs& a, int b) {
+template <bool kFixed>
+__device__ WideSequence load_wide_sequence(const WidePlanArgs& a, int b) {
   constexpr int64_t kMost = 1 << 30;
   const PlanSequence s = load_sequence(a.q_start, a.lengths, b, a.heads);
   const int64_t group_rows = int64_t{a.tiles} * kWideRows;
+  const int pages = static_cast<int>((s.keys + kPageTokens - 1) / kPageTokens);
+  const int parts = kFixed && pages > 0 ? fixed_part(pages - 1) + 1 : 1;
   return {static_cast<int>(min(s.rows, kMost)), static_cast<int>(min((s.rows + group_rows - 1) / group_rows, kMost)),
-          s.keys == 0 ? 0 : static_cast<int>((s.keys + kPageTokens - 1) / kPageTokens) + kWidePartPages};
+          pages == 0 ? 0 : pages + kWidePartPages * parts, parts};
+}
+
+/// What a worker's share is charged for fixed part `part`, which begins at `page`.
+__device__ inline int fixed_cost(const WideSequence& s, int page, int part) {
+  return min(fixed_part_begin(part + 1), s.whole - kWidePartPages * s.parts) - page + kWidePartPages;
 }
 
 constexpr int kWideHeld = kPlanThreads;  // sequences whose figures are in shared memory
@@ -61,10 +75,10 @@ struct WideDeal {
 };
 
 /// Deals the pages of one team's groups out. With kWrite, all lanes of a warp alike, also writes where workers begin,
-/// and the merges; `base` has what other teams' merges come to.
-template <bool kWrite>
+/// and the merges; `base` has what other teams' merges come to. Groups are cut, or (with fixed parts only) not.
+template <bool kFixed, bool kWrite>
 __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_sequences, int teams, int team, int share,
-                              const WideDeal& base = WideDeal{}) {
+                              bool cut, const WideDeal& base = WideDeal{}) {
   constexpr int kNoEnd = INT32_MAX;  // of a share
   const int lane = threadIdx.x % 32, most_workers = a.workers / teams, group_rows = a.tiles * kWideRows;
   WideDeal deal{};
@@ -97,7 +111,7 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_seque
   int left = 0;
   bool next = true;  // what comes goes to the next worker
   for (int b = 0; b < a.sequences; ++b) {
-    const WideSequence s = b < kWideHeld ? s_sequences[b] : load_wide_sequence(a, b);
+    const WideSequence s = b < kWideHeld ? s_sequences[b] : load_wide_sequence<kFixed>(a, b);
     if (s.whole == 0) {
       if (s.rows > 0 && team == 0) merge(b, 0, s.rows, 0);
       continue;
@@ -107,10 +121,20 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_seque
       if (next) {
         deal.over = deal.workers == most_workers;
         left = deal.over ? kNoEnd : share;
+        if (kFixed && !deal.over) left = max(left, cut ? fixed_cost(s, page, parts) : s.whole);
         if (!deal.over) begin(b, group, page, 0, 1);
         next = false;
       }
-      const int rest = s.whole - page;
+      const int rest = s.whole - page - (kFixed ? kWidePartPages * parts : 0);
+      if (kFixed && rest > left) {
+        for (int cost; cut && (cost = fixed_cost(s, page, parts)) <= left; left -= cost) {
+          page += cost - kWidePartPages;
+          ++parts;
+          ++deal.slots;
+        }
+        next = true;
+        continue;
+      }
       if (rest > left) {
         // What is left of a worker's share; all of it, and so on until the rest fits, if it has nothing else.
         const bool fresh = left == share;
@@ -131,8 +155,9 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_seque
       }
       if (left != kNoEnd) left -= rest;
       if (page > 0) {
-        ++parts;
-        ++deal.slots;
+        const int last = kFixed ? s.parts - parts : 1;
+        parts += last;
+        deal.slots += last;
         const int64_t first = int64_t{group} * group_rows;
         merge(b, first, min(int64_t{group_rows}, s.rows - first), parts);
         page = parts = 0;
@@ -149,26 +174,31 @@ __device__ WideDeal deal_wide(const WidePlanArgs& a, const WideSequence* s_seque
 }
 
 /// By all threads of a block of kPlanThreads.
-__device__ inline void make_wide_plan(const WidePlanArgs& a) {
+template <bool kFixed>
+__device__ void make_wide_plan(const WidePlanArgs& a) {
   __shared__ unsigned long long s_pages;
   __shared__ int s_most, s_fewest;  // groups of a sequence
+  __shared__ int s_whole, s_rows;   // of any sequence
   __shared__ WideSequence s_sequences[kWideHeld];
   __shared__ float s_cost[kWideTries];
   __shared__ WideDeal s_deals[kWideTeams];
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   if (tid == 0) {
     s_pages = 0;
-    s_most = 0;
+    s_most = s_whole = s_rows = 0;
     s_fewest = INT32_MAX;
   }
   __syncthreads();
   for (int b = tid; b < a.sequences; b += kPlanThreads) {
-    const WideSequence s = load_wide_sequence(a, b);
+    const WideSequence s = load_wide_sequence<kFixed>(a, b);
     if (b < kWideHeld) s_sequences[b] = s;
     if (s.whole == 0) continue;
     atomicAdd(&s_pages, static_cast<unsigned long long>(s.groups) * static_cast<unsigned>(s.whole));
     atomicMax(&s_most, s.groups);
     atomicMin(&s_fewest, s.groups);
+    if (!kFixed) continue;
+    atomicMax(&s_whole, s.whole);
+    atomicMax(&s_rows, s.rows);
   }
   __syncthreads();
   // Teams only where all sequences have as many groups, or some teams would have more to do than others.
@@ -176,27 +206,34 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
   const int teams = alike ? s_most : 1;
   const int used = a.workers / teams * teams;
   const int64_t least = (static_cast<int64_t>(s_pages) + used - 1) / used;
-  const int first = clamp_int(max(least, int64_t{kWidePartPages} + 1)), most = INT32_MAX - kWideTries;
-  const auto share_of = [&](int i) { return min(first, most) + i; };
+  const int first = clamp_int(max(least, int64_t{kWidePartPages} + 1)), most = INT32_MAX / 2;
+  const int step = kFixed ? (s_whole + kWideTries - 2) / (kWideTries - 1) : 1;
+  const auto share_of = [&](int i) { return min(first, most) + i * step; };
+  const auto cut_of = [](int i) { return !kFixed || i < kWideTries - 1; };
+  const int slot_rows = kFixed ? min(max(s_rows, 1), kWideRows) : kWideRows;
 
   if (warp < kWideTries / kWideTriesAtOnce) {
     const int i = warp * kWideTriesAtOnce + lane % kWideTriesAtOnce;
-    const WideDeal tried = deal_wide<false>(a, s_sequences, teams, 0, share_of(i));
+    const WideDeal tried = deal_wide<kFixed, false>(a, s_sequences, teams, 0, share_of(i), cut_of(i));
     float cost = static_cast<float>(share_of(i));
-    if (tried.slots > 0) cost += kWideMergeTime + static_cast<float>(tried.slots * teams * a.tiles) * kWideMergeSlot;
-    if (lane < kWideTriesAtOnce) s_cost[i] = tried.over ? INFINITY : cost;
+    const float slots = static_cast<float>(tried.slots * teams * a.tiles) * slot_rows / kWideRows;  // of whole tiles
+    if (tried.slots > 0) cost += kWideMergeTime + slots * kWideMergeSlot;
+    const bool fits = !tried.over && (!kFixed || slots <= a.slots);
+    if (lane < kWideTriesAtOnce) s_cost[i] = fits ? cost : INFINITY;
   }
   __syncthreads();
   const float cost = s_cost[lane];
   float best = cost;
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) best = fminf(best, __shfl_xor_sync(kFullWarp, best, i));
-  const int share = share_of(__ffs(__ballot_sync(kFullWarp, cost == best)) - 1);  // the smallest of those
+  const int chosen = __ffs(__ballot_sync(kFullWarp, cost == best)) - 1;  // the smallest of those
+  const int share = share_of(chosen);
+  const bool cut = cut_of(chosen);
 
   WideDeal base{};  // merges of the teams before a warp's
   if (teams > 1) {
     if (warp < teams) {
-      const WideDeal deal = deal_wide<false>(a, s_sequences, teams, warp, share);
+      const WideDeal deal = deal_wide<kFixed, false>(a, s_sequences, teams, warp, share, cut);
       if (lane == 0) s_deals[warp] = deal;
     }
     __syncthreads();
@@ -207,7 +244,7 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
     __syncthreads();  // s_deals may be written again
   }
   if (warp < teams) {
-    const WideDeal deal = deal_wide<true>(a, s_sequences, teams, warp, share, base);
+    const WideDeal deal = deal_wide<kFixed, true>(a, s_sequences, teams, warp, share, cut, base);
     if (lane == 0) s_deals[warp] = deal;
   }
   __syncthreads();
@@ -239,7 +276,8 @@ __device__ inline void make_wide_plan(const WidePlanArgs& a) {
   a.plan[kWideMerges] = all.merges;
   a.plan[kWideMergeRows] = clamp_int(all.merge_rows);
   a.plan[kWideMostParts] = all.most_parts;
-  for (int i = kWideMostParts + 1; i < kWideHeader; ++i) a.plan[i] = 0;
+  a.plan[kWideSlotRows] = slot_rows;
+  for (int i = kWideSlotRows + 1; i < kWideHeader; ++i) a.plan[i] = 0;
 }
 
 }  // namespace mla::cuda

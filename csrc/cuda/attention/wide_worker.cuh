@@ -11,6 +11,8 @@ struct Segment {
   DecodeItem item;
   int first_page;  // in the sequence
   int pages;       // none: the worker has no more
+  bool adds;       // to what the worker has kept of the same row tile
+  bool keeps;      // the sum, for its next segment
 };
 
 /// Goes through the segments of a worker. Every value is made safe: rows lie within T * H, keys within the row of the
@@ -35,14 +37,20 @@ class Worker {
 
   /// The next segment is pages [begin, end) of a group of the sequence.
   __device__ bool next() {
+    if (end > 0 && end < until()) {
+      if (part()) ++slot;
+      begin = end;
+      end = segment_end();
+      return true;
+    }
     if (end > 0) step();
     while (sequence < a.sequences && (sequence < last_sequence || (sequence == last_sequence && group <= last_group))) {
       if (length == 0 || group >= div_up(rows(), kBlocks * kWideRows)) {
         take(sequence + 1);
         continue;
       }
-      end = div_up(length, kPageTokens);
-      if (sequence == last_sequence && group == last_group) end = min(last_page, end);
+      from = begin;
+      end = segment_end();
       if (begin < end) return true;
       step();
     }
@@ -56,13 +64,18 @@ class Worker {
     item.sequence = sequence;
     item.first = first;
     item.row = q_begin * a.heads + first;
+    // A cluster's tiles are whole ones.
+    const int slot_rows = kBlocks == 1 && part() ? min(max(a.plan[kWideSlotRows], 1), kWideRows) : kWideRows;
     item.slot = part() ? (slot * teams + team()) * kBlocks + rank() : -1;
-    item.rows = item.slot < a.slots ? min(max(rows() - first, 0), kWideRows) : 0;
+    item.rows = item.slot < a.slots * kWideRows / slot_rows ? min(max(rows() - first, 0), slot_rows) : 0;
+    item.slot *= slot_rows;  // where its rows begin
     item.visible_offset = length - (q_end - q_begin) + 1;
     item.key_begin = begin * kPageTokens;
     item.key_end = min(end * kPageTokens, length);
     segment->first_page = begin;
     segment->pages = end - begin;
+    segment->adds = !part() && begin > from;
+    segment->keeps = !part() && end < until();
   }
 
  private:
@@ -84,13 +97,20 @@ class Worker {
   // Not kept: registers are short.
   __device__ int team() const { return static_cast<int>(blockIdx.x) / kBlocks % teams; }
   __device__ int rows() const { return max(q_end - q_begin, 0) * a.heads; }
-  __device__ bool part() const { return begin > 0 || end < div_up(length, kPageTokens); }
+  /// Behind the worker's pages of the group, and of its next segment.
+  __device__ int until() const {
+    const int pages = div_up(length, kPageTokens);
+    return sequence == last_sequence && group == last_group ? min(last_page, pages) : pages;
+  }
+  __device__ int segment_end() const { return a.fixed_parts ? min(fixed_part_end(begin), until()) : until(); }
+  /// Whether other workers have parts of the group.
+  __device__ bool part() const { return from > 0 || until() < div_up(length, kPageTokens); }
   __device__ static int rank() { return static_cast<int>(blockIdx.x) % kBlocks; }
 
   const DecodeArgs& a;
   int teams;
   int sequence, group, begin, slot;
-  int end = 0;
+  int end = 0, from = 0;  // from: the worker's first page of the group
   int last_sequence, last_group, last_page;
   int q_begin, q_end, length;  // of the sequence
 };
