@@ -18,36 +18,25 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 /// Rows a group has on average, rounded up.
 int64_t mean_rows(const Product& p) { return p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups); }
 
-/// Above this many rows of a group the weights would be read several times.
-constexpr int64_t kStreamMeanRows = 16;
-constexpr int64_t kStreamEvenRows = 32;
-
-/// So few tiles would leave most of the GPU idle; streaming the weights once for each 32 rows is quicker.
-bool few_tiles(const Product& p, int multiprocessors) {
-  return p.rows <= 96 && p.groups * ceil_div(p.rows, 64) * ceil_div(p.n, 64) <= multiprocessors / 2;
-}
-
-bool streams(const Product& p, int multiprocessors) {
-  if (p.offsets == nullptr) return p.rows <= kStreamEvenRows || few_tiles(p, multiprocessors);
-  return p.rows <= kStreamRows && mean_rows(p) <= kStreamMeanRows;
-}
-
-/// Rows of a tile in eights. With uneven groups a group can have up to all rows of x.
-int stream_row_tiles(const Product& p) {
-  const int64_t most = p.offsets == nullptr ? p.rows : p.order == nullptr ? p.rows : p.x_rows;
-  if (most <= 8) return 1;
-  if (most <= 16 || p.offsets != nullptr) return 2;
-  return 4;
-}
-
-/// Height of the tiles: 128 where that still gives every multiprocessor a tile and the rows fill it.
+/// Rows of tiles: as few as hold a group's, but 128 only where that still gives every multiprocessor a tile.
 int tile_rows(const Product& p, int multiprocessors) {
   const int64_t mean = mean_rows(p);
-  if (p.offsets != nullptr && mean <= 48) return 32;
+  if (mean <= (p.w_dtype == DType::kF8E4M3 ? 16 : 12)) return 16;
+  if (mean <= 48) return 32;
   if (mean <= (p.offsets != nullptr ? 96 : 64)) return 64;
   const int64_t row_tiles = p.offsets == nullptr ? p.groups * ceil_div(p.rows, 128) : ceil_div(p.rows, 128);
   return row_tiles * ceil_div(p.n, 128) >= multiprocessors ? 128 : 64;
 }
+
+/// So few tiles would leave most of the GPU idle; streaming the weights once for each 32 rows is quicker.
+bool streams(const Product& p, int multiprocessors) {
+  if (p.offsets != nullptr || p.rows > 96) return false;
+  const int64_t width = p.rows <= 32 ? 128 : 64;  // of a tile
+  return p.groups * ceil_div(p.rows, 64) * ceil_div(p.n, width) <= multiprocessors / 2;
+}
+
+/// Rows of a streaming tile in eights.
+int stream_row_tiles(const Product& p) { return p.rows <= 8 ? 1 : p.rows <= 16 ? 2 : 4; }
 
 }  // namespace
 
@@ -86,24 +75,14 @@ cudaError_t launch_product(const Product& p, const Launch& launch) {
               : launch_product_stream_bf16(p, row_tiles, multiprocessors, stream);
   }
   const int height = tile_rows(p, multiprocessors);
-  return f8 ? launch_product_tile_f8(p, height, multiprocessors, stream)
-            : launch_product_tile_bf16(p, height, multiprocessors, stream);
+  return f8 ? launch_product_tile_f8(p, height, *launch.traits, stream)
+            : launch_product_tile_bf16(p, height, *launch.traits, stream);
 }
 
-bool combines(const Product& p, const Combine& c, const Traits& traits) {
-  if (p.x_dtype == DType::kF8E4M3) return false;
-  if (rings(p, &c, traits)) return true;
-  if (multiplies_with_wgmma(p, traits)) return false;
-  return fits_tensor_cores(p) && p.rows <= kCombineRows && mean_rows(p) <= kStreamMeanRows &&
-         combine_stream_bytes(p, c, combine_row_tiles(c)) <= traits.shared_bytes_per_block - 1024;
-}
+bool combines(const Product& p, const Combine& c, const Traits& traits) { return rings(p, &c, traits); }
 
 cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& launch) {
-  if (rings(p, &c, *launch.traits)) return launch_combine_ring(p, c, launch);
-  const int multiprocessors = launch.traits->multiprocessors;
-  const cudaStream_t stream = launch.stream;
-  return p.w_dtype == DType::kF8E4M3 ? launch_combine_stream_f8(p, c, combine_row_tiles(c), multiprocessors, stream)
-                                     : launch_combine_stream_bf16(p, c, combine_row_tiles(c), multiprocessors, stream);
+  return launch_combine_ring(p, c, launch);
 }
 
 cudaError_t load_product_kernels(const Traits& traits) {

@@ -97,8 +97,8 @@ bool holds_norm(const Product& p, const Traits& traits);
 /// x [rows, k], w [n, k], y [rows, n or n / 2].
 Product dense_product(View x, View w, View w_scale, bool gated, View y);
 
-/// Is there one kernel for the product with its weighted sum (few rows, tensor cores)? If so launch_combine() enqueues
-/// it; p.y is not used then. c may lack its pointers.
+/// Is there one kernel for the product with its weighted sum (Hopper, few rows)? If so launch_combine() enqueues it;
+/// p.y is not used then. c may lack its pointers.
 bool combines(const Product& p, const Combine& c, const Traits& traits);
 cudaError_t launch_combine(const Product& p, const Combine& c, const Launch& launch);
 
@@ -110,31 +110,16 @@ bool weights_settled(const Product& p, const Launch& launch);
 
 // ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
-/// Few rows: tiles of 8 * row_tiles rows (1, 2 or 4), weights streamed past them. At most kStreamRows rows if groups
-/// are uneven.
+/// Few rows of equal groups with few weights: tiles of 8 * row_tiles rows (1, 2 or 4), weights streamed past them.
 cudaError_t launch_product_stream_bf16(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_product_stream_f8(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream);
 
-/// The same followed by the weighted sum over each token's rows, in one kernel; row_tiles 1 or 2.
-cudaError_t launch_combine_stream_bf16(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
-                                       cudaStream_t stream);
-cudaError_t launch_combine_stream_f8(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
-                                     cudaStream_t stream);
-/// Tiles that hold the rows of one expert, which are at most one a token; and the shared memory that takes.
-inline int combine_row_tiles(const Combine& c) { return c.tokens <= 8 ? 1 : 2; }
-int64_t combine_stream_bytes(const Product& p, const Combine& c, int row_tiles);
-
-/// Many rows: tiles of 32x128 (rows of x by rows of w), 64x64 or 128x128 results.
-cudaError_t launch_product_tile_bf16(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream);
-cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream);
+/// Tiles of 16, 32, 64 or 128 rows of x.
+cudaError_t launch_product_tile_bf16(const Product& p, int tile_rows, const Traits& traits, cudaStream_t stream);
+cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, const Traits& traits, cudaStream_t stream);
 
 /// Any types, any sizes; float32 fused multiply-adds.
 cudaError_t launch_product_fma(const Product& p, cudaStream_t stream);
-
-/// Rows of a grouped product, and of a combined one, that the streaming kernels keep track of in shared memory: with
-/// these, lists for 1,088 groups included, a block stays below the 99 KB that the smallest GPUs offer.
-constexpr int64_t kStreamRows = 2048;
-constexpr int64_t kCombineRows = 768;
 
 /// All of them, into the GPU's context.
 cudaError_t load_product_kernels(const Traits& traits);

@@ -33,6 +33,9 @@ constexpr int64_t kRingRows = 16;
 constexpr int64_t kRingMeanRows = 4;
 constexpr int64_t kRingCombineRows = 8;
 constexpr int64_t kRingRowsBesideTiles = 2;
+/// Rows of all groups that lists in shared memory have room for beside the ring.
+constexpr int64_t kListedRows = 2048;
+constexpr int64_t kCombinedRows = 768;
 
 /// The most rows of an expert, on average, for the ring.
 int64_t most_mean_rows(const Product& p, const Combine* c, const Traits& traits) {
@@ -141,7 +144,8 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
 bool rings(const Product& p, const Combine* c, const Traits& traits) {
   if (!traits.hopper || !fits_tensor_cores(p)) return false;
   if (p.offsets == nullptr) return p.rows <= kRingRows;
-  if (p.rows > (c == nullptr ? kStreamRows : kCombineRows) || ceil_div(p.rows, p.groups) > most_mean_rows(p, c, traits))
+  if (p.rows > (c == nullptr ? kListedRows : kCombinedRows) ||
+      ceil_div(p.rows, p.groups) > most_mean_rows(p, c, traits))
     return false;
   // One block a multiprocessor instead of two takes twice as long: V2-Lite's down with the always-on experts, 64
   // tokens, 188 us on an H200, 2026-11.

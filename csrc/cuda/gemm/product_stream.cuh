@@ -1,19 +1,16 @@
-// product_stream.cuh - products of few rows: bounded by the bytes of the weights, which are read once.
+// product_stream.cuh - products of few rows and few weights: bounded by the bytes of the weights, which are read once.
 //
-// Formula: product.h; combined (moeDown): out[t] = residual[t] + sum over j ascending of weight[t, j] * part[slot[t,
-// j]]. Work: an item is 16 weight rows times a tile of up to 8, 16 or 32 rows of x, over all of k. Blocks stay and take
-// items
-//   blockIdx, blockIdx + gridDim, ...; combined, a block takes 16 columns of the output with all tiles of all experts,
-//   so that it can sum up by itself.
+// Formula: product.h, equal groups. Work: an item is 16 weight rows times a tile of up to 8, 16 or 32 rows of x, over
+//   all of k. Blocks stay and take a run of neighbouring items each.
 // Block: 8 warps, 2 blocks a multiprocessor (1 for 32 rows). All segments of a block's items, one after the other, are
-// dealt to the
-//   warps in turn. A warp streams its own: each lane copies 16-byte pieces of two weight rows into its private ring in
-//   shared memory (8 KB a warp, cp.async, no barrier: a lane reads back what it copied itself) and goes on loading
-//   across item boundaries. x comes through L1. Segments lie in shared memory as accumulator fragments; after a barrier
-//   one warp per row tile, in turn, adds them in ascending order and writes results while the others go on.
+//   dealt to the warps in turn. A warp streams its own: each lane copies 16-byte pieces of two weight rows into its
+//   private ring in shared memory (8 KB a warp, cp.async, no barrier: a lane reads back what it copied itself) and goes
+//   on loading across item boundaries. x comes through L1. Segments lie in shared memory as accumulator fragments;
+//   after a barrier one warp per row tile, in turn, adds them in ascending order and writes results while the others go
+//   on.
 // Tensor cores: weights are the 16 rows of A, rows of x the 8 columns of B.
-// Shared memory: ring 64 KB, fragments 16 to 32 KB, lists of uneven groups; combined also 64 bytes a pair.
-// Test: test/gpu/matrix.test.ts and matrix-experts.test.ts.
+// Shared memory: ring 64 KB, fragments 16 to 32 KB.
+// Test: test/gpu/matrix.test.ts.
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
@@ -34,30 +31,8 @@ __host__ __device__ constexpr int step_segments(int row_tiles) { return row_tile
 /// Blocks of a multiprocessor. The rows of 4 tiles do not fit into half of its registers.
 __host__ __device__ constexpr int stream_blocks(int row_tiles) { return row_tiles == 4 ? 1 : 2; }
 
-/// Where things lie in shared memory, in bytes.
-struct StreamLayout {
-  int64_t fragments, tiles, operand_rows, parts, slots, weights, bytes;
-};
-
-inline __host__ __device__ StreamLayout stream_layout(const Product& p, const Combine* c, int row_tiles,
-                                                      int64_t tile_capacity) {
-  StreamLayout at;
-  at.fragments = kRingBytes;
-  at.parts = at.fragments + int64_t{2} * step_segments(row_tiles) * row_tiles * 512;
-  const int64_t pairs = c == nullptr ? 0 : c->tokens * c->per_token;
-  at.slots = at.parts + (c == nullptr ? 0 : p.rows * kItemRows * 4);
-  at.weights = at.slots + pairs * 4;
-  at.tiles = div_up<int64_t>(at.weights + pairs * 4, 8) * 8;
-  at.operand_rows = at.tiles + tile_capacity * 8;
-  at.bytes = at.operand_rows + (p.order == nullptr ? 0 : p.rows * 4);
-  return at;
-}
-
-/// Tiles that uneven groups can have; 0 for equal groups, whose tiles need no list.
-inline __host__ __device__ int64_t tile_capacity(const Product& p, int height) {
-  if (p.offsets == nullptr) return 0;
-  const int64_t most = p.groups + p.rows / height;
-  return most < p.rows ? most : p.rows;
+__host__ __device__ constexpr int stream_bytes(int row_tiles) {
+  return kRingBytes + 2 * step_segments(row_tiles) * row_tiles * 512;
 }
 
 /// One item of a block: which rows, which weights.
@@ -66,7 +41,7 @@ struct Item {
   int block;  // 16-row block of w
 };
 
-template <class W, int kRowTiles, bool kCombine>
+template <class W, int kRowTiles>
 struct Stream {
   static constexpr int kHeight = 8 * kRowTiles;
   static constexpr int kChunks = kSegment / Chunk<W>::kWidth;  // 4 with bf16, 2 with fp8
@@ -76,9 +51,7 @@ struct Stream {
   static constexpr bool kScaled = sizeof(W) == 1;
 
   const Product& p;
-  const int2* tile_list;    // uneven groups: {group << 8 | rows, first row}
-  const int* operand_rows;  // with order: the x row of each row
-  int tiles, per_group;     // tiles in all; of each of equal groups
+  int tiles, per_group;  // tiles in all; of each group
   int row_blocks;
   int segments;
   int items;  // of this block
@@ -86,24 +59,8 @@ struct Stream {
   int lane, g, q;
 
   __device__ Item item(int i) const {
-    Item out;
-    int index;
-    if constexpr (kCombine) {
-      const int turn = i / tiles;
-      index = i - turn * tiles;
-      out.block = first + turn;
-    } else {
-      const int at = first + i;
-      index = at / row_blocks;
-      out.block = at - index * row_blocks;
-    }
-    if (tile_list == nullptr) {
-      out.tile = even_tile(index, per_group, kHeight, p.rows);
-    } else {
-      const int2 listed = tile_list[index];
-      out.tile = {listed.x >> 8, listed.y, listed.x & 255};
-    }
-    return out;
+    const int at = first + i, index = at / row_blocks;
+    return {even_tile(index, per_group, kHeight, p.rows), at - index * row_blocks};
   }
 
   __device__ const W* weight_row(const Item& it, int row) const {
@@ -177,9 +134,8 @@ struct Stream {
       x[t] = nullptr;
       const int r = 8 * t + g;
       if (r >= it.tile.count) continue;
-      const int64_t row = operand_rows == nullptr ? it.tile.row0 + r : operand_rows[it.tile.row0 + r];
-      if (row < 0) continue;
-      x[t] = static_cast<const Bf16*>(p.x) + it.tile.group * p.x_group + row * p.x_row + q * (kScaled ? 16 : 8);
+      x[t] = static_cast<const Bf16*>(p.x) + it.tile.group * p.x_group + (it.tile.row0 + r) * p.x_row +
+             q * (kScaled ? 16 : 8);
     }
   }
 
@@ -242,88 +198,47 @@ struct Stream {
   }
 
   /// Writes the results of row tile t: rows of w g and g + 8, rows of the tile 2q and 2q + 1.
-  __device__ void emit(const Item& it, int t, const float (&total)[4], float* parts) const {
+  __device__ void emit(const Item& it, int t, const float (&total)[4]) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int r = 8 * t + 2 * q + j;
       if (r >= it.tile.count) continue;
-      if constexpr (kCombine) {
-        float* const part = parts + (it.tile.row0 + r) * kItemRows + g;
-        part[0] = total[j];
-        part[8] = total[2 + j];
+      const int64_t row = it.tile.group * p.y_group + (it.tile.row0 + r) * p.y_row;
+      if (p.gated) {
+        put(p, row + it.block * 8 + g, gate_up(total[j], total[2 + j]));
       } else {
-        const int64_t row = it.tile.group * p.y_group + (it.tile.row0 + r) * p.y_row;
-        if (p.gated) {
-          put(p, row + it.block * 8 + g, gate_up(total[j], total[2 + j]));
-        } else {
-          const int64_t n = it.block * kItemRows + g;
-          if (n < p.n) put(p, row + n, total[j]);
-          if (n + 8 < p.n) put(p, row + n + 8, total[2 + j]);
-        }
+        const int64_t n = it.block * kItemRows + g;
+        if (n < p.n) put(p, row + n, total[j]);
+        if (n + 8 < p.n) put(p, row + n + 8, total[2 + j]);
       }
     }
   }
 };
 
-/// out[t, 16 columns] from the parts of all pairs.
-__device__ inline void combine_parts(const Combine& c, int block, int used, const float* parts, const int* slots,
-                                     const float* weights) {
-  for (int i = threadIdx.x; i < c.tokens * kItemRows; i += kStreamThreads) {
-    const int t = i / kItemRows, column = i % kItemRows;
-    const int64_t n = block * kItemRows + column;
-    if (n >= c.n) continue;
-    float sum = 0;
-    for (int j = 0; j < c.per_token; ++j) {
-      const int pair = t * static_cast<int>(c.per_token) + j;
-      const int slot = slots[pair];
-      if (slot >= 0 && slot < used) sum = fmaf(weights[pair], rounded_bf16(parts[slot * kItemRows + column]), sum);
-    }
-    const int64_t at = t * c.out_row + n;
-    if (c.residual != nullptr) sum += to_float(static_cast<const Bf16*>(c.residual)[at]);
-    static_cast<Bf16*>(c.out)[at] = from_float<Bf16>(sum);
-  }
-}
-
-template <class W, int kRowTiles, bool kCombine>
+template <class W, int kRowTiles>
 __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
-    product_stream_kernel(const __grid_constant__ Product p, const __grid_constant__ Combine combine) {
-  using S = Stream<W, kRowTiles, kCombine>;
+    product_stream_kernel(const __grid_constant__ Product p) {
+  using S = Stream<W, kRowTiles>;
   extern __shared__ __align__(16) unsigned char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t capacity = tile_capacity(p, S::kHeight);
-  const StreamLayout layout = stream_layout(p, kCombine ? &combine : nullptr, kRowTiles, capacity);
   uint4* const ring = reinterpret_cast<uint4*>(shared + warp * kWarpRing) + lane;
-  float4* const fragments = reinterpret_cast<float4*>(shared + layout.fragments) + lane;
-  int2* const tile_list = reinterpret_cast<int2*>(shared + layout.tiles);
-  int* const operand_rows = reinterpret_cast<int*>(shared + layout.operand_rows);
-  float* const parts = reinterpret_cast<float*>(shared + layout.parts);
-  int* const slots = reinterpret_cast<int*>(shared + layout.slots);
-  float* const weights = reinterpret_cast<float*>(shared + layout.weights);
-  __shared__ int listed_tiles;
+  float4* const fragments = reinterpret_cast<float4*>(shared + kRingBytes) + lane;
 
-  const bool uneven = p.offsets != nullptr;
-  const int row_blocks = static_cast<int>((p.n + kItemRows - 1) / kItemRows);
+  const int per_group = static_cast<int>((p.rows + S::kHeight - 1) / S::kHeight);
   S s{.p = p,
-      .tile_list = uneven ? tile_list : nullptr,
-      .operand_rows = p.order != nullptr ? operand_rows : nullptr,
-      .tiles = 0,
-      .per_group = static_cast<int>((p.rows + S::kHeight - 1) / S::kHeight),
-      .row_blocks = row_blocks,
+      .tiles = per_group * static_cast<int>(p.groups),
+      .per_group = per_group,
+      .row_blocks = static_cast<int>((p.n + kItemRows - 1) / kItemRows),
       .segments = static_cast<int>((p.k + kSegment - 1) / kSegment),
       .items = 0,
       .first = 0,
       .lane = lane,
       .g = lane / 4,
       .q = lane % 4};
-  // This block's share of a number of items, or of columns.
-  const auto share = [&](int64_t count) {
-    s.first = static_cast<int>(count * blockIdx.x / gridDim.x);
-    return static_cast<int>(count * (blockIdx.x + 1) / gridDim.x) - s.first;
-  };
-
-  if (!uneven) {
-    s.tiles = s.per_group * static_cast<int>(p.groups);
-    s.items = share(static_cast<int64_t>(s.tiles) * row_blocks);
+  const int64_t all = static_cast<int64_t>(s.tiles) * s.row_blocks;
+  s.first = static_cast<int>(all * blockIdx.x / gridDim.x);
+  s.items = static_cast<int>(all * (blockIdx.x + 1) / gridDim.x) - s.first;
+  {
     // The first weights start on their way while the kernel before still runs: 16 rows of up to 256 bytes.
     typename S::Cursor at{0, warp};
     at.normalize(s.segments);
@@ -338,36 +253,6 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
     }
   }
   pdl_wait();
-  int used = 0;
-  if (uneven) {
-    used = min(max(p.offsets[p.groups], 0), static_cast<int>(p.rows));
-    if (warp == 0) {
-      int before = 0;
-      for (int e0 = 0; e0 < p.groups; e0 += 32) {
-        const GroupRows group(p, e0 + lane);
-        const int count = group.tiles(S::kHeight);
-        const int until = before + inclusive_scan(count, lane);
-        for (int j = 0; j < count; ++j) {
-          const int at = until - count + j, row0 = group.begin + j * S::kHeight;
-          if (at < capacity) tile_list[at] = {(e0 + lane) << 8 | min(S::kHeight, group.end - row0), row0};
-        }
-        before = __shfl_sync(kFullWarp, until, 31);
-      }
-      if (lane == 0) listed_tiles = min(before, static_cast<int>(capacity));
-    }
-    if (p.order != nullptr) {
-      for (int i = threadIdx.x; i < p.rows; i += kStreamThreads) operand_rows[i] = static_cast<int>(operand_row(p, i));
-    }
-    if constexpr (kCombine) {
-      for (int i = threadIdx.x; i < combine.tokens * combine.per_token; i += kStreamThreads) {
-        slots[i] = combine.slots[i];
-        weights[i] = combine.weights[i];
-      }
-    }
-    __syncthreads();
-    s.tiles = listed_tiles;
-    s.items = kCombine ? share(row_blocks) * s.tiles : share(static_cast<int64_t>(s.tiles) * row_blocks);
-  }
 
   // What the loader asks for runs kStages segments ahead of what is multiplied.
   typename S::Loader loader{{0, warp}, nullptr, nullptr, false};
@@ -436,63 +321,36 @@ __global__ void __launch_bounds__(kStreamThreads, stream_blocks(kRowTiles))
       }
       side ^= 1;
     }
-    if (my_tile < kRowTiles) s.emit(it, my_tile, total, parts);
-    if constexpr (kCombine) {
-      if ((i + 1) % s.tiles == 0) {
-        // All parts of these columns are there. The next ones are written after the next step's barrier.
-        __syncthreads();
-        combine_parts(combine, it.block, used, parts, slots, weights);
-      }
-    }
-  }
-  if constexpr (kCombine) {
-    if (s.tiles == 0) {
-      const int blocks = share(row_blocks);
-      for (int i = 0; i < blocks; ++i) combine_parts(combine, s.first + i, 0, parts, slots, weights);
-    }
+    if (my_tile < kRowTiles) s.emit(it, my_tile, total);
   }
 }
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <class W, int kRowTiles, bool kCombine>
-cudaError_t launch_stream(const Product& p, const Combine& c, int multiprocessors, cudaStream_t stream) {
-  constexpr int kHeight = 8 * kRowTiles;
-  const int64_t capacity = tile_capacity(p, kHeight);
-  const int64_t row_blocks = div_up<int64_t>(p.n, kItemRows);
-  const int64_t tiles = p.offsets != nullptr ? capacity : p.groups * div_up<int64_t>(p.rows, kHeight);
-  const int64_t items = kCombine ? row_blocks : row_blocks * tiles;
+template <class W, int kRowTiles>
+cudaError_t launch_stream(const Product& p, int multiprocessors, cudaStream_t stream) {
+  const int64_t items = p.groups * div_up<int64_t>(p.rows, 8 * kRowTiles) * div_up<int64_t>(p.n, kItemRows);
   const int64_t resident = static_cast<int64_t>(stream_blocks(kRowTiles)) * multiprocessors;
-  const int64_t blocks = items < resident ? items : resident;
-  const int64_t bytes = stream_layout(p, kCombine ? &c : nullptr, kRowTiles, capacity).bytes;
-  return launch_pdl(product_stream_kernel<W, kRowTiles, kCombine>, dim3(static_cast<unsigned>(blocks)),
-                    dim3(kStreamThreads), static_cast<size_t>(bytes), stream, p, c);
+  return launch_pdl(product_stream_kernel<W, kRowTiles>,
+                    dim3(static_cast<unsigned>(items < resident ? items : resident)), dim3(kStreamThreads),
+                    stream_bytes(kRowTiles), stream, p);
 }
 
 template <class W>
 cudaError_t launch_product_stream(const Product& p, int row_tiles, int multiprocessors, cudaStream_t stream) {
   switch (row_tiles) {
-    case 1: return launch_stream<W, 1, false>(p, Combine{}, multiprocessors, stream);
-    case 2: return launch_stream<W, 2, false>(p, Combine{}, multiprocessors, stream);
-    default: return launch_stream<W, 4, false>(p, Combine{}, multiprocessors, stream);
+    case 1: return launch_stream<W, 1>(p, multiprocessors, stream);
+    case 2: return launch_stream<W, 2>(p, multiprocessors, stream);
+    default: return launch_stream<W, 4>(p, multiprocessors, stream);
   }
-}
-
-template <class W>
-cudaError_t launch_combine_stream(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
-                                  cudaStream_t stream) {
-  if (row_tiles == 1) return launch_stream<W, 1, true>(p, c, multiprocessors, stream);
-  return launch_stream<W, 2, true>(p, c, multiprocessors, stream);
 }
 
 template <class W>
 cudaError_t load_product_stream(int shared_bytes_per_block) {
   const auto load = [&](auto kernel) { return load_into_context(kernel, shared_bytes_per_block); };
-  cudaError_t error = load(product_stream_kernel<W, 1, false>);
-  if (error == cudaSuccess) error = load(product_stream_kernel<W, 2, false>);
-  if (error == cudaSuccess) error = load(product_stream_kernel<W, 4, false>);
-  if (error == cudaSuccess) error = load(product_stream_kernel<W, 1, true>);
-  if (error == cudaSuccess) error = load(product_stream_kernel<W, 2, true>);
+  cudaError_t error = load(product_stream_kernel<W, 1>);
+  if (error == cudaSuccess) error = load(product_stream_kernel<W, 2>);
+  if (error == cudaSuccess) error = load(product_stream_kernel<W, 4>);
   return error;
 }
 

@@ -7,17 +7,8 @@ cudaError_t launch_product_stream_bf16(const Product& p, int row_tiles, int mult
   return launch_product_stream<Bf16>(p, row_tiles, multiprocessors, stream);
 }
 
-cudaError_t launch_combine_stream_bf16(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
-                                       cudaStream_t stream) {
-  return launch_combine_stream<Bf16>(p, c, row_tiles, multiprocessors, stream);
-}
-
 cudaError_t load_product_stream_bf16(int shared_bytes_per_block) {
   return load_product_stream<Bf16>(shared_bytes_per_block);
-}
-
-int64_t combine_stream_bytes(const Product& p, const Combine& c, int row_tiles) {
-  return stream_layout(p, &c, row_tiles, tile_capacity(p, 8 * row_tiles)).bytes;
 }
 
 }  // namespace mla::cuda

@@ -7,11 +7,6 @@ cudaError_t launch_product_stream_f8(const Product& p, int row_tiles, int multip
   return launch_product_stream<F8E4M3>(p, row_tiles, multiprocessors, stream);
 }
 
-cudaError_t launch_combine_stream_f8(const Product& p, const Combine& c, int row_tiles, int multiprocessors,
-                                     cudaStream_t stream) {
-  return launch_combine_stream<F8E4M3>(p, c, row_tiles, multiprocessors, stream);
-}
-
 cudaError_t load_product_stream_f8(int shared_bytes_per_block) {
   return load_product_stream<F8E4M3>(shared_bytes_per_block);
 }

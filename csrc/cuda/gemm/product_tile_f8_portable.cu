@@ -3,8 +3,8 @@
 
 namespace mla::cuda {
 
-cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, int multiprocessors, cudaStream_t stream) {
-  return launch_product_tile<F8E4M3>(p, tile_rows, multiprocessors, stream);
+cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, const Traits& traits, cudaStream_t stream) {
+  return launch_product_tile<F8E4M3>(p, tile_rows, traits, stream);
 }
 
 cudaError_t load_product_tile_f8(int shared_bytes_per_block) {

@@ -2,7 +2,7 @@
 //
 // Grid: a thread for each 8 columns of a token (each column where rows of out are no multiple of 16 bytes); 256
 // threads. Bandwidth-bound.
-// Precision: float32 fused multiply-adds in the order of j, rounded once; the same as in product_stream.cuh.
+// Precision: float32 fused multiply-adds in the order of j, rounded once; the same as in product_ring.cuh.
 // Test: test/gpu/matrix-experts.test.ts.
 #include "cuda/device/numeric.cuh"
 #include "cuda/device/pdl.cuh"
