@@ -10,8 +10,8 @@ namespace mla::cuda {
 namespace {
 
 /// Up to so many rows (of an expert, on average) kernels that stream weights past rounded bf16 rows are used. H200,
-/// 2026-11-26: 24 rows by 3648 x 2048 take 9.5 us here and 12.7 there, gate and up of V2-Lite's experts with 3 rows each
-/// 84 and 95; rounding comes first in both.
+/// 2026-11-26: 24 rows by 3648 x 2048 take 9.5 us here and 12.7 there, gate and up of V2-Lite's experts with 3 rows
+/// each 84 and 95; rounding comes first in both.
 constexpr int64_t kEvenRows = 16;
 constexpr int64_t kUnevenMeanRows = 2;
 
