@@ -16,6 +16,8 @@ export interface Anchor {
 export interface Ceilings {
   bytesPerSecond: number;
   bf16FlopsPerSecond: number;
+  /** products of two operands in fp8 */
+  fp8FlopsPerSecond: number;
 }
 
 interface AnchorFile {

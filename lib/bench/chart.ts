@@ -8,7 +8,7 @@ export interface ChartPoint {
   high: number;
 }
 
-/** One line; a dashed one is somebody else's. */
+/** One line; a dashed one is somebody else's, and has the dashes of all others of its name. */
 export interface ChartLine {
   name: string;
   points: readonly ChartPoint[];
@@ -44,6 +44,8 @@ export interface BarChart {
 
 /** Distinguishable without telling red from green (Okabe and Ito). */
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#555555'];
+/** Dashes, so that lines of one colour are told apart. */
+const DASHES = ['6 4', '1.5 3', '10 3 2 3', '3 3', '12 5', '6 2 1.5 2 1.5 2'];
 const FONT = 'font-family="Helvetica, Arial, sans-serif"';
 /** Wider than this the vertical axis becomes logarithmic: small figures would lie on the floor. */
 const MOST_LINEAR_RATIO = 8;
@@ -140,9 +142,11 @@ export function lineChart({ title, xLabel, yLabel, lines, footer }: LineChart): 
   body.push(text(PLOT.left + PLOT.width / 2, bottom + 42, xLabel, 'middle'));
   const turned = `transform="rotate(-90 20 ${at(PLOT.top + PLOT.height / 2)})" font-size="12"`;
   body.push(text(20, PLOT.top + PLOT.height / 2, yLabel, 'middle', turned));
+  const strangers = [...new Set(lines.filter(({ dashed }) => dashed).map(({ name }) => name))];
   lines.forEach((one, i) => {
+    const dashes = one.dashed ? ` stroke-dasharray="${DASHES[strangers.indexOf(one.name) % DASHES.length]}"` : '';
     const colour = COLOURS[one.group % COLOURS.length] as string;
-    const stroke = `stroke="${colour}" stroke-width="${one.dashed ? 1.2 : 2}"${one.dashed ? ' stroke-dasharray="5 4"' : ''}`;
+    const stroke = `stroke="${colour}" stroke-width="${one.dashed ? 1.3 : 2}"${dashes}`;
     const path = one.points.map(({ x, y }) => `${at(xOf(x))},${at(yOf(y))}`).join(' ');
     body.push(`<polyline points="${path}" fill="none" ${stroke}/>`);
     for (const { x, y, low, high } of one.points) {

@@ -6,8 +6,8 @@ import type { Workbench } from './workbench';
 export interface KernelCase {
   /** As bench/anchors.json names it. */
   id: string;
-  /** What one call moves at least (each input read once, each output written once) and computes. */
-  cost(): { bytes: number; flops: number };
+  /** What one call moves at least (each input read once, each output written once) and computes; `fp8`: of two operands in fp8. */
+  cost(): { bytes: number; flops: number; fp8?: boolean };
   /** Makes arguments in so many sets that together they take `coldBytes`: no cache then holds what a call reads. */
   prepare(bench: Workbench, coldBytes: number): Promise<PreparedCase>;
 }

@@ -103,7 +103,11 @@ export async function benchKernels(
     const bench = new Workbench(device);
     const controls = await Controls.create(device, coldBytes);
     const known = anchors.ceilings(info.name);
-    const ceilings = known ?? { bytesPerSecond: await controls.readSpeed(), bf16FlopsPerSecond: Infinity };
+    const ceilings = known ?? {
+      bytesPerSecond: await controls.readSpeed(),
+      bf16FlopsPerSecond: Infinity,
+      fp8FlopsPerSecond: Infinity,
+    };
     begin({
       device: info,
       deterministic,
@@ -161,9 +165,10 @@ async function portableDifference(
 }
 
 async function measure(bench: Workbench, kernel: KernelCase, settings: Settings): Promise<KernelResult> {
-  const { bytes, flops } = kernel.cost();
+  const { bytes, flops, fp8 = false } = kernel.cost();
   const { ceilings, anchors, info } = settings;
-  const floorUs = Math.max(bytes / ceilings.bytesPerSecond, flops / ceilings.bf16FlopsPerSecond) * 1e6;
+  const flopsPerSecond = fp8 ? ceilings.fp8FlopsPerSecond : ceilings.bf16FlopsPerSecond;
+  const floorUs = Math.max(bytes / ceilings.bytesPerSecond, flops / flopsPerSecond) * 1e6;
   const anchor = anchors.kernel(kernel.id);
   const comparable = info.name === anchors.gpu;
   const beside = anchor === undefined ? null : { us: anchor.us, by: anchor.by, comparable };

@@ -114,6 +114,7 @@ function gateUpCase(shape: Experts, T: number, type: WeightType = 'bf16', fp8Row
     cost: () => ({
       bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * 2 * I * d + 2 * (T * d + P * I),
       flops: 2 * P * 2 * I * d,
+      fp8: fp8Rows,
     }),
     async prepare(bench, coldBytes) {
       const copies = Math.ceil(coldBytes / (E * 2 * I * d * WEIGHT_BYTES[type]));
@@ -171,6 +172,7 @@ function downCase(shape: Experts, T: number, type: WeightType = 'bf16', fp8Rows 
     cost: () => ({
       bytes: WEIGHT_BYTES[type] * meanHit(shape, T) * d * I + 2 * (P * I + T * d),
       flops: 2 * P * d * I,
+      fp8: fp8Rows,
     }),
     async prepare(bench, coldBytes) {
       const copies = Math.ceil(coldBytes / (E * d * I * WEIGHT_BYTES[type]));
