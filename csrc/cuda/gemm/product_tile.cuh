@@ -15,6 +15,7 @@
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"
+#include "cuda/device/shared.cuh"
 #include "cuda/gemm/load_kernel.cuh"
 #include "cuda/gemm/product_device.cuh"
 
@@ -166,15 +167,6 @@ __device__ __forceinline__ uint32_t settle(uint32_t v, uint32_t zero) {
   return out;
 }
 
-__device__ __forceinline__ uint4 load_shared16(uint32_t at) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(at)
-               : "memory");
-  return v;
-}
-
 /// Half a stage, as a warp reads it: shared addresses of this lane's pieces of its first rows.
 struct HalfStage {
   uint32_t x, w;
@@ -196,11 +188,11 @@ struct TileOperands {
   static_assert(S::kAcross % kRing == 0);
 
   __device__ __forceinline__ void load_x(HalfStage from, int i) {
-    x[i][0] = load_shared16(from.x + i * 16 * 128);
-    x[i][1] = load_shared16(from.x + (i * 16 + 8) * 128);
+    x[i][0] = shared_load4(from.x + i * 16 * 128);
+    x[i][1] = shared_load4(from.x + (i * 16 + 8) * 128);
   }
   __device__ __forceinline__ void load_w(HalfStage from, int j) {
-    w[j % kRing] = load_shared16(from.w + j * 8 * S::kWRowPieces * 16);
+    w[j % kRing] = shared_load4(from.w + j * 8 * S::kWRowPieces * 16);
   }
 };
 

@@ -30,11 +30,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     constexpr int kAtOnce = 8;
     for (int64_t k0 = threadIdx.x % 32 * 8; k0 < p.k; k0 += kAtOnce * 256) {
       uint4 v[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        v[i] = make_uint4(0, 0, 0, 0);
-        if (from >= 0 && k0 + i * 256 < p.k) v[i] = load16(x + k0 + i * 256);
-      }
+      load_pieces(x, k0, p.k, from >= 0, v);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
         if (k0 + i * 256 < p.k) store16(to + k0 + i * 256, v[i]);

@@ -61,11 +61,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     constexpr int kAtOnce = 8;
     for (int64_t k0 = lane * 8; k0 < div_up<int64_t>(p.k, 256) * 256; k0 += kAtOnce * 256) {
       uint4 v[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        v[i] = make_uint4(0, 0, 0, 0);
-        if (from >= 0 && k0 + i * 256 < p.k) v[i] = load16(x + k0 + i * 256);
-      }
+      load_pieces(x, k0, p.k, from >= 0, v);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int64_t k = k0 + i * 256;
