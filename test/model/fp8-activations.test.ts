@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
 import type { Stream } from '../../lib/native';
-import { type Golden, goldenOfFp8Activations, goldens } from './golden';
+import { distance, type Golden, goldenOfFp8Activations, goldens, scoresOf, shown } from './golden';
 import { type Config, logprobsWith, type Mutation } from './mutations';
 
 /** Nats that float32 may differ by. */
@@ -37,27 +37,12 @@ async function withModel<T>(options: LatentModelOptions, run: (model: LatentMode
   }
 }
 
-const scoresOf = (options: LatentModelOptions) =>
-  withModel(options, async (model) => {
-    const scores: number[] = [];
-    for (const { tokens } of golden.prompts) scores.push(...(await model.score(tokens)).logprobs.slice(1));
-    return scores;
-  });
-
-/** NaN where anything is. */
-function distance(a: readonly number[], b: readonly (number | null)[]): { mean: number; worst: number } {
-  if (a.length !== b.length) throw new Error(`${a.length} scores and ${b.length}`);
-  const both = a.flatMap((x, i) => (b[i] === null ? [] : [Math.abs(x - (b[i] as number))]));
-  return { mean: both.reduce((sum, x) => sum + x, 0) / both.length, worst: Math.max(...both) };
-}
-
-const shown = ({ mean, worst }: { mean: number; worst: number }) =>
-  `mean ${mean.toExponential(2)}, worst ${worst.toExponential(2)}`;
+const scoresWith = (options: LatentModelOptions) => withModel(options, (model) => scoresOf(model, golden.prompts));
 
 test('cost what the format costs', async () => {
-  const f32 = await scoresOf({ activationDtype: 'f32', cacheDtype: 'f32' });
-  const bf16 = distance(await scoresOf({ activationDtype: 'bf16', cacheDtype: 'f32' }), f32);
-  const scores = await scoresOf({ ...FP8, cacheDtype: 'f32' });
+  const f32 = await scoresWith({ activationDtype: 'f32', cacheDtype: 'f32' });
+  const bf16 = distance(await scoresWith({ activationDtype: 'bf16', cacheDtype: 'f32' }), f32);
+  const scores = await scoresWith({ ...FP8, cacheDtype: 'f32' });
   const fp8 = distance(scores, f32);
   const reference = golden.prompts.flatMap((prompt) => prompt.logprobs.slice(1));
   console.log(
@@ -67,7 +52,7 @@ test('cost what the format costs', async () => {
   expect(fp8.mean / bf16.mean).toBeGreaterThan(LEAST_RATIO);
   expect(fp8.mean / bf16.mean).toBeLessThan(MOST_RATIO);
 
-  expect(await scoresOf({ ...FP8, cacheDtype: 'f32', threads: 1 })).toEqual(scores);
+  expect(await scoresWith({ ...FP8, cacheDtype: 'f32', threads: 1 })).toEqual(scores);
 }, 120_000);
 
 /** Every operation with fp8 weights, with the rounding or (`but`) without. */
@@ -131,9 +116,9 @@ test('every operation with fp8 weights is told, and no other', async () => {
 });
 
 test('deterministic: the same bits in chunks of any size and on any number of threads', async () => {
-  const whole = await scoresOf({ ...FP8, deterministic: true });
+  const whole = await scoresWith({ ...FP8, deterministic: true });
   for (const options of [{ prefillChunk: 50 }, { prefillChunk: 7, threads: 1 }])
-    expect(await scoresOf({ ...FP8, deterministic: true, ...options })).toEqual(whole);
+    expect(await scoresWith({ ...FP8, deterministic: true, ...options })).toEqual(whole);
 }, 120_000);
 
 test('are refused where no weight is fp8, and taken where they are made so', async () => {

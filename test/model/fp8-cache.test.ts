@@ -5,7 +5,7 @@
 // log-probabilities of a model with an fp8 cache are up to 16 times as far from those with a float32 cache as with a
 // bf16 cache. Measured: 9.3 (v3-fp8, where the effect is not small) to 15.8. The rest up to 20 is for chance.
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
-import { type Golden, goldens } from './golden';
+import { distance, type Golden, goldens, scoresOf, shown } from './golden';
 
 const LEAST_RATIO = 6;
 const MOST_RATIO = 20;
@@ -16,32 +16,20 @@ const MOST_RATIO = 20;
 const WAYS_MEAN = 0.01;
 const WAYS_WORST = 0.5;
 
-async function scoresOf(golden: Golden, options: LatentModelOptions): Promise<number[]> {
+async function scoresWith(golden: Golden, options: LatentModelOptions): Promise<number[]> {
   const model = await LatentModel.load(golden.dir, { device: 'cpu', context: 1024, maxSequences: 4, ...options });
   try {
-    const scores: number[] = [];
-    for (const { tokens } of golden.prompts) scores.push(...(await model.score(tokens)).logprobs.slice(1));
-    return scores;
+    return await scoresOf(model, golden.prompts);
   } finally {
     await model.dispose();
   }
 }
 
-/** NaN where anything is. */
-function distance(a: readonly number[], b: readonly (number | null)[]): { mean: number; worst: number } {
-  if (a.length !== b.length) throw new Error(`${a.length} scores and ${b.length}`);
-  const both = a.flatMap((x, i) => (b[i] === null ? [] : [Math.abs(x - (b[i] as number))]));
-  return { mean: both.reduce((sum, x) => sum + x, 0) / both.length, worst: Math.max(...both) };
-}
-
-const shown = ({ mean, worst }: { mean: number; worst: number }) =>
-  `mean ${mean.toExponential(2)}, worst ${worst.toExponential(2)}`;
-
 describe.each(goldens.map((g) => [g.name, g] as const))('%s', (name, golden) => {
   test('costs what the format costs, and no more in any way of computing it', async () => {
-    const f32 = await scoresOf(golden, { cacheDtype: 'f32' });
-    const bf16 = distance(await scoresOf(golden, { cacheDtype: 'bf16' }), f32);
-    const scores = await scoresOf(golden, { cacheDtype: 'fp8' });
+    const f32 = await scoresWith(golden, { cacheDtype: 'f32' });
+    const bf16 = distance(await scoresWith(golden, { cacheDtype: 'bf16' }), f32);
+    const scores = await scoresWith(golden, { cacheDtype: 'fp8' });
     const fp8 = distance(scores, f32);
     const reference = golden.prompts.flatMap((prompt) => prompt.logprobs.slice(1));
     console.log(
@@ -57,10 +45,10 @@ describe.each(goldens.map((g) => [g.name, g] as const))('%s', (name, golden) => 
       'absorbed, chunks of 30': { attention: 'absorbed', prefillChunk: 30 },
     };
     for (const [way, options] of Object.entries(ways)) {
-      const { mean, worst } = distance(await scoresOf(golden, { cacheDtype: 'fp8', ...options }), scores);
+      const { mean, worst } = distance(await scoresWith(golden, { cacheDtype: 'fp8', ...options }), scores);
       console.log(`${name}, ${way}: ${shown({ mean, worst })}`);
       expect([way, mean < WAYS_MEAN * fp8.mean, worst < WAYS_WORST * fp8.mean]).toEqual([way, true, true]);
     }
-    expect(await scoresOf(golden, { cacheDtype: 'fp8', threads: 1 })).toEqual(scores);
+    expect(await scoresWith(golden, { cacheDtype: 'fp8', threads: 1 })).toEqual(scores);
   });
 });

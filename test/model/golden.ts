@@ -1,6 +1,7 @@
 // golden.ts - the committed reference outputs of Hugging Face transformers, and how ours are compared with them.
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { LatentModel } from '../../lib/model';
 
 const FOLDER = join(__dirname, '..', 'golden');
 
@@ -45,6 +46,28 @@ export function goldenOfFp8Activations(): Golden {
   }));
   return { name: 'v3-fp8 with fp8 activations', dir: golden.dir, prompts };
 }
+
+/** The log-probabilities that a model gives all prompts, one list; each prompt's first token has none. */
+export async function scoresOf(model: LatentModel, prompts: readonly GoldenPrompt[]): Promise<number[]> {
+  const scores: number[] = [];
+  for (const { tokens } of prompts) scores.push(...(await model.score(tokens)).logprobs.slice(1));
+  return scores;
+}
+
+/** Differences between two lists of log-probabilities. */
+export interface Distance {
+  mean: number;
+  worst: number;
+}
+
+/** Places where `b` has none are left out; NaN where anything is. */
+export function distance(a: readonly number[], b: readonly (number | null)[]): Distance {
+  if (a.length !== b.length) throw new Error(`${a.length} scores and ${b.length}`);
+  const both = a.flatMap((x, i) => (b[i] === null ? [] : [Math.abs(x - (b[i] as number))]));
+  return { mean: both.reduce((sum, x) => sum + x, 0) / both.length, worst: Math.max(...both) };
+}
+
+export const shown = ({ mean, worst }: Distance) => `mean ${mean.toExponential(2)}, worst ${worst.toExponential(2)}`;
 
 /** Greedy tokens are compared until the reference itself is this close to undecided. */
 export const UNDECIDED = 2e-2;
