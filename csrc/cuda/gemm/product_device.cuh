@@ -103,7 +103,8 @@ __device__ __forceinline__ int64_t operand_row(const Product& p, int64_t i) {
   return pair < 0 || pair >= p.x_rows * p.per_row ? -1 : pair / p.per_row;
 }
 
-/// Pieces of 8 elements of a row of k, 256 apart, all under way at once; zeros where `exists` is not so and past the end.
+/// Pieces of 8 elements of a row of k, 256 apart, all under way at once; zeros where `exists` is not so and past the
+/// end.
 template <int kCount>
 __device__ __forceinline__ void load_pieces(const Bf16* row, int64_t k0, int64_t k, bool exists, uint4 (&v)[kCount]) {
 #pragma unroll
