@@ -134,8 +134,14 @@ cudaError_t launch(const Product& p, const Combine* c, const Launch& how) {
   }
   const int64_t row_blocks = ceil_div(p.n, kItemRows);
   const int64_t tiles = p.offsets == nullptr ? p.groups * plan.per_group : std::min<int64_t>(plan.capacity, p.rows);
-  ring.blocks = static_cast<int>(c != nullptr ? 2 * row_blocks
-                                              : std::min(row_blocks * tiles, int64_t{2} * how.traits->multiprocessors));
+  const int64_t items = row_blocks * tiles;
+  int64_t blocks = c != nullptr ? 2 * row_blocks : std::min(items, int64_t{2} * how.traits->multiprocessors);
+  // One row of x has as many tiles as it has experts: so few blocks as leave the largest share as it is. The router
+  // keeps some places until it ends, and blocks that come late would be the last ones to end; the kernel behind finds
+  // places, too. V2-Lite's step with 1 sequence, H200, 2026-11, 264 / 235 blocks: bf16 weights 2001 / 1986 us, fp8
+  // 1713 / 1700.
+  if (p.offsets != nullptr && p.order != nullptr && p.x_rows == 1) blocks = ceil_div(items, ceil_div(items, blocks));
+  ring.blocks = static_cast<int>(blocks);
   return p.w_dtype == DType::kF8E4M3 ? launch_ring_f8(p, c, ring) : launch_ring_bf16(p, c, ring);
 }
 
