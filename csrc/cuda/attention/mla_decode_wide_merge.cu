@@ -5,10 +5,12 @@
 //
 // Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128
 // columns. Each team takes a row; or, where rows are few and parts are many, the teams share a row's parts and their
-// sums are added in ascending order. Which of the two depends on the plan alone, so that equal calls give equal bits.
-// All in float32, rounded once. Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits: bf16, c
-// = 512. Test: test/gpu/attention.test.ts.
+// sums are added in ascending order. Which of the two depends on shapes and plan alone, so that equal calls give equal
+// bits. All in float32, rounded once. Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits:
+// bf16, c = 512. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
+
+#include <algorithm>
 
 #include "cuda/attention/decode_item.cuh"
 #include "cuda/attention/fixed_sum.cuh"
@@ -26,7 +28,10 @@ constexpr int kC = 512;
 constexpr int kChunks = kC / 128;  // warps of a team
 constexpr int kTeams = 4;
 constexpr int kTeamThreads = 32 * kChunks, kThreads = kTeams * kTeamThreads;
-constexpr int kAtOnce = 16;  // parts
+// Parts on their way at once, and blocks of a multiprocessor. Few rows have many parts each, and every wait for memory
+// counts; many rows have few, and blocks hide one another's waits.
+constexpr int kFewRowsAtOnce = 16, kFewRowsBlocks = 1;
+constexpr int kManyRowsAtOnce = 4, kManyRowsBlocks = 2;
 
 struct Part {
   float largest, sum;
@@ -42,6 +47,7 @@ __device__ __forceinline__ void add(Part& to, float weight, const float4& out) {
 }
 
 /// Sums up `parts` of a row, `stride` rows of partial results apart, for four columns of each lane.
+template <int kAtOnce>
 __device__ Part sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, int parts, int column) {
   const int lane = threadIdx.x % 32;
   Part part{-INFINITY, 0, make_float4(0, 0, 0, 0)};
@@ -90,7 +96,9 @@ __device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, cons
   if (column == 0) a.lse[row] = natural_lse(part.largest, part.sum);
 }
 
-__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(DecodeArgs a, int records, int tiles) {
+template <int kAtOnce, int kBlocks>
+__global__ __launch_bounds__(kThreads, kBlocks) void mla_decode_wide_merge_kernel(DecodeArgs a, int records,
+                                                                                  int tiles) {
   __shared__ Part s_parts[kTeams][kTeamThreads];
   const int lane = threadIdx.x % 32, team = threadIdx.x / kTeamThreads, in_team = threadIdx.x % kTeamThreads;
   const int column = in_team * 4;
@@ -145,12 +153,12 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(Deco
       pdl_launch_dependents();
     }
     if (!shared) {
-      const Part part = sum_parts(a, from, stride, parts, column);
+      const Part part = sum_parts<kAtOnce>(a, from, stride, parts, column);
       if (row >= 0) write_row(a, row, part, column);
       continue;
     }
     const int share = (parts + kTeams - 1) / kTeams, begin = min(team * share, parts);
-    s_parts[team][in_team] = sum_parts(a, from + begin * stride, stride, min(share, parts - begin), column);
+    s_parts[team][in_team] = sum_parts<kAtOnce>(a, from + begin * stride, stride, min(share, parts - begin), column);
     __syncthreads();
     if (team == 0 && row >= 0) {
       Part part = s_parts[0][in_team];
@@ -175,15 +183,21 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_merge_kernel(Deco
 
 Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   const DecodeArgs args = make_decode_args(p, partials);
-  const int64_t rows = p.q.dim(0) * p.q.dim(1), most = launch.traits->multiprocessors;
-  return cuda_status(
-      launch_pdl(mla_decode_wide_merge_kernel, dim3(static_cast<unsigned>(rows < most ? rows : most)), dim3(kThreads),
-                 0, launch.stream, args, wide_records(*launch.traits), wide_tiles(p.q.dim(1))),
-      "mla_decode_wide_merge_kernel");
+  const int64_t rows = p.q.dim(0) * p.q.dim(1), multiprocessors = launch.traits->multiprocessors;
+  const bool few = rows <= kTeams * multiprocessors;
+  const int64_t blocks = few ? std::min(rows, multiprocessors) : (rows + kTeams - 1) / kTeams;
+  const int64_t most = 8 * multiprocessors;
+  return cuda_status(launch_pdl(few ? mla_decode_wide_merge_kernel<kFewRowsAtOnce, kFewRowsBlocks>
+                                    : mla_decode_wide_merge_kernel<kManyRowsAtOnce, kManyRowsBlocks>,
+                                dim3(static_cast<unsigned>(std::min(blocks, most))), dim3(kThreads), 0, launch.stream,
+                                args, wide_records(*launch.traits), wide_tiles(p.q.dim(1))),
+                     "mla_decode_wide_merge_kernel");
 }
 
 Status load_decode_wide_merge_kernels() {
-  return load_kernel(mla_decode_wide_merge_kernel, "mla_decode_wide_merge_kernel");
+  MLA_RETURN_IF_ERROR(
+      load_kernel(mla_decode_wide_merge_kernel<kFewRowsAtOnce, kFewRowsBlocks>, "mla_decode_wide_merge_kernel"));
+  return load_kernel(mla_decode_wide_merge_kernel<kManyRowsAtOnce, kManyRowsBlocks>, "mla_decode_wide_merge_kernel");
 }
 
 }  // namespace mla::cuda
