@@ -184,7 +184,8 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mla_decode_wide_merge_kerne
 Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   const DecodeArgs args = make_decode_args(p, partials);
   const int64_t rows = p.q.dim(0) * p.q.dim(1), multiprocessors = launch.traits->multiprocessors;
-  const bool few = rows <= kTeams * multiprocessors;
+  // How many parts are added up at once decides how they round: with fixed parts that may not depend on the rows.
+  const bool few = partials.fixed_parts || rows <= kTeams * multiprocessors;
   const int64_t blocks = few ? std::min(rows, multiprocessors) : (rows + kTeams - 1) / kTeams;
   const int64_t most = 8 * multiprocessors;
   return cuda_status(launch_pdl(few ? mla_decode_wide_merge_kernel<kFewRowsAtOnce, kFewRowsBlocks>
