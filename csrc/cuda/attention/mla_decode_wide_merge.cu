@@ -31,7 +31,7 @@ constexpr int kTeamThreads = 32 * kChunks, kThreads = kTeams * kTeamThreads;
 // Parts on their way at once, and blocks of a multiprocessor. Few rows have many parts each, and every wait for memory
 // counts; many rows have few, and blocks hide one another's waits.
 constexpr int kFewRowsAtOnce = 16, kFewRowsBlocks = 1;
-constexpr int kManyRowsAtOnce = 4, kManyRowsBlocks = 2;
+constexpr int kManyRowsAtOnce = 3, kManyRowsBlocks = 2;
 
 struct Part {
   float largest, sum;
