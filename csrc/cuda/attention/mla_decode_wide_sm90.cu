@@ -88,7 +88,7 @@ struct Figures {
 __device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 16 + (buffer * kTiles + tile) * 8; }
 
 /// A block, one of kBlocks that form a cluster and take neighbouring row tiles of the same keys.
-template <int kBlocks>
+template <int kBlocks, bool kFixed>
 struct Context {
   const DecodeArgs& a;
   uint32_t s_base;
@@ -109,9 +109,9 @@ struct Context {
 
 /// Shows the worker's segment (none: it has no more), and loads its queries, as soon as the one before has no more use
 /// for its own.
-template <int kBlocks>
-__device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const CUtensorMap* q,
-                                              const Worker<kBlocks>* worker, uint32_t index) {
+template <int kBlocks, bool kFixed>
+__device__ __forceinline__ void begin_segment(const Context<kBlocks, kFixed>& x, const CUtensorMap* q,
+                                              const Worker<kBlocks, kFixed>* worker, uint32_t index) {
   mbarrier_wait(x.ended(), index % 2 ^ 1);
   Segment& segment = x.s_figures->segments[index % 2];
   if (worker == nullptr) {
@@ -128,13 +128,13 @@ __device__ __forceinline__ void begin_segment(const Context<kBlocks>& x, const C
 /// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
 /// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first
 /// of the four threads begins the segments, too; the first pages may be under way before the queries have been written.
-template <int kBlocks>
-__device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUtensorMap* q, const CUtensorMap* cache,
-                                          int buffer, int half) {
+template <int kBlocks, bool kFixed>
+__device__ __forceinline__ void load_half(const Context<kBlocks, kFixed>& x, const CUtensorMap* q,
+                                          const CUtensorMap* cache, int buffer, int half) {
   const int begin = half == 0 ? 0 : kHalfTiles, end = half == 0 ? kHalfTiles : kTiles;
   const int rank = kBlocks == 1 ? 0 : static_cast<int>(cluster_rank());
   const bool begins = buffer == 0 && half == 0;
-  Worker<kBlocks> worker(x.a);
+  Worker<kBlocks, kFixed> worker(x.a);
   uint32_t parity = 1, index = 0;
   for (; worker.next(); ++index) {
     for (int i = buffer; i < worker.pages(); i += 2, parity ^= 1) {
@@ -157,13 +157,13 @@ __device__ __forceinline__ void load_half(const Context<kBlocks>& x, const CUten
       }
     }
   }
-  if (begins) begin_segment<kBlocks>(x, q, nullptr, index);
+  if (begins) begin_segment<kBlocks, kFixed>(x, q, nullptr, index);
 }
 
 /// One warpgroup of the two: its scores, its half of the output.
-template <int kBlocks>
+template <int kBlocks, bool kFixed>
 struct Half {
-  const Context<kBlocks>& x;
+  const Context<kBlocks, kFixed>& x;
   const int group;      // 0 or 1, also the page whose scores it takes
   const int my_row;     // and 8 after it
   uint32_t base;        // of shared memory
@@ -174,7 +174,7 @@ struct Half {
   uint32_t p[kSteps][4];     // probabilities as operand
   uint32_t rope[kSteps][4];  // the queries' last sub-tile as operand
 
-  __device__ Half(const Context<kBlocks>& context, int group)
+  __device__ Half(const Context<kBlocks, kFixed>& context, int group)
       : x(context),
         group(group),
         my_row(threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4),
@@ -444,7 +444,7 @@ struct Half {
       total[h] = x.s_figures->sum[0][row] + x.s_figures->sum[1][row];
       largest[h] = x.s_figures->largest[row] * a.scale_log2;
     }
-    const bool adds = segment().adds, keeps = segment().keeps;
+    const bool adds = kFixed && segment().adds, keeps = kFixed && segment().keeps;
     if (adds || keeps) add_kept(adds, keeps, largest, total);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -464,8 +464,8 @@ struct Half {
 };
 
 /// Warpgroup 0: page 0 of each pair, and the left half.
-template <int kBlocks>
-__device__ __forceinline__ void take_left(Half<kBlocks>& me) {
+template <int kBlocks, bool kFixed>
+__device__ __forceinline__ void take_left(Half<kBlocks, kFixed>& me) {
   for (int page = 0; page < me.segment().pages; page += 2) {
     me.begin(page);
     wgmma_fence();
@@ -500,8 +500,8 @@ __device__ __forceinline__ void take_left(Half<kBlocks>& me) {
 }
 
 /// Warpgroup 1: page 1 of each pair, and the right half.
-template <int kBlocks>
-__device__ __forceinline__ void take_right(Half<kBlocks>& me) {
+template <int kBlocks, bool kFixed>
+__device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
   for (int page = 0; page < me.segment().pages; page += 2) {
     me.begin(page);
     const bool has_second = page + 1 < me.segment().pages;
@@ -544,9 +544,9 @@ __device__ __forceinline__ void take_right(Half<kBlocks>& me) {
 }
 
 /// The warpgroups that compute.
-template <int kBlocks>
-__device__ __forceinline__ void compute(const Context<kBlocks>& x, int group) {
-  Half<kBlocks> me(x, group);
+template <int kBlocks, bool kFixed>
+__device__ __forceinline__ void compute(const Context<kBlocks, kFixed>& x, int group) {
+  Half<kBlocks, kFixed> me(x, group);
   for (; me.next(); ++me.index) {
     me.take_rope();
     me.clear();
@@ -561,7 +561,7 @@ __device__ __forceinline__ void compute(const Context<kBlocks>& x, int group) {
   }
 }
 
-template <int kBlocks>
+template <int kBlocks, bool kFixed>
 __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(DecodeArgs a, bool early,
                                                                            const __grid_constant__ CUtensorMap q_map,
                                                                            const __grid_constant__ CUtensorMap cache) {
@@ -571,7 +571,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   const int warpgroup = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   Figures* const s_figures = reinterpret_cast<Figures*>(s_memory + kFiguresAt);
   static_assert(sizeof(Figures) <= kBarriersAt - kFiguresAt);
-  const Context<kBlocks> x{a, s_base, s_figures};
+  const Context<kBlocks, kFixed> x{a, s_base, s_figures};
   if (threadIdx.x == kMathThreads) {
     prefetch_tensor_map(&cache);
     prefetch_tensor_map(&q_map);
@@ -609,6 +609,11 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   }
 }
 
+template <bool kFixed>
+auto* pick_kernel(int blocks) {
+  return blocks == 2 ? mla_decode_wide_sm90_kernel<2, kFixed> : mla_decode_wide_sm90_kernel<1, kFixed>;
+}
+
 }  // namespace
 
 Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
@@ -623,15 +628,18 @@ Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partia
                      launch.settled(p.lengths) && launch.settled(p.cache);
   const int blocks = wide_tiles(p.q.dim(1));
   const dim3 grid(static_cast<unsigned>(wide_workers(*launch.traits, p.q.dim(1)) * blocks));
+  auto* const kernel = partials.fixed_parts ? pick_kernel<true>(blocks) : pick_kernel<false>(blocks);
   return cuda_status(
-      launch_clusters(blocks == 2 ? mla_decode_wide_sm90_kernel<2> : mla_decode_wide_sm90_kernel<1>, grid,
-                      dim3(kThreads), blocks, kSharedBytes, launch.stream, args, early, q_map, cache),
+      launch_clusters(kernel, grid, dim3(kThreads), blocks, kSharedBytes, launch.stream, args, early, q_map, cache),
       "mla_decode_wide_sm90_kernel");
 }
 
 Status load_decode_wide_kernels() {
-  MLA_RETURN_IF_ERROR(load_kernel(mla_decode_wide_sm90_kernel<1>, "mla_decode_wide_sm90_kernel", kSharedBytes));
-  return load_kernel(mla_decode_wide_sm90_kernel<2>, "mla_decode_wide_sm90_kernel", kSharedBytes);
+  for (const int blocks : {1, 2}) {
+    for (auto* const kernel : {pick_kernel<false>(blocks), pick_kernel<true>(blocks)})
+      MLA_RETURN_IF_ERROR(load_kernel(kernel, "mla_decode_wide_sm90_kernel", kSharedBytes));
+  }
+  return Status::Ok();
 }
 
 }  // namespace mla::cuda

@@ -16,8 +16,9 @@ struct Segment {
 };
 
 /// Goes through the segments of a worker. Every value is made safe: rows lie within T * H, keys within the row of the
-/// block table.
-template <int kBlocks>
+/// block table. kFixed: the keys in fixed parts; apart, as all that belongs to them costs the others 8 % otherwise (128
+/// heads, H200, 2026-11-26).
+template <int kBlocks, bool kFixed>
 class Worker {
  public:
   __device__ explicit Worker(const DecodeArgs& args) : a(args) {
@@ -37,7 +38,7 @@ class Worker {
 
   /// The next segment is pages [begin, end) of a group of the sequence.
   __device__ bool next() {
-    if (end > 0 && end < until()) {
+    if (kFixed && end > 0 && end < until()) {
       if (part()) ++slot;
       begin = end;
       end = segment_end();
@@ -65,7 +66,7 @@ class Worker {
     item.first = first;
     item.row = q_begin * a.heads + first;
     // A cluster's tiles are whole ones.
-    const int slot_rows = kBlocks == 1 && part() ? min(max(a.plan[kWideSlotRows], 1), kWideRows) : kWideRows;
+    const int slot_rows = kFixed && kBlocks == 1 && part() ? min(max(a.plan[kWideSlotRows], 1), kWideRows) : kWideRows;
     item.slot = part() ? (slot * teams + team()) * kBlocks + rank() : -1;
     item.rows = item.slot < a.slots * kWideRows / slot_rows ? min(max(rows() - first, 0), slot_rows) : 0;
     item.slot *= slot_rows;  // where its rows begin
@@ -74,8 +75,8 @@ class Worker {
     item.key_end = min(end * kPageTokens, length);
     segment->first_page = begin;
     segment->pages = end - begin;
-    segment->adds = !part() && begin > from;
-    segment->keeps = !part() && end < until();
+    segment->adds = kFixed && !part() && begin > from;
+    segment->keeps = kFixed && !part() && end < until();
   }
 
  private:
@@ -102,7 +103,7 @@ class Worker {
     const int pages = div_up(length, kPageTokens);
     return sequence == last_sequence && group == last_group ? min(last_page, pages) : pages;
   }
-  __device__ int segment_end() const { return a.fixed_parts ? min(fixed_part_end(begin), until()) : until(); }
+  __device__ int segment_end() const { return kFixed ? min(fixed_part_end(begin), until()) : until(); }
   /// Whether other workers have parts of the group.
   __device__ bool part() const { return from > 0 || until() < div_up(length, kPageTokens); }
   __device__ static int rank() { return static_cast<int>(blockIdx.x) % kBlocks; }
