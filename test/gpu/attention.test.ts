@@ -258,6 +258,57 @@ test('mlaDecode and valueExpand together', async () => {
   }
 });
 
+/** Two steps of a decode, each of which writes the last key of every sequence: the second must not see the first's. */
+test('mlaDecode sees the keys that latentCompress has just written', async () => {
+  const [heads, n, c, r, d] = [16, 128, 512, 64, 512];
+  for (const [cache, lengths] of [
+    ['bf16', [4097]],
+    ['bf16', [64, 9000, 1]],
+    ['fp8', [300, 2]],
+  ] as const) {
+    const make = new Inputs(lengths[0]);
+    const decode = decodeArgs(make, { heads, cache, lengths });
+    const table = valuesOf('i32', decode.block_table.bytes);
+    const columns = table.length / lengths.length;
+    const slots = lengths.map((length, b) => {
+      const page = table[b * columns + Math.floor((length - 1) / 64)] as number;
+      return page * 64 + ((length - 1) % 64);
+    });
+    const T = lengths.length;
+    const shared = {
+      positions: make.values(
+        'i32',
+        [T],
+        lengths.map((length) => length - 1),
+      ),
+      cos_sin: make.cosSin(9000, r),
+    };
+    const compress = {
+      ...shared,
+      norm: make.normal('bf16', [d]),
+      weight: make.normal('bf16', [heads * (n + r) + c + r, d], 0.05),
+      latent_norm: make.normal('bf16', [c]),
+      slots: make.values('i32', [T], slots),
+      q: make.output('bf16', [T, heads * (n + r)]),
+      cache: make.inout(decode.cache),
+      eps: 1e-6,
+      latent_eps: 1e-6,
+      fp8_activations: false,
+    };
+    const w_uk = make.normal('bf16', [heads, n, c], 0.05);
+    const absorbed = make.output('bf16', [T, heads, c + r]);
+    const steps = [1, 2].flatMap(() => [
+      { verb: 'latentCompress' as const, args: { ...compress, x: make.normal('bf16', [T, d]) } },
+      {
+        verb: 'queryAbsorb' as const,
+        args: { ...shared, q: make.normal('bf16', [T, heads, n + r]), w_uk, out: absorbed },
+      },
+      { verb: 'mlaDecode' as const, args: { ...decode, q: absorbed, cache: compress.cache } },
+    ]);
+    await compareTogether(`${cache} cache, lengths ${lengths}`, steps);
+  }
+});
+
 interface Prefill {
   act?: Float;
   out?: Float;

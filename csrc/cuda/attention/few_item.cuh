@@ -85,6 +85,9 @@ struct Sizes {
   static_assert(2 * (kRings * kSlots + 1) * 8 <= kBarrierBytes);
 };
 
+/// At most, a lane each.
+constexpr int kMostFreshRows = 32;
+
 struct Args {
   const int32_t* plan;         // few_plan.h
   const int32_t* q_start;      // [B + 1]
@@ -101,9 +104,11 @@ struct Args {
   int max_pages;
   int pages;
   int slots;
-  float scale_log2;  // scale * log2(e)
-  bool early;        // plan and tables are settled before pdl_wait()
-  bool early_keys;   // so is the cache
+  int fresh_rows;
+  const int32_t* fresh_slots;  // [fresh_rows]: rows of the cache that early_keys is not about
+  float scale_log2;            // scale * log2(e)
+  bool early;                  // plan and tables are settled before pdl_wait()
+  bool early_keys;             // so is the cache
 };
 
 struct Maps {

@@ -37,6 +37,13 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
   RingCursor<S::kSlots> rings[2];
   uint32_t query_filled = 0;
   bool waited = !a.early;
+  const int fresh_page = lane < a.fresh_rows ? a.fresh_slots[lane] / kPageTokens : -1;
+  /// Whether a piece has keys that are not settled, of its pages in the lanes.
+  const auto has_fresh = [&](int page, int pages) {
+    bool fresh = false;
+    for (int i = 0; i < a.fresh_rows; ++i) fresh |= page == __shfl_sync(kFullWarp, fresh_page, i);
+    return __any_sync(kFullWarp, fresh && lane < pages);
+  };
   const auto load_query = [&](int row) {
     if (!waited) pdl_wait();
     waited = true;
@@ -60,7 +67,8 @@ __device__ __forceinline__ void produce(const Args& a, const Maps& maps, const L
     const int tiles = piece.tiles();
     const int32_t* table = a.block_table + int64_t{piece.sequence} * a.max_pages + piece.begin / kPageTokens;
     const bool asked = table == a.block_table + first_page;
-    const bool query_first = !waited && !a.early_keys;
+    const bool query_first =
+        !waited && (!a.early_keys || (a.fresh_rows > 0 && (!asked || tiles > 32 || has_fresh(page, tiles))));
     if (query_first) load_query(piece.row);
     for (int t = 0; t < tiles || t == 0; ++t) {
       if (t % 32 == 0 && (t > 0 || !asked)) page = t + lane < tiles ? table[t + lane] : -1;

@@ -20,6 +20,7 @@
 #include <array>
 #include <utility>
 
+#include "cuda/attention/appended.h"
 #include "cuda/attention/few_fp8.cuh"
 #include "cuda/attention/few_load.cuh"
 #include "cuda/attention/few_rows.cuh"
@@ -603,7 +604,11 @@ Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const La
   a.scale_log2 = p.scale * kLog2E;
   a.early =
       launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) && launch.settled(p.lengths);
-  a.early_keys = a.early && launch.settled(p.cache);
+  const bool all_but = appended.cache.data == p.cache.data && appended.slots.present() &&
+                       appended.slots.numel() <= kMostFreshRows && launch.settled(appended.slots);
+  a.early_keys = a.early && (all_but || launch.settled(p.cache));
+  a.fresh_slots = appended.slots.as<int32_t>();
+  a.fresh_rows = all_but ? static_cast<int>(appended.slots.numel()) : 0;
   Maps maps{};
   const int64_t query_rows = p.q.dim(0) * p.q.dim(1), cache_rows = p.cache.dim(0) * kPageTokens;
   const auto map = [width](const View& view, int64_t rows, int box, CUtensorMap* out) {

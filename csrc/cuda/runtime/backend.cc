@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/attention/appended.h"
 #include "cuda/device/launches.h"
 #include "cuda/launch.h"
 #include "cuda/runtime/completion.h"
@@ -43,6 +44,7 @@ class CudaStream final : public BackendStream {
   std::vector<std::shared_ptr<HostBuffer>> holds;  // in use by copies since the last fence
   // What operations write, from the last one on that has a kernel which is not eager; nothing after a copy or replay.
   std::vector<View> fresh;
+  Appended appended;  // of those a cache, of which nothing else has been written
 
  private:
   Completion& completion_;
@@ -65,15 +67,21 @@ CudaStream& of(BackendStream& stream) { return static_cast<CudaStream&>(stream);
 
 }  // namespace
 
-bool Launch::settled(const View& view) const noexcept {
+namespace {
+
+bool overlaps_any(const View& view, std::span<const View> others) {
   const char* const begin = view.as<const char>();
   const char* const end = begin + view.bytes();
-  for (const View& written : fresh) {
-    const char* const from = written.as<const char>();
-    if (from < end && begin < from + written.bytes()) return false;
+  for (const View& other : others) {
+    const char* const from = other.as<const char>();
+    if (from < end && begin < from + other.bytes()) return true;
   }
-  return true;
+  return false;
 }
+
+}  // namespace
+
+bool Launch::settled(const View& view) const noexcept { return !overlaps_any(view, fresh); }
 
 namespace {
 
@@ -105,14 +113,20 @@ struct CollectWritten {
   void operator()(const char*, const Value&, Need = Need::kRequired) {}
 };
 
-/// What an operation writes is fresh from now on.
-void note_written(const Op& op, std::vector<View>* fresh) {
-  CollectWritten collect{fresh};
+/// What an operation writes is fresh from now on, and if it appends rows to a cache that was not, only these rows of
+/// it.
+void note_written(const Op& op, std::vector<View>* fresh, Appended* rows) {
+  std::vector<View> written;
+  CollectWritten collect{&written};
   std::visit(
       [&](auto params) {
         if constexpr (!std::is_same_v<decltype(params), std::monostate>) params.fields(collect);
       },
       op);
+  if (overlaps_any(rows->cache, written) || !overlaps_any(rows->cache, *fresh)) *rows = {};
+  const auto* const compress = std::get_if<LatentCompressParams>(&op);
+  if (compress != nullptr && !overlaps_any(compress->cache, *fresh)) *rows = {compress->cache, compress->slots};
+  fresh->insert(fresh->end(), written.begin(), written.end());
 }
 
 class CudaPlanner final : public Planner {
@@ -283,10 +297,11 @@ class CudaBackend final : public Backend {
     std::vector<View>& fresh = of(stream).fresh;
     const Launch launch{of(stream).stream, workspace, &traits_, fresh, counters};
     late_trigger = false;
+    appended = of(stream).appended;
     Status status = ops.size() > 1 ? run_together(ops, launch) : std::visit(RunOp{launch}, ops[0]);
     // An operation without rows launches nothing: what came before it stays fresh, as it does behind eager kernels.
     if (late_trigger) fresh.clear();
-    for (const Op& op : ops) note_written(op, &fresh);
+    for (const Op& op : ops) note_written(op, &fresh, &of(stream).appended);
     return status;
   }
 
