@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kRingThreads, 2)
   } else {
     // The ring as far as it goes and weights are known, while the others wait and read lists and rows.
     for (int asked = 0; asked < plan.stages && at.item.i < s.items; ++asked) {
-      if (asked >= kEarlyPieces) mbarrier_wait(RingBarriers::at(s.barriers.full, asked - kEarlyPieces), 0);
+      if (asked >= plan.early_pieces) mbarrier_wait(RingBarriers::at(s.barriers.full, asked - plan.early_pieces), 0);
       s.load(at, s.item_weights(at.item), s.item_rows(at.item));
       s.advance(at, 1);
     }

@@ -8,10 +8,6 @@ constexpr int kItemRows = 16;         // weight rows of an item
 constexpr int kPieceRowBytes = 1024;  // of a weight row in one piece, as a rule
 constexpr int kPieceRowPad = 64;      // behind it in shared memory
 constexpr int kMaxStages = 6;
-/// Pieces of a block that are under way at a time before pdl_wait(). More of them in 264 blocks are a queue in front of
-/// the memory in which rows and lists then stand: H200, 2026-11, V2-Lite's down with fp8 weights, 1 token: 11.2 us with
-/// 2, 11.8 with 3, 13.0 with all 6.
-constexpr int kEarlyPieces = 2;
 constexpr int kStepSegments = 8;    // segments whose sums wait in shared memory together, as a rule
 constexpr int kWholeSegments = 12;  // fp8 rows of up to so many are one piece, and a step, if shared memory allows
 
@@ -21,9 +17,10 @@ struct RingPlan {
   int piece_row_bytes = kPieceRowBytes;
   int x_pitch = 0;  // bytes between rows of x in shared memory; 0: x stays where it is
   int x_rows = 0;
-  int per_group = 1;  // tiles of each of even groups
-  int capacity = 0;   // tiles of uneven groups that the list has room for
-  int always = 0;     // always-on groups whose weights are known before the lists
+  int per_group = 1;     // tiles of each of even groups
+  int capacity = 0;      // tiles of uneven groups that the list has room for
+  int always = 0;        // always-on groups whose weights are known before the lists
+  int early_pieces = 2;  // of a block, under way at a time before pdl_wait()
   bool weights_settled = false;
   bool lists_settled = false;
   int sums = 0, x = 0, norm_sums = 0, tiles = 0, operand_rows = 0, parts = 0, slots = 0, weights = 0,
