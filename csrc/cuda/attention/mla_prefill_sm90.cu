@@ -10,9 +10,10 @@
 // product with the values of the tile before runs, and the products of the other warpgroup: the two take turns in
 // issuing.
 //
-// Shared memory: queries, and two stages of keys and of values, all as the copy engine lays them down with a 128-byte
-// swizzle: 208 KB for 192/128 (n + r / v; tiles of 128 keys), 160 KB for 128/128, 224 KB for 256/256 (tiles of 80
-// keys). Scores, probabilities and the output stay in registers.
+// Shared memory: stages of keys and two of values, all as the copy engine lays them down with a 128-byte swizzle.
+// 192/128 (n + r / v; tiles of 128 keys) and 128/128 have three stages of keys, through which the queries come as well,
+// on their way to registers: 208 and 160 KB. 256/256 (tiles of 80 keys) has two, and the queries stay beside them: 224
+// KB. Scores, probabilities and the output stay in registers.
 //
 // Precision: products of bf16 accumulate in float32, softmax in float32, p rounded to bf16 before the second product.
 // (Raising what p is relative to only when a score passes it by far spares rescaling, but then the largest p is not 1
@@ -43,10 +44,11 @@ constexpr int kWarpgroup = 128;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRows = 128;  // queries of a tile
 constexpr int kRope = 64;
-constexpr int kStages = 2;
+constexpr int kStages = 2;      // of values
 constexpr int kWorks = 64;      // the most tiles of a block
 constexpr int kRowBytes = 128;  // of a swizzled row: 64 elements
 constexpr int kColumns = kRowBytes / 2;
+constexpr int kSteps = kColumns / 16;  // of products, in a row
 constexpr int kMathRegisters = 240, kLoadRegisters = 24;
 // Blocks that should read the same keys together, for L2 to serve them. 128 heads of 4096 tokens on an H100, in
 // TFLOP/s: 1: 461, 4: 641, 8: 655 (2026-11).
@@ -63,33 +65,42 @@ struct Sizes {
   static constexpr int kQueryBytes = kRows * kWidth * 2;
   static constexpr int kKeyBytes = kKeys * kWidth * 2;
   static constexpr int kValueBytes = kKeys * kV * 2;
-  static constexpr int kKeysAt = kQueryBytes;
-  static constexpr int kValuesAt = kKeysAt + kStages * kKeyBytes;
+  static constexpr bool kHeld = kV <= 128;  // queries in registers, by way of a stage of keys
+  static_assert(!kHeld || kQueryBytes == kKeyBytes);
+  static constexpr int kKeyStages = kHeld ? 3 : 2;
+  // A thread's scores of a tile that become powers before it waits for the product with the tile before; the others do
+  // beside packing. TFLOP/s of 192/128 in chains on an H200 (2026-11), 16 x 4096, 128 x 4096, 16 x 16384: all 576, 552,
+  // 635; half 578, 564, 647; a quarter 574, 563, 634; none 577, 557, 634. 256/256, 20 x 4096: 547, 545, 538, 530.
+  static constexpr int kEarly = kHeld ? kKeys / 4 : kKeys / 2;
+  static constexpr int kKeysAt = kHeld ? 0 : kQueryBytes;
+  static constexpr int kValuesAt = kKeysAt + kKeyStages * kKeyBytes;
   static constexpr int kBarriersAt = kValuesAt + kStages * kValueBytes;
-  static constexpr int kBarriers = 2 + 4 * kStages;
+  static constexpr int kBarriers = 2 + 2 * kKeyStages + 2 * kStages;
   static constexpr int kWorkAt = kBarriersAt + kBarriers * 8;
   static constexpr int kSharedBytes = kWorkAt + kWorks * static_cast<int>(sizeof(PrefillWork));
 };
 
-/// The barriers of a block: queries, keys and values are there, or have been read.
+/// The barriers of a block: queries (if not held), keys and values are there, or have been read.
 template <class S>
 struct Barriers {
   uint32_t base;
   __device__ uint32_t queries() const { return base; }
   __device__ uint32_t queries_read() const { return base + 8; }
   __device__ uint32_t keys(int stage) const { return base + 16 + stage * 8; }
-  __device__ uint32_t keys_read(int stage) const { return base + 16 + (kStages + stage) * 8; }
-  __device__ uint32_t values(int stage) const { return base + 16 + (2 * kStages + stage) * 8; }
-  __device__ uint32_t values_read(int stage) const { return base + 16 + (3 * kStages + stage) * 8; }
+  __device__ uint32_t keys_read(int stage) const { return keys(S::kKeyStages + stage); }
+  __device__ uint32_t values(int stage) const { return keys(2 * S::kKeyStages + stage); }
+  __device__ uint32_t values_read(int stage) const { return values(kStages + stage); }
 
   /// By one thread.
   __device__ void init() const {
     constexpr int kReaders = 2 * kWarpgroup / 32;  // a lane of each warp that computes
     mbarrier_init(queries(), 1);
     mbarrier_init(queries_read(), kReaders);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < S::kKeyStages; ++i) {
       mbarrier_init(keys(i), 1);
       mbarrier_init(keys_read(i), kReaders);
+    }
+    for (int i = 0; i < kStages; ++i) {
       mbarrier_init(values(i), 1);
       mbarrier_init(values_read(i), kReaders);
     }
@@ -103,8 +114,25 @@ __device__ __forceinline__ void load_tiles(const CUtensorMap* q_map, const CUten
                                            const CUtensorMap* rope_map, const CUtensorMap* value_map, uint32_t s_base,
                                            const PrefillWork* s_work) {
   const Barriers<S> barriers{s_base + S::kBarriersAt};
-  RingCursor<kStages> keys_at, values_at;
+  RingCursor<1> queries_at;
+  RingCursor<S::kKeyStages> keys_at;
+  RingCursor<kStages> values_at;
 
+  const auto load_queries = [&](int row, int head) {
+    const uint32_t full = S::kHeld ? barriers.keys(keys_at.stage) : barriers.queries();
+    const uint32_t to = s_base + (S::kHeld ? S::kKeysAt + keys_at.stage * S::kKeyBytes : 0);
+    if constexpr (S::kHeld) {
+      mbarrier_wait(barriers.keys_read(keys_at.stage), keys_at.filled ^ 1);
+      keys_at.advance();
+    } else {
+      mbarrier_wait(barriers.queries_read(), queries_at.filled ^ 1);
+      queries_at.advance();
+    }
+    mbarrier_arrive_expect(full, S::kQueryBytes);
+#pragma unroll
+    for (int i = 0; i < S::kWidth / kColumns; ++i)
+      tile_load(to + i * kRows * kRowBytes, q_map, full, i * kColumns, head, row);
+  };
   const auto load_keys = [&](int key, int head) {
     const uint32_t full = barriers.keys(keys_at.stage), to = s_base + S::kKeysAt + keys_at.stage * S::kKeyBytes;
     mbarrier_wait(barriers.keys_read(keys_at.stage), keys_at.filled ^ 1);
@@ -130,17 +158,11 @@ __device__ __forceinline__ void load_tiles(const CUtensorMap* q_map, const CUten
     const PrefillWork& work = s_work[round];
     const int row = work.tile.row, head = work.head, tiles = div_up(work.tile.keys, S::kKeys);
     if (head < 0) break;
+    if (tiles == 0) continue;
     int key = work.tile.key + (tiles - 1) * S::kKeys;
-    if (tiles > 0) load_keys(key, head);
-    mbarrier_wait(barriers.queries_read(), round % 2 ^ 1);
-    if (tiles == 0) {
-      mbarrier_arrive(barriers.queries());
-      continue;
-    }
-    mbarrier_arrive_expect(barriers.queries(), S::kQueryBytes);
-#pragma unroll
-    for (int i = 0; i < S::kWidth / kColumns; ++i)
-      tile_load(s_base + i * kRows * kRowBytes, q_map, barriers.queries(), i * kColumns, head, row);
+    if (S::kHeld) load_queries(row, head);
+    load_keys(key, head);
+    if (!S::kHeld) load_queries(row, head);  // they wait for the tile before, keys do not
     for (int i = 1; i < tiles; ++i, key -= S::kKeys) {
       load_keys(key - S::kKeys, head);
       load_values(key, head);
@@ -155,10 +177,11 @@ struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY};  // of the unscaled scores
   float sum[2] = {0, 0};                      // of this thread's columns
   float factor[2];                            // for what was summed up before
+  float shift[2];                             // `largest`, scaled
 
-  /// Scores become powers of two relative to `largest`; columns from visible[h] on count as unseen.
+  /// Takes a tile's scores into `largest`; columns from visible[h] on count as unseen.
   template <bool kMasked>
-  __device__ __forceinline__ void take(float (&score)[kKeys / 2], float scale_log2, const int (&visible)[2]) {
+  __device__ __forceinline__ void see(float (&score)[kKeys / 2], float scale_log2, const int (&visible)[2]) {
     if constexpr (kMasked) {
       const int first = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -166,27 +189,36 @@ struct Softmax {
         if (i / 4 * 8 + i % 2 + first >= visible[i % 4 / 2]) score[i] = -INFINITY;
       }
     }
+    // Two chains for each row, of even and of odd columns: one would wait for itself.
+    float most[2][2] = {{largest[0], -INFINITY}, {largest[1], -INFINITY}};
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; ++i) most[i % 4 / 2][i % 2] = fmaxf(most[i % 4 / 2][i % 2], score[i]);
+    float x[2] = {fmaxf(most[0][0], most[0][1]), fmaxf(most[1][0], most[1][1])};
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) x[h] = fmaxf(x[h], __shfl_xor_sync(kFullWarp, x[h], lanes));
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float x = largest[h];
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; ++i) {
-        if (i % 4 / 2 == h) x = fmaxf(x, score[i]);
-      }
-      x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-      x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
-      const float shift = softmax_shift(x) * scale_log2;
-      factor[h] = exp2_approx(fmaf(largest[h], scale_log2, -shift));
-      largest[h] = x;
-      float tile_sum = 0;
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; ++i) {
-        if (i % 4 / 2 != h) continue;
-        score[i] = exp2_approx(fmaf(score[i], scale_log2, -shift));
-        tile_sum += score[i];
-      }
-      sum[h] = fmaf(sum[h], factor[h], tile_sum);
+      shift[h] = softmax_shift(x[h]) * scale_log2;
+      factor[h] = exp2_approx(fmaf(largest[h], scale_log2, -shift[h]));
+      largest[h] = x[h];
+      sum[h] *= factor[h];
     }
+  }
+
+  /// Scores kFrom to kTo of that tile become powers of two relative to `largest`.
+  template <int kFrom, int kTo>
+  __device__ __forceinline__ void raise(float (&score)[kKeys / 2], float scale_log2) {
+    float part[2][2] = {};
+#pragma unroll
+    for (int i = kFrom; i < kTo; ++i) {
+      score[i] = exp2_approx(fmaf(score[i], scale_log2, -shift[i % 4 / 2]));
+      part[i % 4 / 2][i % 2] += score[i];
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum[h] += part[h][0] + part[h][1];
   }
 
   __device__ __forceinline__ bool rescales() const {
@@ -206,17 +238,24 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
 
   float score[kKeys / 2], out[kV / 2];
   uint32_t p[kKeys / 16][4];
+  uint32_t q[S::kHeld ? S::kWidth / 16 : 1][4];
 
-  // Stages are numbered from the first of the block.
+  RingCursor<1> queries_at;
+  RingCursor<S::kKeyStages> keys_at;
+  // Stages of values are numbered from the first of the block.
   const auto filled = [](uint32_t number) { return number / kStages % 2; };
   // Products are issued in turns; each one's registers are left alone until its wait.
-  const auto issue_scores = [&](uint32_t number) {
-    const uint64_t k_tile = wgmma_tile(s_base + S::kKeysAt + number % kStages * S::kKeyBytes, 16, 1024);
+  const auto issue_scores = [&] {
+    const uint64_t k_tile = wgmma_tile(s_base + S::kKeysAt + keys_at.stage * S::kKeyBytes, 16, 1024);
 #pragma unroll
     for (int k = 0; k < S::kWidth / 16; ++k) {
-      constexpr int kStep = 4;  // of 16 elements in a swizzled row
-      Wgmma<kKeys>::bf16(score, wgmma_advance(q_tile, k / kStep * kRows * kRowBytes + k % kStep * 32),
-                         wgmma_advance(k_tile, k / kStep * kKeys * kRowBytes + k % kStep * 32), k > 0);
+      const uint64_t k_part = wgmma_advance(k_tile, k / kSteps * kKeys * kRowBytes + k % kSteps * 32);
+      if constexpr (S::kHeld) {
+        Wgmma<kKeys>::bf16(score, q[k], k_part, k > 0);
+      } else {
+        Wgmma<kKeys>::bf16(score, wgmma_advance(q_tile, k / kSteps * kRows * kRowBytes + k % kSteps * 32), k_part,
+                           k > 0);
+      }
     }
     wgmma_commit();
   };
@@ -230,6 +269,21 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
   };
   const auto release = [&](uint32_t barrier) {
     if (lane == 0) mbarrier_arrive(barrier);
+  };
+  const auto release_keys = [&] {
+    release(barriers.keys_read(keys_at.stage));
+    keys_at.advance();
+  };
+  const auto wait_keys = [&] { mbarrier_wait(barriers.keys(keys_at.stage), keys_at.filled); };
+  // Queries of my warp, from the stage of keys they came in.
+  const auto hold_queries = [&] {
+    const int row = group * 64 + threadIdx.x % kWarpgroup / 32 * 16 + lane % 16;
+    const uint32_t at = s_base + S::kKeysAt + keys_at.stage * S::kKeyBytes + row * kRowBytes;
+#pragma unroll
+    for (int k = 0; k < S::kWidth / 16; ++k)
+      ldmatrix_x4(q[k], at + k / kSteps * kRows * kRowBytes + ((k % kSteps * 2 + lane / 16) ^ row % 8) * 16);
+    __syncwarp();
+    release_keys();
   };
   // What the first product leaves of two neighbouring key octets is what the second takes as its operand.
   const auto pack_scores = [&] {
@@ -251,28 +305,32 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
     for (int i = 0; i < kV / 2; ++i) out[i] = 0;
 
     int i = div_up(work.tile.keys, kKeys) - 1;
-    const auto take_scores = [&]<bool kMasked>(std::bool_constant<kMasked>) {
+    const auto see_scores = [&]<bool kMasked>(std::bool_constant<kMasked>) {
       int visible[2] = {};
       if constexpr (kMasked) {
         const int sees = my_row + work.tile.shift + 1;
         visible[0] = min(sees, work.tile.keys) - i * kKeys;
         visible[1] = min(sees + 8, work.tile.keys) - i * kKeys;
       }
-      softmax.template take<kMasked>(score, a.scale_log2, visible);
+      softmax.template see<kMasked>(score, a.scale_log2, visible);
     };
-    mbarrier_wait(barriers.queries(), round % 2);
-    if (i < 0) {
-      release(barriers.queries_read());
-    } else {
-      mbarrier_wait(barriers.keys(number % kStages), filled(number));
+    if (i >= 0) {
+      if constexpr (S::kHeld) {
+        wait_keys();
+        hold_queries();
+      } else {
+        mbarrier_wait(barriers.queries(), queries_at.filled);
+      }
+      wait_keys();
       named_barrier_sync(kTurn + group, 2 * kWarpgroup);
       wgmma_fence();
-      issue_scores(number);
+      issue_scores();
       named_barrier_arrive(kTurn + (group ^ 1), 2 * kWarpgroup);
       wgmma_wait<0>();
       keep(score);
-      release(barriers.keys_read(number % kStages));
-      take_scores(std::true_type{});
+      release_keys();
+      see_scores(std::true_type{});
+      softmax.template raise<0, kKeys / 2>(score, a.scale_log2);
       pack_scores();
 
       // 0 * NaN is NaN: what stands behind the keys may be anything. Both warpgroups write the same zeros.
@@ -290,18 +348,19 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
       }
 
       const auto step = [&](auto masked) {
-        mbarrier_wait(barriers.keys((number + 1) % kStages), filled(number + 1));
+        wait_keys();
         named_barrier_sync(kTurn + group, 2 * kWarpgroup);
         wgmma_fence();
-        issue_scores(number + 1);
+        issue_scores();
         mbarrier_wait(barriers.values(number % kStages), filled(number));
         wgmma_fence();
         issue_values(number);
         named_barrier_arrive(kTurn + (group ^ 1), 2 * kWarpgroup);
         wgmma_wait<1>();
         keep(score);
-        release(barriers.keys_read((number + 1) % kStages));
-        take_scores(masked);
+        release_keys();
+        see_scores(masked);
+        softmax.template raise<0, S::kEarly>(score, a.scale_log2);
         keep(score);  // before the wait, not after it
         wgmma_wait<0>();
         keep(out);
@@ -310,6 +369,7 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
 #pragma unroll
           for (int j = 0; j < kV / 2; ++j) out[j] *= softmax.factor[j % 4 / 2];
         }
+        softmax.template raise<S::kEarly, kKeys / 2>(score, a.scale_log2);
         pack_scores();
         ++number;
       };
@@ -318,7 +378,10 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
       for (--i; i >= 0 && masked(); --i) step(std::true_type{});
       for (; i >= 0; --i) step(std::false_type{});
 
-      release(barriers.queries_read());
+      if (!S::kHeld) {
+        release(barriers.queries_read());
+        queries_at.advance();
+      }
       mbarrier_wait(barriers.values(number % kStages), filled(number));
       wgmma_fence();
       issue_values(number);
