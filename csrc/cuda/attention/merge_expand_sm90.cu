@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     merge_expand_kernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Product p, bool weights_settled) {
   extern __shared__ __align__(128) unsigned char held[];
   __shared__ Shared shared;
+  pdl_launch_dependents();
   const int rank = static_cast<int>(cluster_rank()), head = blockIdx.y, tokens = a.tokens;
   const int team = threadIdx.x / kMergeLanes, column = rank * kMergeColumns + threadIdx.x % kMergeLanes * 4;
   const uint32_t sent = shared_address(&shared.sent);
@@ -83,7 +84,6 @@ __global__ void __launch_bounds__(kMergeThreads)
   find_rows(a, head, shared.rows);
   cluster_sync();  // rows are there; the other blocks run and have their barriers
   pdl_wait();
-  pdl_launch_dependents();
   if (!weights_settled) load_weights();
 
 #pragma unroll 1
@@ -158,8 +158,8 @@ Status launch_merge_expand(const MlaDecodeParams& p, const DecodePartials& parti
   const Product product = expand_product(e);
   const DecodeArgs args = make_decode_args(p, partials);
   return cuda_status(
-      launch_clusters(merge_expand_kernel, dim3(kBlocks, static_cast<unsigned>(args.heads)), dim3(kMergeThreads),
-                      kBlocks, held_bytes(product), launch.stream, args, product, weights_settled(product, launch)),
+      launch_eager(merge_expand_kernel, dim3(kBlocks, static_cast<unsigned>(args.heads)), dim3(kMergeThreads), kBlocks,
+                   held_bytes(product), launch.stream, args, product, weights_settled(product, launch)),
       "merge_expand_kernel");
 }
 

@@ -15,10 +15,12 @@
 namespace mla::cuda {
 
 template <class W>
-__global__ void __maxnreg__(48) product_held_kernel(const __grid_constant__ Product p, bool weights_settled) {
+__global__ void __maxnreg__(48)
+    product_held_kernel(const __grid_constant__ Product p, bool weights_settled, bool eager) {
   constexpr bool kScaled = sizeof(W) == 1;
   extern __shared__ __align__(128) unsigned char held[];
   __shared__ HeldShared shared;
+  if (eager) pdl_launch_dependents();
   const int segment = threadIdx.x / 32, segments = blockDim.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int k = static_cast<int>(p.k), n0 = blockIdx.x * kHeldItemRows;
   const int64_t group = blockIdx.y;
@@ -30,7 +32,7 @@ __global__ void __maxnreg__(48) product_held_kernel(const __grid_constant__ Prod
     shared.scales[segment] = p.scale[group * p.scale_group + n0 / kSegment * segments + segment];
   }
   if (weights_settled) pdl_wait();
-  pdl_launch_dependents();
+  if (!eager) pdl_launch_dependents();
 
   const int k_first = segment * kSegment + q * HeldWeights<W>::kOwn;
   const Bf16* const row = static_cast<const Bf16*>(p.x) + group * p.x_group + g * p.x_row + k_first;
@@ -70,7 +72,12 @@ template <class W>
 cudaError_t launch_held(const Product& p, bool weights_settled, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(div_up<int64_t>(p.n, kHeldItemRows)), static_cast<unsigned>(p.groups));
   const dim3 block(static_cast<unsigned>(div_up<int64_t>(p.k, kSegment) * 32));
-  return launch_pdl(product_held_kernel<W>, grid, block, held_bytes(p), stream, p, weights_settled);
+  // valueExpand and o_proj: what is launched behind them is short, and its launch would not hide. V2-Lite, 4,096 tokens
+  // of context, a step of 1, 2, 4, 8 sequences in bf16 is 100, 59, 103, 110 us faster by it, of 2090 to 6180; in fp8
+  // 84, 61, 84, 96 (H200, 2026-11).
+  const bool eager = p.groups > 1 || p.residual != nullptr;
+  return eager ? launch_eager(product_held_kernel<W>, grid, block, 1, held_bytes(p), stream, p, weights_settled, true)
+               : launch_pdl(product_held_kernel<W>, grid, block, held_bytes(p), stream, p, weights_settled, false);
 }
 
 }  // namespace mla::cuda
