@@ -6,11 +6,12 @@ import { type KernelCase, setsFor } from './kernel-case';
 import { Dice, dot, relativeError, shuffle, type Workbench } from './workbench';
 
 const [NOPE, ROPE, VALUE, LATENT] = [128, 64, 128, 512];
-const WIDTH = LATENT + ROPE;
 const PAGE = 64;
 
-/** heads, sequences, context, query rows per sequence */
-const DECODE: readonly (readonly [h: number, b: number, l: number, q: number])[] = [16, 64, 128].flatMap((h) =>
+/** heads, sequences, context, new tokens a sequence */
+type DecodeShape = readonly [h: number, b: number, l: number, q: number];
+
+const DECODE: readonly DecodeShape[] = [16, 64, 128].flatMap((h) =>
   (
     [
       [1, 1024, 1],
@@ -32,11 +33,11 @@ const DECODE: readonly (readonly [h: number, b: number, l: number, q: number])[]
       [128, 4096, 2],
       [128, 8192, 1],
     ] as const
-  ).map(([b, l, q]) => [h, b, l, q] as const),
+  ).map(([b, l, q]): DecodeShape => [h, b, l, q]),
 );
 
 /** The same over an fp8 cache. */
-const DECODE_FP8: typeof DECODE = [
+const DECODE_FP8: readonly DecodeShape[] = [
   [16, 1, 4096, 1],
   [16, 8, 8192, 1],
   [16, 32, 4096, 1],
@@ -72,51 +73,55 @@ export function attend(
   return out;
 }
 
-function decodeCase(h: number, b: number, l: number, q: number, cacheDtype: 'bf16' | 'fp8' = 'bf16'): KernelCase {
+function decodeCase(
+  [h, b, l, q]: DecodeShape,
+  { cacheDtype = 'bf16', c = LATENT }: { cacheDtype?: 'bf16' | 'fp8'; c?: number } = {},
+): KernelCase {
+  const width = c + ROPE;
   const T = b * q;
-  const rowBytes = cacheRowBytes(cacheDtype, { c: LATENT, r: ROPE });
-  const bytes = b * l * rowBytes + 2 * T * h * (WIDTH + LATENT) + 4 * T * h;
-  const scale = WIDTH ** -0.5;
+  const rowBytes = cacheRowBytes(cacheDtype, { c, r: ROPE });
+  const bytes = b * l * rowBytes + 2 * T * h * (width + c) + 4 * T * h;
+  const scale = width ** -0.5;
   const pages = Math.ceil(l / PAGE);
   return {
-    id: `mlaDecode ${cacheDtype === 'fp8' ? 'fp8 ' : ''}h=${h} b=${b} l=${l} q=${q}`,
-    cost: () => ({ bytes, flops: 2 * T * h * l * (WIDTH + LATENT) }),
+    id: `mlaDecode ${cacheDtype === 'fp8' ? 'fp8 ' : ''}h=${h} b=${b} l=${l} q=${q}${c === LATENT ? '' : ` c=${c}`}`,
+    cost: () => ({ bytes, flops: 2 * T * h * l * (width + c) }),
     async prepare(bench, coldBytes) {
       const sets = setsFor(bytes, coldBytes);
       // One cache for all sets; the pages of a sequence lie anywhere in it.
-      const fp8 = cacheDtype === 'fp8' ? new Fp8Pages({ c: LATENT, r: ROPE }, new Dice(l)) : null;
+      const fp8 = cacheDtype === 'fp8' ? new Fp8Pages({ c, r: ROPE }, new Dice(l)) : null;
       const cache =
-        (await fp8?.fill(bench, sets * b * pages)) ?? (await bench.random('bf16', [sets * b * pages, PAGE, WIDTH]));
+        (await fp8?.fill(bench, sets * b * pages)) ?? (await bench.random('bf16', [sets * b * pages, PAGE, width]));
       const table = shuffle(
         Int32Array.from({ length: sets * b * pages }, (_, i) => i),
         new Dice(h + l),
       );
       const tables = await bench.put(table, [sets, b, pages]);
-      const query = await bench.random('bf16', [sets, T, h, WIDTH]);
-      const out = await bench.zeros('bf16', [sets, T, h, LATENT]);
+      const query = await bench.random('bf16', [sets, T, h, width]);
+      const out = await bench.zeros('bf16', [sets, T, h, c]);
       const lse = await bench.zeros('f32', [sets, T, h]);
       const q_start = await bench.put(Int32Array.from({ length: b + 1 }, (_, i) => i * q));
       const lengths = await bench.put(new Int32Array(b).fill(l));
       const plan = await bench.zeros('i32', [bench.device.decodePlanInts(b, h)]);
       bench.stream.decodePlan({ q_start, lengths, plan, heads: h });
       const args = Array.from({ length: sets }, (_, i) => ({
-        q: bench.part(query, i, [T, h, WIDTH]),
+        q: bench.part(query, i, [T, h, width]),
         q_start,
         cache,
         block_table: bench.part(tables, i, [b, pages]),
         lengths,
         plan,
-        out: bench.part(out, i, [T, h, LATENT]),
+        out: bench.part(out, i, [T, h, c]),
         lse: bench.part(lse, i, [T, h]),
         scale,
       }));
       await bench.workspaceFor('mlaDecode', args[0] as (typeof args)[number]);
       const readRows = async (set: number, sequence: number): Promise<Float32Array> => {
-        const rows = new Float32Array(pages * PAGE * WIDTH);
+        const rows = new Float32Array(pages * PAGE * width);
         for (let p = 0; p < pages; p++) {
           const page = table[(set * b + sequence) * pages + p] as number;
-          const read = fp8?.rows(page) ?? (await bench.read(cache, page * PAGE * WIDTH, PAGE * WIDTH));
-          rows.set(read, p * PAGE * WIDTH);
+          const read = fp8?.rows(page) ?? (await bench.read(cache, page * PAGE * width, PAGE * width));
+          rows.set(read, p * PAGE * width);
         }
         return rows;
       };
@@ -133,15 +138,15 @@ function decodeCase(h: number, b: number, l: number, q: number, cacheDtype: 'bf1
           ] as const) {
             const rows = await readRows(set, sequence);
             const row = ((set * b + sequence) * q + q - 1) * h + head;
-            const vector = await bench.read(query, row * WIDTH, WIDTH);
+            const vector = await bench.read(query, row * width, width);
             const expected = attend(
               l,
-              LATENT,
+              c,
               scale,
-              (j) => dot(vector, 0, rows, j * WIDTH, WIDTH),
-              (j, i) => rows[j * WIDTH + i] as number,
+              (j) => dot(vector, 0, rows, j * width, width),
+              (j, i) => rows[j * width + i] as number,
             );
-            const error = relativeError(await bench.read(out, row * LATENT, LATENT), expected);
+            const error = relativeError(await bench.read(out, row * c, c), expected);
             if (!(error <= worst)) worst = error;
           }
           return worst;
@@ -229,7 +234,10 @@ async function checkPrefill(
 
 /** All of them. */
 export const ATTENTION_CASES: readonly KernelCase[] = [
-  ...DECODE.map((shape) => decodeCase(...shape)),
-  ...DECODE_FP8.map((shape) => decodeCase(...shape, 'fp8')),
+  ...DECODE.map((shape) => decodeCase(shape)),
+  // The heads of GLM-4.7-Flash, and the latent rank of Mistral-Small-4.
+  decodeCase([20, 32, 4096, 1]),
+  decodeCase([32, 128, 4096, 1], { c: 256 }),
+  ...DECODE_FP8.map((shape) => decodeCase(shape, { cacheDtype: 'fp8' })),
   ...PREFILL.map((shape) => prefillCase(...shape)),
 ];
