@@ -334,9 +334,13 @@ test('experts: many pairs, so that moeDown takes its columns in several parts', 
 });
 
 test('experts: senseless offsets, order and slots do no harm', async () => {
-  for (const act of ['bf16', 'f32'] as const) {
+  for (const [act, weight, fp8] of [
+    ['bf16', 'bf16', false],
+    ['f32', 'bf16', false],
+    ['bf16', 'f8e4m3', true],
+  ] as const) {
     for (const tokens of [1, 12, 150]) {
-      const layer: Layer = { act, weight: 'bf16', d: 64, width: 32, experts: 5, perToken: 3, always: 2 };
+      const layer: Layer = { act, weight, fp8, d: 64, width: 32, experts: 5, perToken: 3, always: 2 };
       const batch = new Batch(layer, tokens, spread(5));
       const make = new Inputs(tokens);
       const pairs = tokens * 3;
@@ -358,7 +362,8 @@ test('experts: senseless offsets, order and slots do no harm', async () => {
       // The GPU ignores what makes no sense (the guard bytes around all tensors say so); the CPU refuses it.
       const judge = (call: Promise<unknown>) =>
         TESTED_DEVICE === 'cpu' ? assert.rejects(call, { code: 'ERR_INVALID_ARG' }) : call;
-      await judge(runTested('moeGateUp', () => ({ ...gateUp, offsets, order: wild(gateUp.order as Planned) })));
+      const order = wild(gateUp.order as Planned);
+      await judge(runTested('moeGateUp', () => ({ ...gateUp, offsets, order })));
       await judge(runTested('moeDown', () => ({ ...down, offsets, slots: wild(down.slots as Planned) })));
     }
   }

@@ -27,6 +27,17 @@ __device__ __forceinline__ uint32_t pack_e4m3(float lo, float hi) {
 #endif
 }
 
+/// Eight bf16 as codes under a scale of these bits (row_scale_bits() of ops/fp8_row.h), which may be none.
+__device__ __forceinline__ uint2 quantize_eight(uint4 v, uint32_t scale) {
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+  const float by = __uint_as_float(row_inverse_bits(scale));
+  uint32_t codes[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) codes[i] = pack_e4m3(bf16_low(words[i]) * by, bf16_high(words[i]) * by);
+  if (scale == kRowNoScale) return make_uint2(0x7f7f7f7f, 0x7f7f7f7f);
+  return make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+}
+
 /// v becomes q * 2^e (row_scale_bits() of ops/fp8_row.h). `lanes` call it, one or both halves of a warp; columns past
 /// the row's end are zeros.
 __device__ __forceinline__ void round_fp8_chunk(unsigned lanes, float (&v)[kChunk]) {

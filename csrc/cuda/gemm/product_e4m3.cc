@@ -61,7 +61,7 @@ bool multiplies_with_e4m3(const Product& p, const Traits& traits) {
 }
 
 cudaError_t launch_product_e4m3(const Product& p, const Launch& launch) {
-  return launch_e4m3(p, choose_plan(p, launch), launch.traits->multiprocessors, launch.stream);
+  return launch_e4m3(p, choose_plan(p, launch), launch.traits->multiprocessors, launch.counters, launch.stream);
 }
 
 cudaError_t load_product_e4m3(int shared_bytes_per_block) { return load_e4m3(shared_bytes_per_block); }

@@ -17,7 +17,9 @@ cudaError_t load_product_e4m3(int shared_bytes_per_block);
 
 // ---- the kernel ---------------------------------------------------------------------------------------------------
 
-cudaError_t launch_e4m3(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream);
+/// counter: 0 before and after, of this stream alone.
+cudaError_t launch_e4m3(const Product& p, const WgmmaPlan& plan, int multiprocessors, unsigned* counter,
+                        cudaStream_t stream);
 cudaError_t load_e4m3(int shared_bytes_per_block);
 
 }  // namespace mla::cuda

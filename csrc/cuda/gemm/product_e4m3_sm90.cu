@@ -3,11 +3,10 @@
 // Formula: product.h, with x = codes * 2^exponent, an exponent for each 128 k of a row (docs/numerics.md), and
 //   y[r, j] = sum over blocks b of 128 k, ascending: 2^exponent[r, b] * scale[j / 128, b] * segment, in float32;
 //   a segment is a chain of m64n128k32 products, which keep some 14 bits of their sum.
-// Grid: one block a multiprocessor, which takes tiles until none is left: 128 rows of x by 256 rows of w; the rest of a
-//   group's rows is a tile of its own, which takes half of the time if it has up to 64.
-// Block: 2 warpgroups multiply, 64 rows by 256 each (of a tile of up to 64 rows: 64 by 128); 2 of 4 warps load, as in
-//   product_wgmma.cuh. x is wgmma's A, so a thread has two rows and needs two exponents a segment, which it reads.
-// Stage: 128 k of both, 48 KB.
+// Grid: one block a multiprocessor, which takes tiles until none is left, by a counter: 128 rows of x by 256 rows of w;
+//   the rest of a group's rows is a tile of its own, which takes half of the time if it has up to 64.
+// Block: 2 warpgroups multiply, 64 rows by 256 each (of a tile of up to 64 rows: 64 by 128); 1 of 4 warps loads. x is
+// wgmma's A, so a thread has two rows and needs two exponents a segment, which it reads. Stage: 128 k of both, 48 KB.
 // Registers: 128 sums, 64 for the segment of 128 columns; 232 in all, loaders 40. While one warpgroup adds a segment to
 //   its sums (64 fused multiply-adds a thread), the other one multiplies.
 // Results: product_e4m3_emit.cuh. SwiGLU's output can be rounded to e4m3 in registers: the 128 features of a row that
@@ -105,7 +104,7 @@ __device__ __forceinline__ void e4m3_tile(const Product& p, const E4m3Shared& sh
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     product_e4m3_kernel(const __grid_constant__ Product p, const __grid_constant__ WgmmaPlan plan,
                         const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map,
-                        const __grid_constant__ CUtensorMap y_map) {
+                        const __grid_constant__ CUtensorMap y_map, unsigned* counter) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   const E4m3Shared shared{{dynamic}};
   if (threadIdx.x == kMathThreads) {
@@ -122,9 +121,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     give_registers<E4m3Shape::kLoadRegisters>();
     const int warp = threadIdx.x / 32 - kMathThreads / 32;
     if (warp == 0) {
-      load_all_weights<E4m3Shape>(p, plan, shared, &w_map, blockIdx.x, gridDim.x);
-    } else if (warp == 1) {
-      load_all_rows(p, plan, shared, &x_map);
+      load_tiles(p, plan, shared, &w_map, &x_map, counter);
     } else {
       pdl_wait();
     }
@@ -154,7 +151,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-cudaError_t launch_e4m3(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_e4m3(const Product& p, const WgmmaPlan& plan, int multiprocessors, unsigned* counter,
+                        cudaStream_t stream) {
   CUtensorMap w_map{}, x_map{}, y_map{};
   const std::array<int64_t, 3> w_dims{p.k, p.n, p.groups};
   const std::array<int64_t, 2> w_strides{p.k, p.groups > 1 ? p.w_group : p.n * p.k};
@@ -176,7 +174,7 @@ cudaError_t launch_e4m3(const Product& p, const WgmmaPlan& plan, int multiproces
   int64_t blocks = multiprocessors;
   if (p.offsets == nullptr) blocks = std::min<int64_t>(blocks, int64_t{plan.token_tiles} * plan.weight_tiles);
   return launch_pdl(product_e4m3_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kWgmmaThreads),
-                    E4m3Shape::kSharedBytes, stream, p, plan, w_map, x_map, y_map);
+                    E4m3Shape::kSharedBytes, stream, p, plan, w_map, x_map, y_map, counter);
 }
 
 cudaError_t load_e4m3(int shared_bytes_per_block) {

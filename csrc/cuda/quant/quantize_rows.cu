@@ -2,10 +2,9 @@
 // brings the largest of 128 neighbours to 448 or below (row_scale_bits; docs/numerics.md). A block with a number that
 // is not finite is codes of NaN.
 //
-// A warp has a row, a lane 8 of each 256 k, so 16 lanes share an exponent. Rows in the order of the experts: block b
-// has part b / groups of the rows of group b % groups, as in gather_pairs.cu, so that x comes from L2 but for the first
-// time; rows past the last expert's end are not written, a pair that does not exist gives zeros. Bandwidth-bound.
-// Test: test/gpu/matrix-experts.test.ts.
+// A warp has a row of x, a lane 8 of each 256 k, so 16 lanes share an exponent. The row is read and quantised once and
+// written wherever its pairs stand in the order of the experts, which a small kernel in front finds; rows of pairs that
+// do not exist are not written. Bandwidth-bound. Test: test/gpu/matrix-experts.test.ts.
 #include "cuda/quant/quantize_rows.h"
 
 #include "cuda/device/fp8_chunk.cuh"
@@ -17,7 +16,8 @@
 namespace mla::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kAtOnce = 8;  // pieces of 256 k
 
 /// 8 elements of a block of 128, which 16 neighbouring lanes hold, as codes; and the scale's bits.
 __device__ __forceinline__ uint2 quantize8(uint4 v, uint32_t& scale) {
@@ -28,69 +28,88 @@ __device__ __forceinline__ uint2 quantize8(uint4 v, uint32_t& scale) {
 #pragma unroll
   for (int lanes = 1; lanes < 16; lanes *= 2) largest = __vmaxu2(largest, __shfl_xor_sync(kFullWarp, largest, lanes));
   scale = row_scale_bits(max(largest >> 16, largest & 0xffff) << 16);
-  const float by = __uint_as_float(row_inverse_bits(scale));
-  uint32_t codes[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) codes[i] = pack_e4m3(bf16_low(words[i]) * by, bf16_high(words[i]) * by);
-  if (scale == kRowNoScale) return make_uint2(0x7f7f7f7f, 0x7f7f7f7f);
-  return make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+  return quantize_eight(v, scale);
 }
 
-__global__ void __launch_bounds__(32 * kWarps)
-    quantize_rows_kernel(const __grid_constant__ Product p, int64_t rows, int parts, unsigned char* codes,
-                         uint8_t* all_exponents, int64_t exponents_row) {
+/// slots[order[i]] = i for the rows that experts have. Where a pair stands nowhere its slot is what was there before.
+__global__ void __launch_bounds__(kThreads) invert_order_kernel(const __grid_constant__ Product p, int32_t* slots) {
+  pdl_wait();
+  pdl_launch_dependents();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= min(int64_t{p.offsets[p.groups]}, p.rows)) return;
+  const int32_t pair = p.order[i];
+  if (pair >= 0 && pair < p.x_rows * p.per_row) slots[pair] = static_cast<int32_t>(i);
+}
+
+/// Where the j-th pair of a row stands in the order; -1: nowhere.
+__device__ __forceinline__ int64_t slot_of(const Product& p, const int32_t* slots, int64_t row, int64_t j) {
+  if (slots == nullptr) return row;
+  const int64_t pair = row * p.per_row + j, slot = slots[pair];
+  return slot >= 0 && slot < p.rows && p.order[slot] == pair ? slot : -1;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    quantize_rows_kernel(const __grid_constant__ Product p, int64_t x_rows, const int32_t* slots,
+                         unsigned char* all_codes, uint8_t* all_exponents, int64_t exponents_row) {
   pdl_wait();
   pdl_launch_dependents();
   const int lane = threadIdx.x % 32;
-  int64_t begin, end;
-  if (parts == 0) {
-    begin = int64_t{blockIdx.x} * kWarps;
-    end = min(begin + kWarps, rows);
-  } else {
-    const int groups = static_cast<int>(p.groups), part = blockIdx.x / groups;
-    const GroupRows group(p, blockIdx.x % groups);
-    const int64_t count = group.end - group.begin;
-    begin = group.begin + count * part / parts;
-    end = group.begin + count * (part + 1) / parts;
-  }
-  for (int64_t row = begin + threadIdx.x / 32; row < end; row += kWarps) {
-    const int64_t from = parts == 0 ? row : operand_row(p, row);
-    const Bf16* const x = static_cast<const Bf16*>(p.x) + from * p.x_row;
-    unsigned char* const to = codes + row * p.k;
-    uint8_t* const exponents = all_exponents + row * exponents_row;
-    constexpr int kAtOnce = 8;
-    for (int64_t k0 = lane * 8; k0 < div_up<int64_t>(p.k, 256) * 256; k0 += kAtOnce * 256) {
-      uint4 v[kAtOnce];
-      load_pieces(x, k0, p.k, from >= 0, v);
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (row >= x_rows) return;
+  const Bf16* const x = static_cast<const Bf16*>(p.x) + row * p.x_row;
+  const int64_t copies = slots == nullptr ? 1 : p.per_row;
+  for (int64_t k0 = 0; k0 < p.k; k0 += kAtOnce * 256) {
+    uint4 v[kAtOnce];
+    load_pieces(x, k0 + lane * 8, p.k, true, v);
+    uint2 codes[kAtOnce];
+    uint32_t exponents[kAtOnce / 2] = {};  // of four blocks each
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      uint32_t scale;
+      codes[i] = quantize8(v[i], scale);
+      scale >>= 23;
+      const uint32_t two = __shfl_sync(kFullWarp, scale, 0) | __shfl_sync(kFullWarp, scale, 16) << 8;
+      exponents[i / 2] |= two << i % 2 * 16;
+    }
+    for (int64_t j = 0; j < copies; ++j) {
+      const int64_t to = slot_of(p, slots, row, j);
+      if (to < 0) continue;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t k = k0 + i * 256;
-        if (k - lane * 8 >= p.k) break;
-        uint32_t scale;
-        const uint2 eight = quantize8(v[i], scale);
-        if (k >= p.k) continue;
-        *reinterpret_cast<uint2*>(to + k) = eight;
-        if (lane % 16 == 0) exponents[k / kSegment] = static_cast<uint8_t>(scale >> 23);
+        const int64_t k = k0 + i * 256 + lane * 8;
+        if (k < p.k) *reinterpret_cast<uint2*>(all_codes + to * p.k + k) = codes[i];
       }
+#pragma unroll
+      for (int i = 0; i < kAtOnce / 2; ++i)
+        if (lane == i && k0 + i * 512 < p.k)
+          *reinterpret_cast<uint32_t*>(all_exponents + to * exponents_row + k0 / kSegment + i * 4) = exponents[i];
     }
   }
 }
 
 }  // namespace
 
-cudaError_t launch_quantize_rows(const Product& p, int64_t rows, bool ordered, void* out, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  const int64_t parts = ordered ? div_up<int64_t>(div_up(rows, p.groups), kWarps) : 0;
-  const E4m3Rows to{rows, p.k};
+cudaError_t launch_quantize_rows(const Product& p, void* out, cudaStream_t stream) {
+  const E4m3Rows to{p.rows, p.k};
   const auto codes = static_cast<unsigned char*>(out);
-  const int64_t blocks = ordered ? parts * p.groups : div_up<int64_t>(rows, kWarps);
-  return launch_pdl(quantize_rows_kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * kWarps), 0, stream, p, rows,
-                    static_cast<int>(parts), codes, codes + to.exponents_at(), to.exponents_row());
+  const auto blocks = [](int64_t count, int64_t of) { return dim3(static_cast<unsigned>(div_up(count, of))); };
+  int32_t* slots = nullptr;
+  int64_t x_rows = p.rows;
+  if (p.order != nullptr) {
+    slots = reinterpret_cast<int32_t*>(codes + to.slots_at());
+    x_rows = p.x_rows;
+    const cudaError_t error =
+        launch_pdl(invert_order_kernel, blocks(p.rows, kThreads), dim3(kThreads), 0, stream, p, slots);
+    if (error != cudaSuccess) return error;
+  }
+  return launch_pdl(quantize_rows_kernel, blocks(x_rows, kWarps), dim3(kThreads), 0, stream, p, x_rows, slots, codes,
+                    codes + to.exponents_at(), to.exponents_row());
 }
 
 cudaError_t load_quantize_rows() {
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, quantize_rows_kernel);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, invert_order_kernel);
+  return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, quantize_rows_kernel);
 }
 
 }  // namespace mla::cuda

@@ -54,7 +54,7 @@ int64_t operand_rows(const Product& p) { return p.order == nullptr ? p.rows : p.
 Status quantize(Product* p, void* to, const Launch& launch) {
   const E4m3Rows rows{p->rows, p->k};
   MLA_RETURN_IF_ERROR(
-      cuda_status(launch_quantize_rows(*p, p->rows, p->order != nullptr, to, launch.stream), "quantize_rows_kernel"));
+      cuda_status(launch_quantize_rows(*p, to, launch.stream), "quantize_rows_kernel"));
   p->x = to;
   p->x_dtype = DType::kF8E4M3;
   p->x_row = p->k;
