@@ -315,10 +315,15 @@ const skewed =
     return column === 0 ? drawn : -1;
   };
 
-for (const weight of ['bf16', 'f8e4m3'] as const) {
-  test(`experts, ${weight} weights: skewed routing, several waves of tiles`, { skip: RECORDING }, async () => {
+for (const [weight, fp8] of [
+  ['bf16', false],
+  ['f8e4m3', false],
+  ['f8e4m3', true],
+] as const) {
+  const rows = fp8 ? ', rows in fp8' : '';
+  test(`experts, ${weight} weights${rows}: skewed routing, several waves of tiles`, { skip: RECORDING }, async () => {
     for (const tokens of [90, 2600]) {
-      const layer: Layer = { act: 'bf16', weight, d: 6800, width: 80, experts: 9, perToken: 1 };
+      const layer: Layer = { act: 'bf16', weight, fp8, d: 6800, width: 80, experts: 9, perToken: 1 };
       await compareBatch(new Batch(layer, tokens, skewed(9)), 'skewed', [[1, 2]]);
     }
   });
