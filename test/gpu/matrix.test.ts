@@ -143,9 +143,7 @@ test('gemm: several waves of tiles, with rows, columns and k that fill none of t
     await gemm({ act: 'bf16', weight, rows: 2100, n: 8650, k, residual: true }, false);
     await gemm({ act: 'bf16', weight, rows: 2100, n: 8650, k, y: 'f32' }, false);
   }
-  const fp8 = { act: 'bf16', weight: 'f8e4m3', entering: 'in fp8', rows: 2100, n: 8656, k: 208 } as const;
-  await gemm({ ...fp8, residual: true }, false);
-  await gemm({ ...fp8, y: 'f32' }, false);
+  await gemm({ act: 'bf16', weight: 'f8e4m3', entering: 'in fp8', rows: 2100, n: 8656, k: 208, residual: true }, false);
 });
 
 test('gemm: the residual may be the memory of y', async () => {
