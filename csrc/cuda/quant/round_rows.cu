@@ -53,8 +53,7 @@ int64_t operand_rows(const Product& p) { return p.order == nullptr ? p.rows : p.
 /// Rows as e4m3 at `to`, in the order of y's.
 Status quantize(Product* p, void* to, const Launch& launch) {
   const E4m3Rows rows{p->rows, p->k};
-  MLA_RETURN_IF_ERROR(
-      cuda_status(launch_quantize_rows(*p, to, launch.stream), "quantize_rows_kernel"));
+  MLA_RETURN_IF_ERROR(cuda_status(launch_quantize_rows(*p, to, launch.stream), "quantize_rows_kernel"));
   p->x = to;
   p->x_dtype = DType::kF8E4M3;
   p->x_row = p->k;
