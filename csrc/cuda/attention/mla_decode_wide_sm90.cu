@@ -263,68 +263,65 @@ struct Half {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(x.ended());
   }
 
-  /// Hides keys that a row does not see, and finds the largest score of each of the two rows.
-  __device__ __forceinline__ void largest_scores(int page, float (&most)[2]) {
+  /// Hides keys that a row does not see.
+  __device__ __forceinline__ void hide(int page) {
     const int start = (segment().first_page + page) * kPageTokens;
-    if (start + kPageTokens > visible_keys(segment().item, 0, x.a.heads)) {
-      const int first = start + threadIdx.x % 4 * 2;
-      const int visible[2] = {visible_keys(segment().item, my_row, x.a.heads) - first,
-                              visible_keys(segment().item, my_row + 8, x.a.heads) - first};
+    if (start + kPageTokens <= visible_keys(segment().item, 0, x.a.heads)) return;
+    const int first = start + threadIdx.x % 4 * 2;
+    const int visible[2] = {visible_keys(segment().item, my_row, x.a.heads) - first,
+                            visible_keys(segment().item, my_row + 8, x.a.heads) - first};
 #pragma unroll
-      for (int i = 0; i < kPageTokens / 2; ++i) {
-        if (i / 4 * 8 + i % 2 >= visible[i % 4 / 2]) score[i] = -INFINITY;
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      most[h] = score[2 * h];
-#pragma unroll
-      for (int i = 0; i < kPageTokens / 2; ++i) {
-        if (i % 4 / 2 == h) most[h] = fmaxf(most[h], score[i]);
-      }
-      most[h] = fmaxf(most[h], __shfl_xor_sync(kFullWarp, most[h], 1));
-      most[h] = fmaxf(most[h], __shfl_xor_sync(kFullWarp, most[h], 2));
+    for (int i = 0; i < kPageTokens / 2; ++i) {
+      if (i / 4 * 8 + i % 2 >= visible[i % 4 / 2]) score[i] = -INFINITY;
     }
   }
-  /// Raises what scores are relative to, where they pass it by far, and tells the other warpgroup.
-  __device__ __forceinline__ void settle(bool first, const float (&most)[2], float (&largest)[2], float (&factor)[2]) {
+  /// Scores become powers of two relative to the largest that was known before. Most pages leave that as it is, which
+  /// one vote tells; otherwise it is raised to what passes it by far. `factor`: what has been summed up before is to be
+  /// multiplied by; exactly 1 as a rule.
+  __device__ __forceinline__ void take_powers(bool first, float (&factor)[2]) {
     const float scale = x.a.scale_log2;
+    float largest[2], most[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float before = first ? -INFINITY : x.s_figures->largest[my_row + 8 * h];
-      largest[h] = most[h] * scale > fmaf(before, scale, kSlack) ? most[h] : before;
-      // Exactly 1 as a rule, so that nothing has to be multiplied.
-      factor[h] = largest[h] == before ? 1.0f : exp2_approx((before - largest[h]) * scale);
+      largest[h] = first ? -INFINITY : x.s_figures->largest[my_row + 8 * h];
+      factor[h] = 1;
+      float even = score[2 * h], odd = score[2 * h + 1];
+#pragma unroll
+      for (int i = 4; i < kPageTokens / 2; i += 4) {
+        even = fmaxf(even, score[i + 2 * h]);
+        odd = fmaxf(odd, score[i + 2 * h + 1]);
+      }
+      most[h] = fmaxf(even, odd);
     }
-    __syncwarp();  // all lanes of a row have read
-    if (threadIdx.x % 4 == 0) {
+    const auto passes = [&](int h) { return most[h] * scale > fmaf(largest[h], scale, kSlack); };
+    if (first || __any_sync(kFullWarp, passes(0) || passes(1))) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        x.s_figures->largest[my_row + 8 * h] = largest[h];
-        x.s_figures->factor[group][my_row + 8 * h] = factor[h];
+        most[h] = fmaxf(most[h], __shfl_xor_sync(kFullWarp, most[h], 1));
+        most[h] = fmaxf(most[h], __shfl_xor_sync(kFullWarp, most[h], 2));
+        if (passes(h)) {
+          factor[h] = exp2_approx((largest[h] - most[h]) * scale);
+          largest[h] = most[h];
+        }
+        if (threadIdx.x % 4 == 0) x.s_figures->largest[my_row + 8 * h] = largest[h];
       }
     }
-  }
-  /// Scores become powers of two relative to `largest`; what was summed up before is multiplied by `factor`.
-  __device__ __forceinline__ void take_powers(const float (&largest)[2], const float (&factor)[2]) {
-    const float scale = x.a.scale_log2;
+    if (threadIdx.x % 4 == 0) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float shift = softmax_shift(largest[h]) * scale;
-      float page_sum = 0;
+      for (int h = 0; h < 2; ++h) x.s_figures->factor[group][my_row + 8 * h] = factor[h];
+    }
+    const float shift[2] = {softmax_shift(largest[0]) * scale, softmax_shift(largest[1]) * scale};
+    float page_sum[2] = {0, 0};
 #pragma unroll
-      for (int i = 0; i < kPageTokens / 2; ++i) {
-        if (i % 4 / 2 != h) continue;
-        score[i] = exp2_approx(fmaf(score[i], scale, -shift));
-        page_sum += score[i];
-      }
-      sum[h] = fmaf(sum[h], factor[h], page_sum);
+    for (int i = 0; i < kPageTokens / 2; i += 2) {
+      const int h = i % 4 / 2;
+      const float a = exp2_approx(fmaf(score[i], scale, -shift[h])),
+                  b = exp2_approx(fmaf(score[i + 1], scale, -shift[h]));
+      page_sum[h] += a + b;
+      p[i / 8][i % 8 / 2] = pack_bf16(a, b);
     }
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) p[k][i] = pack_bf16(score[8 * k + 2 * i], score[8 * k + 2 * i + 1]);
-    }
+    for (int h = 0; h < 2; ++h) sum[h] = fmaf(sum[h], factor[h], page_sum[h]);
   }
   /// Shows the probabilities to the other warpgroup.
   __device__ __forceinline__ void publish(uint32_t to) {
@@ -473,10 +470,9 @@ __device__ __forceinline__ void take_left(Half<kBlocks, kFixed>& me) {
     wgmma_commit();
     wgmma_wait<0>();
     keep(me.score);
-    float most[2], largest[2], factor[2];
-    me.largest_scores(page, most);
-    me.settle(page == 0, most, largest, factor);
-    me.take_powers(largest, factor);
+    float factor[2];
+    me.hide(page);
+    me.take_powers(page == 0, factor);
     me.publish(kProbabilitiesAt);
     named_barrier_arrive(kFirstReady, kMathThreads);
     me.rescale(factor);
@@ -524,10 +520,9 @@ __device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
       me.release(0);
       break;
     }
-    float most[2], largest[2], factor[2];
-    me.largest_scores(page + 1, most);
-    me.settle(false, most, largest, factor);
-    me.take_powers(largest, factor);
+    float factor[2];
+    me.hide(page + 1);
+    me.take_powers(false, factor);
     me.publish(kOtherProbabilitiesAt);
     named_barrier_arrive(kSecondReady, kMathThreads);
     wgmma_wait<0>();
