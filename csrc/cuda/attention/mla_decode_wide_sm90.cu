@@ -265,9 +265,7 @@ struct Half {
 
   /// Hides keys that a row does not see.
   __device__ __forceinline__ void hide(int page) {
-    const int start = (segment().first_page + page) * kPageTokens;
-    if (start + kPageTokens <= visible_keys(segment().item, 0, x.a.heads)) return;
-    const int first = start + threadIdx.x % 4 * 2;
+    const int first = (segment().first_page + page) * kPageTokens + threadIdx.x % 4 * 2;
     const int visible[2] = {visible_keys(segment().item, my_row, x.a.heads) - first,
                             visible_keys(segment().item, my_row + 8, x.a.heads) - first};
 #pragma unroll
@@ -275,15 +273,24 @@ struct Half {
       if (i / 4 * 8 + i % 2 >= visible[i % 4 / 2]) score[i] = -INFINITY;
     }
   }
+  /// Nothing is known yet of the segment's scores.
+  __device__ __forceinline__ void forget() {
+    if (threadIdx.x % 4 == 0) x.s_figures->largest[my_row] = x.s_figures->largest[my_row + 8] = -INFINITY;
+    __syncwarp();
+  }
+  /// What scores are relative to. Read early: while the matrix units read shared memory, that takes long.
+  __device__ __forceinline__ void recall(float (&largest)[2]) const {
+    largest[0] = x.s_figures->largest[my_row];
+    largest[1] = x.s_figures->largest[my_row + 8];
+  }
   /// Scores become powers of two relative to the largest that was known before. Most pages leave that as it is, which
   /// one vote tells; otherwise it is raised to what passes it by far. `factor`: what has been summed up before is to be
   /// multiplied by; exactly 1 as a rule.
-  __device__ __forceinline__ void take_powers(bool first, float (&factor)[2]) {
+  __device__ __forceinline__ void take_powers(float (&largest)[2], float (&factor)[2]) {
     const float scale = x.a.scale_log2;
-    float largest[2], most[2];
+    float most[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      largest[h] = first ? -INFINITY : x.s_figures->largest[my_row + 8 * h];
       factor[h] = 1;
       float even = score[2 * h], odd = score[2 * h + 1];
 #pragma unroll
@@ -294,7 +301,7 @@ struct Half {
       most[h] = fmaxf(even, odd);
     }
     const auto passes = [&](int h) { return most[h] * scale > fmaf(largest[h], scale, kSlack); };
-    if (first || __any_sync(kFullWarp, passes(0) || passes(1))) {
+    if (__any_sync(kFullWarp, passes(0) || passes(1))) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         most[h] = fmaxf(most[h], __shfl_xor_sync(kFullWarp, most[h], 1));
@@ -407,6 +414,7 @@ struct Half {
         low.add_in_place(v.y, out[4 * i + 1]);
         high.add_in_place(v.z, out[4 * i + 2]);
         high.add_in_place(v.w, out[4 * i + 3]);
+        if (i % 8 == 7) __syncwarp();  // with more on their way the compiler spills
       }
     }
     if (!keeps) return;
@@ -465,14 +473,16 @@ template <int kBlocks, bool kFixed>
 __device__ __forceinline__ void take_left(Half<kBlocks, kFixed>& me) {
   for (int page = 0; page < me.segment().pages; page += 2) {
     me.begin(page);
+    float largest[2], factor[2];
+    me.recall(largest);
+    const bool hides = page >= me.segment().seen_pages;
     wgmma_fence();
     me.template issue_scores<0, kTiles, true>();
     wgmma_commit();
     wgmma_wait<0>();
     keep(me.score);
-    float factor[2];
-    me.hide(page);
-    me.take_powers(page == 0, factor);
+    if (hides) me.hide(page);
+    me.take_powers(largest, factor);
     me.publish(kProbabilitiesAt);
     named_barrier_arrive(kFirstReady, kMathThreads);
     me.rescale(factor);
@@ -500,7 +510,7 @@ template <int kBlocks, bool kFixed>
 __device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
   for (int page = 0; page < me.segment().pages; page += 2) {
     me.begin(page);
-    const bool has_second = page + 1 < me.segment().pages;
+    const bool has_second = page + 1 < me.segment().pages, hides = page + 1 >= me.segment().seen_pages;
     if (has_second) {
       wgmma_fence();
       me.template issue_scores<kHalfTiles, kTiles, true>();
@@ -510,6 +520,8 @@ __device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
       keep(me.score);
     }
     named_barrier_sync(kFirstReady, kMathThreads);
+    float largest[2], factor[2];
+    me.recall(largest);
     me.take_factor();
     me.zero_tail(page, 0);
     wgmma_fence();
@@ -520,9 +532,8 @@ __device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
       me.release(0);
       break;
     }
-    float factor[2];
-    me.hide(page + 1);
-    me.take_powers(false, factor);
+    if (hides) me.hide(page + 1);
+    me.take_powers(largest, factor);
     me.publish(kOtherProbabilitiesAt);
     named_barrier_arrive(kSecondReady, kMathThreads);
     wgmma_wait<0>();
@@ -547,6 +558,7 @@ __device__ __forceinline__ void compute(const Context<kBlocks, kFixed>& x, int g
     me.clear();
     named_barrier_sync(kBoth, kMathThreads);  // both have; probabilities may lie there now
     if (group == 0) {
+      me.forget();
       take_left(me);
     } else {
       take_right(me);

@@ -11,6 +11,7 @@ struct Segment {
   DecodeItem item;
   int first_page;  // in the sequence
   int pages;       // none: the worker has no more
+  int seen_pages;  // from the first one on, that every row sees all keys of
   bool adds;       // to what the worker has kept of the same row tile
   bool keeps;      // the sum, for its next segment
 };
@@ -75,6 +76,7 @@ class Worker {
     item.key_end = min(end * kPageTokens, length);
     segment->first_page = begin;
     segment->pages = end - begin;
+    segment->seen_pages = visible_keys(item, 0, a.heads) / kPageTokens - begin;
     segment->adds = kFixed && !part() && begin > from;
     segment->keeps = kFixed && !part() && end < until();
   }
