@@ -17,7 +17,7 @@ struct Segment {
 };
 
 /// Goes through the segments of a worker. Every value is made safe: rows lie within T * H, keys within the row of the
-/// block table. kFixed: the keys in fixed parts; apart, as all that belongs to them costs the others 8 % otherwise (128
+/// block table. kFixed: the keys in fixed parts; apart, as all that belongs to them costs the others 6 % otherwise (128
 /// heads, H200, 2026-11-26).
 template <int kBlocks, bool kFixed>
 class Worker {
