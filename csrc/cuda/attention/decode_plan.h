@@ -31,11 +31,9 @@ constexpr int kMaxRowTile = 32;
 /// Query rows that share the reading of keys: a token's heads, rounded up to what the tensor cores take at once.
 constexpr int decode_row_tile(int64_t heads) { return heads > 16 ? 32 : 16; }
 
-/// Teams of the merge kernel's blocks; a row with many partial results is shared by several, of which each has at most
-/// so many on their way at once. With 4 of them 16 heads at batch 8 with 4,096 keys take 16.8 us, with 8 16.1 (H200,
-/// 2026-11-26).
+/// Teams of the merge kernel's blocks; a row with many partial results is shared by several.
 constexpr int kMergeTeams = 8;
-constexpr int kMergeTeamParts = 8;
+constexpr int kMergeTeamParts = 4;
 __host__ __device__ constexpr int merge_groups(int64_t parts) {
   int groups = 1;
   while (groups < kMergeTeams && parts > groups * kMergeTeamParts) groups *= 2;

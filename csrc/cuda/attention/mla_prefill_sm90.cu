@@ -417,7 +417,7 @@ __device__ __forceinline__ void compute_tiles(const PrefillArgs& a, uint32_t s_b
 }
 
 template <class S>
-__global__ __launch_bounds__(kThreads, 1) void mla_prefill_sm90_kernel(PrefillArgs a, int level_keys,
+__global__ __launch_bounds__(kThreads, 1) void mla_prefill_sm90_kernel(PrefillArgs a, int level_keys, bool early,
                                                                        const __grid_constant__ CUtensorMap q_map,
                                                                        const __grid_constant__ CUtensorMap nope_map,
                                                                        const __grid_constant__ CUtensorMap rope_map,
@@ -431,13 +431,15 @@ __global__ __launch_bounds__(kThreads, 1) void mla_prefill_sm90_kernel(PrefillAr
   if (threadIdx.x == 2 * kWarpgroup) {
     for (const CUtensorMap* map : {&q_map, &nope_map, &rope_map, &value_map}) prefetch_tensor_map(map);
   }
-  pdl_wait();
-  pdl_launch_dependents();
+  // With starts and positions that are settled, tiles are found while the kernel before this one ends.
+  if (!early) pdl_wait();
   for (int round = threadIdx.x / 32; round < kWorks; round += kThreads / 32) {
     list_prefill_work(a, round, kRows, level_keys, s_work + round);
     __syncwarp();
     if (s_work[round].head < 0) break;
   }
+  if (early) pdl_wait();
+  pdl_launch_dependents();
   __syncthreads();
   if (warpgroup == 2) {
     give_registers<kLoadRegisters>();
@@ -475,13 +477,16 @@ Status launch_one(const MlaPrefillParams& p, const Launch& launch) {
   const int box[] = {kColumns, S::kKeys};
   MLA_RETURN_IF_ERROR(make_tensor_map(p.k_rope.data, DType::kBF16, dims, strides, box, Swizzle::k128, &rope_map));
   const PrefillArgs args = make_prefill_args(p);
+  const bool early =
+      launch.settled(p.q_start) && launch.settled(p.k_start) && launch.settled(p.q_pos) && launch.settled(p.k_pos);
   const int64_t tiles = int64_t{prefill_tiles(p, kRows)} * args.heads;
   int64_t blocks = tiles < launch.traits->multiprocessors ? tiles : launch.traits->multiprocessors;
   if (blocks * kWorks < tiles) blocks = div_up<int64_t>(tiles, kWorks);
   const int level_keys = S::kKeys * div_up(kSharing * args.heads, launch.traits->multiprocessors);
-  return cuda_status(launch_pdl(mla_prefill_sm90_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-                                S::kSharedBytes, launch.stream, args, level_keys, q_map, nope_map, rope_map, value_map),
-                     "mla_prefill_sm90_kernel");
+  return cuda_status(
+      launch_pdl(mla_prefill_sm90_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), S::kSharedBytes,
+                 launch.stream, args, level_keys, early, q_map, nope_map, rope_map, value_map),
+      "mla_prefill_sm90_kernel");
 }
 
 }  // namespace

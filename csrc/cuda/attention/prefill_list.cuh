@@ -19,9 +19,13 @@ struct PrefillWork {
 /// Number `round` of this block's tiles of `rows` queries, to shared memory. One warp calls it.
 __device__ inline void list_prefill_work(const PrefillArgs& a, int round, int rows, int level_keys,
                                          PrefillWork* s_out) {
+  // Code that runs once comes from memory: it is short rather than unrolled.
   const int lane = threadIdx.x % 32, segments = a.sequences + 2;
-  const auto segment_at = [&](int i) { return i < segments ? prefill_segment(a, i) : PrefillTile{}; };
-  const PrefillTile mine = segment_at(lane);  // all that there are, as a rule
+  const PrefillTile mine = lane < segments ? prefill_segment(a, lane) : PrefillTile{};  // all that there are, as a rule
+  const auto segment_at = [&](int i) {
+    if (i == lane) return mine;
+    return i < segments ? prefill_segment(a, i) : PrefillTile{};
+  };
   // Tiles of a segment that see more than `level` units of keys; all of them above level -1.
   const auto above = [=](const PrefillTile& segment, int level) {
     const int tiles = div_up(segment.rows, rows), seen = level * level_keys;
@@ -29,48 +33,45 @@ __device__ inline void list_prefill_work(const PrefillArgs& a, int round, int ro
     if (min(segment.keys, segment.rows + segment.shift) <= seen) return 0;
     return tiles - min(max((seen - segment.shift) / rows, 0), tiles);
   };
-  const auto all_above = [&](int level) {
-    int count = above(mine, level);
-    for (int i = lane + 32; i < segments; i += 32) count += above(prefill_segment(a, i), level);
-    return __reduce_add_sync(kFullWarp, count);
-  };
 
   const int blocks = gridDim.x;
   const int item = round * blocks + (round % 2 == 0 ? int(blockIdx.x) : blocks - 1 - int(blockIdx.x));
-  if (item >= all_above(-1) * a.heads) {
+  // The lowest level that has no more than `item` tiles above it, and what is above it and the one before.
+  int level = div_up(a.key_rows, level_keys), before = -2, higher = 0, all = 0;
+#pragma unroll 1
+  for (int middle = -1; before + 1 < level; middle = (before + level) / 2) {
+    int count = 0;
+#pragma unroll 1
+    for (int first = 0; first < segments; first += 32) count += above(segment_at(first + lane), middle);
+    count = __reduce_add_sync(kFullWarp, count);
+    if (count * a.heads <= item) {
+      level = middle;
+      higher = count;
+    } else {
+      before = middle;
+      all = count;
+    }
+  }
+  if (level < 0) {
     if (lane == 0) *s_out = {{}, -1};
     return;
   }
-  // The lowest level that has no more than `item` tiles above it.
-  int level = 0, high = 0;
-  for (int i = lane; i < segments; i += 32) {
-    const PrefillTile segment = i == lane ? mine : prefill_segment(a, i);
-    high = max(high, div_up(max(min(segment.keys, segment.rows + segment.shift), 0), level_keys));
-  }
-  high = __reduce_max_sync(kFullWarp, high);
-  while (level < high) {
-    const int middle = (level + high) / 2;
-    if (all_above(middle) * a.heads <= item) {
-      high = middle;
-    } else {
-      level = middle + 1;
-    }
-  }
-  const int higher = all_above(level), count = all_above(level - 1) - higher, in_level = item - higher * a.heads;
+  const int count = all - higher, in_level = item - higher * a.heads;
   int rest = in_level % count;
+#pragma unroll 1
   for (int first = 0; first < segments && rest >= 0; first += 32) {
-    const PrefillTile segment = first == 0 ? mine : segment_at(first + lane);
+    const PrefillTile segment = segment_at(first + lane);
     const int end = div_up(segment.rows, rows) - above(segment, level);  // this level's tiles end there
     const int here = end - div_up(segment.rows, rows) + above(segment, level - 1);
-    int before = here;
+    int sum = here;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-      const int others = __shfl_up_sync(kFullWarp, before, offset);
-      if (lane >= offset) before += others;
+      const int others = __shfl_up_sync(kFullWarp, sum, offset);
+      if (lane >= offset) sum += others;
     }
-    const int number = rest - (before - here);
+    const int number = rest - (sum - here);
     if (number >= 0 && number < here) *s_out = {prefill_tile(segment, end - 1 - number, rows), in_level / count};
-    rest -= __shfl_sync(kFullWarp, before, 31);
+    rest -= __shfl_sync(kFullWarp, sum, 31);
   }
 }
 
