@@ -30,6 +30,18 @@ bool routes_large(const MoeRouteParams& p, const Traits& traits);
 Status launch_route_large(const MoeRouteParams& p, float* logits, const Launch& launch);
 Status load_route_large_kernels(const Traits& traits);
 
+/// One row and a large gate on Hopper: everything in one launch. Logits have the bits of the above.
+bool routes_large_one(const MoeRouteParams& p, const Traits& traits);
+Status launch_route_large_one(const MoeRouteParams& p, float* logits, const SelectArgs& select,
+                              const GroupArgs& grouping, const Launch& launch);
+Status load_route_large_one_kernels();
+
+/// Up to 64 rows and 65 to 256 experts on Hopper: choice and grouping in one launch.
+bool routes_choose(const MoeRouteParams& p, const Traits& traits);
+Status launch_route_choose(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,
+                           const Launch& launch);
+Status load_route_choose_kernels();
+
 /// Loads the router's kernels; part of load_moe_kernels().
 Status load_router_kernels(const Traits& traits);
 

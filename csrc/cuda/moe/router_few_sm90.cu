@@ -3,13 +3,13 @@
 //
 // One cluster of 8 blocks, 8 warps each. Every block norms all rows into its shared memory and computes the logits of
 // an eighth of the experts, a warp each, whose gate row it holds in registers. The logits of a row are sent to the
-// block of its number, of which one warp chooses (router_select.cuh); the ids are sent to the first block, of which one
-// warp groups (router_group.cuh). Block b also writes normed row b. All of this is latency, and a good part of it that
-// of instructions that no cache has any more: nothing but weights passed since the layer before. So all warps go
-// through their part once before pdl_wait(), with zeros. Sums and choices have the order, and so the bits, of
-// norm_rows.cu and router_portable.cu: thread i of a row's norm has elements 8i .. 8i + 8; lane l of a logit takes
-// elements 8l .. 8l + 8 of each 256. Shared memory: 34 KB; with the registers, a block fits beside one of the kernel
-// before. Test: test/gpu/router.test.ts.
+// block of its number. If there is but one row, that block chooses (router_select_block.cuh) and groups; of more a warp
+// chooses (router_select.cuh) and sends the ids to the first block, of which one warp groups (router_group.cuh). Block
+// b also writes normed row b. All of this is latency, and a good part of it that of instructions that no cache has any
+// more: nothing but weights passed since the layer before. So all warps go through their part once before pdl_wait(),
+// with zeros. Sums and choices have the order, and so the bits, of norm_rows.cu and router_portable.cu: thread i of a
+// row's norm has elements 8i .. 8i + 8; lane l of a logit takes elements 8l .. 8l + 8 of each 256. Shared memory: 36
+// KB; with the registers, a block fits beside one of the kernel before. Test: test/gpu/router.test.ts.
 #include <algorithm>
 
 #include "common/checked.h"
@@ -17,7 +17,7 @@
 #include "cuda/device/pdl.cuh"
 #include "cuda/moe/router.h"
 #include "cuda/moe/router_group.cuh"
-#include "cuda/moe/router_select.cuh"
+#include "cuda/moe/router_select_block.cuh"
 #include "cuda/norm/norm_row.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/warpgroup.cuh"
@@ -32,7 +32,7 @@ constexpr int kMostD = kThreads * kChunk;  // so that a thread norms one chunk, 
 constexpr int kExperts = kBlocks * kWarps;
 constexpr int kSteps = kMostD / (32 * kChunk);  // of a logit
 constexpr int kMostGroups = 128;
-constexpr int kMostColumns = 96;  // top_k is at most kExperts
+constexpr int kMostColumns = BlockChoice<2>::kMostColumns;
 constexpr int kPitch = kMostD * 2 + 16;
 
 struct FewArgs {
@@ -53,9 +53,8 @@ struct Shared {
   alignas(16) float sums[kBlocks][kWarps];  // of a row's squares
   alignas(16) float logits[kExperts];
   float bias[kExperts];
-  uint32_t words[kExperts];
   float weights[kMostColumns];
-  int32_t chosen[kMostColumns];
+  BlockChoice<2> choice;
   int32_t ids[kBlocks * kMostColumns], nowhere[kBlocks * kMostColumns];
   uint32_t marks[kMostGroups];
   int starts[kMostGroups + 1];
@@ -98,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = threadIdx.x; i < choice.experts; i += kThreads) s.bias[i] = choice.bias == nullptr ? 0 : choice.bias[i];
   for (int i = threadIdx.x; i < kBlocks * kPitch / 16; i += kThreads) store16(s.held + i * 16, make_uint4(0, 0, 0, 0));
   for (int i = threadIdx.x; i < kBlocks * kMostColumns; i += kThreads) s.ids[i] = -1;
+  for (int i = threadIdx.x; i < kMostColumns; i += kThreads) s.choice.ids[i] = -1;
   for (int i = threadIdx.x; i < kExperts; i += kThreads) s.logits[i] = 0;
   __syncthreads();
 
@@ -174,31 +174,38 @@ __global__ void __launch_bounds__(kThreads, 2)
         cluster_send(cluster_address(shared_address(&s.logits[expert]), row), cluster_address(logits_sent, row), sum);
     }
 
+    GroupArgs group = grouping;
+    if (!real) {
+      group.offsets = s.starts;
+      group.order = group.slots = s.nowhere;
+    }
+    int32_t* const ids = real ? choice.ids + rank * grouping.columns : s.nowhere;
+    SelectArgs select = choice;
+    select.weights = real ? choice.weights + rank * grouping.columns : s.weights;
+    if (choice.bias != nullptr) select.bias = s.bias;
+    if (a.rows == 1) {
+      if (rank > 0) continue;
+      if (real) mbarrier_wait_cluster(logits_sent, 0);
+      select_row_by_block(select, s.logits, s.position < 0, ids, select.weights, s.choice);
+      group_row(group, s.choice.ids, kThreads);
+      continue;
+    }
     if (warp == 0 && rank < a.rows) {
-      SelectArgs select = choice;
-      if (choice.bias != nullptr) select.bias = s.bias;
       select.logits = s.logits;
       select.positions = &s.position;
-      select.ids = s.chosen;
-      select.weights = real ? choice.weights + rank * grouping.columns : s.weights;
+      select.ids = s.choice.ids;
       if (real) mbarrier_wait_cluster(logits_sent, 0);
-      select_row<kExperts / 32>(select, 0, s.words);
+      select_row<kExperts / 32>(select, 0, s.choice.keys[0]);
       __syncwarp();
       for (int i = lane; i < grouping.columns && real; i += 32) {
         const int to = rank * grouping.columns + i;
         cluster_send(cluster_address(shared_address(&s.ids[to]), 0), cluster_address(ids_sent, 0),
-                     __int_as_float(s.chosen[i]));
-        choice.ids[to] = s.chosen[i];
+                     __int_as_float(s.choice.ids[i]));
+        ids[i] = s.choice.ids[i];
       }
     } else if (warp == 1 && rank == 0) {
-      GroupArgs group = grouping;
       group.ids = s.ids;
-      if (real) {
-        mbarrier_wait_cluster(ids_sent, 0);
-      } else {
-        group.offsets = s.starts;
-        group.order = group.slots = s.nowhere;
-      }
+      if (real) mbarrier_wait_cluster(ids_sent, 0);
       group_few(group, pairs, s.marks, s.starts);
     }
   }

@@ -120,6 +120,29 @@ __device__ __forceinline__ void group_few(const GroupArgs& a, int pairs, uint32_
   }
 }
 
+/// Groups the pairs of one row, whose experts all differ, by the first `threads` threads of a block. `ids` has -1
+/// behind the last column up to a multiple of 8.
+__device__ __forceinline__ void group_row(const GroupArgs& a, const int32_t* ids, int threads) {
+  for (int i = static_cast<int>(threadIdx.x); i <= a.groups || i < a.columns; i += threads) {
+    const int mine = i < a.columns ? group_of(a, ids[i]) : -1;
+    int start = 0, slot = 0, total = 0;
+    for (int j0 = 0; j0 < a.columns; j0 += 8) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int other = group_of(a, ids[j0 + j]);
+        start += other >= 0 && other < i;
+        slot += other >= 0 && other < mine;
+        total += other >= 0;
+      }
+    }
+    if (i <= a.groups) a.offsets[i] = start;
+    if (i >= a.columns) continue;
+    a.slots[i] = mine >= 0 ? slot : -1;
+    if (mine >= 0) a.order[slot] = i;
+    if (i >= total) a.order[i] = -1;
+  }
+}
+
 /// Writes order and slots of one chunk; the first chunk also writes the offsets, and all share what lies past the last
 /// pair. `shared` has group_shared_bytes, `scratch` 32 integers. All threads of the block.
 __device__ __forceinline__ void place_chunk(const GroupArgs& a, int64_t chunk, int64_t chunks, uint32_t* shared,

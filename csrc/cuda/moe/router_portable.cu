@@ -14,7 +14,9 @@
 // On Hopper up to 8 rows take router_few_sm90.cu, if they are short, and steps 1 to 3 of up to 128 router_rows_sm90.cu,
 // where the gate fits into the shared memory of eight blocks; with the same bits. But 3 to 256 bf16 rows with bf16
 // gates of up to 64 experts take router_parts_sm90.cu, and the logits of more bf16 rows are a product of the tiles of
-// many rows, both with orders of their own; a deterministic model has one order for any number of rows.
+// many rows, both with orders of their own; a deterministic model has one order for any number of rows. With the bits
+// of the above, one bf16 row with a large gate takes router_large_one_sm90.cu, and steps 3 and 4 of up to 64 rows and
+// 65 to 256 experts router_choose_sm90.cu.
 //
 // Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
@@ -154,6 +156,8 @@ constexpr int64_t kLargeGateBytes = 8 * 200 * 1024;
 /// and 39.9 with; V3 49.0 and 166, 45.0 and 93.4.
 constexpr int64_t kMostOrderedRows = 256;
 
+bool has_large_gate(const MoeRouteParams& p) { return p.gate.bytes() >= kLargeGateBytes; }
+
 Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launch) {
   View y = p.x;
   y.data = logits;
@@ -164,7 +168,7 @@ Status launch_logits(const MoeRouteParams& p, float* logits, const Launch& launc
   if (fits_tensor_cores(product)) {
     if (traits.hopper && !traits.deterministic && p.x.dim(0) > kMostOrderedRows)
       return cuda_status(launch_product(product, launch), "moeRoute");
-    if (p.gate.bytes() >= kLargeGateBytes) {
+    if (has_large_gate(p)) {
       if (routes_large(p, traits)) return launch_route_large(p, logits, launch);
       Traits one_order = traits;
       one_order.deterministic = true;
@@ -329,6 +333,9 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
     return launch_grouping(grouping, launch);
   }
 
+  if (has_large_gate(p) && routes_large_one(p, *launch.traits))
+    return launch_route_large_one(p, scratch.logits, select, grouping, launch);
+
   NormRows norm;
   norm.x = p.x;
   norm.weight = p.norm;
@@ -337,6 +344,7 @@ Status moeRoute(const MoeRouteParams& p, const Launch& launch) noexcept {
   norm.eps = p.eps;
   MLA_RETURN_IF_ERROR(launch_norm_rows(norm, launch));
   MLA_RETURN_IF_ERROR(launch_logits(p, scratch.logits, launch));
+  if (routes_choose(p, *launch.traits)) return launch_route_choose(p, select, grouping, launch);
   bool grouped = false;
   MLA_RETURN_IF_ERROR(launch_select(select, grouping, &grouped, launch));
   return grouped ? Status::Ok() : launch_grouping(grouping, launch);
@@ -359,6 +367,8 @@ Status load_router_kernels(const Traits& traits) {
     MLA_RETURN_IF_ERROR(load_route_few_kernels());
     MLA_RETURN_IF_ERROR(load_route_parts_kernels());
     MLA_RETURN_IF_ERROR(load_route_rows_kernels());
+    MLA_RETURN_IF_ERROR(load_route_large_one_kernels());
+    MLA_RETURN_IF_ERROR(load_route_choose_kernels());
   }
   MLA_RETURN_IF_ERROR(load_kernel(route_count_kernel, "route_count_kernel"));
   return load_kernel(route_place_kernel, "route_place_kernel");

@@ -1,4 +1,4 @@
-// router_select.cuh - the choice of experts for one row, by one warp.
+// router_select.cuh - the choice of experts for one row, by one warp. router_select_block.cuh has the same by a block.
 //
 // Lane l has experts l, l + 32, ... in registers, as unsigned integers in the order of their scores; 0 is taken. So the
 // largest of all is one reduction over the warp, and the lowest index among equals another.
@@ -141,38 +141,35 @@ __device__ __forceinline__ void keep_groups(const SelectArgs& a, const float (&c
   __syncwarp();
 }
 
-/// Writes ids and weights of one row. `s_row` is used with n_group > 1 only.
+/// What scores a row of which lane l of a warp has logits l, l + 32, ...
 template <int kPer>
-__device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uint32_t* s_row) {
-  const int lane = threadIdx.x % 32, columns = a.top_k + a.shared;
-  int32_t* const ids = a.ids + row * columns;
-  float* const weights = a.weights + row * columns;
-  if (a.positions[row] < 0) {
-    for (int j = lane; j < columns; j += 32) {
-      ids[j] = -1;
-      weights[j] = 0;
-    }
-    return;
-  }
-
-  const float* const logits = a.logits + row * a.experts;
-  float choice[kPer], bias[kPer];  // loads that do not wait for each other
+__device__ __forceinline__ Scorer scorer_of(const SelectArgs& a, const float (&logits)[kPer]) {
   Scorer score{a.sigmoid, -INFINITY, 1};
+  if (a.sigmoid) return score;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) score.largest = fmaxf(score.largest, logits[i]);
+  score.largest = from_order_key(__reduce_max_sync(kFullWarp, order_key(score.largest)));
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPer; ++i)
+    sum += static_cast<int>(threadIdx.x) % 32 + 32 * i < a.experts ? score(logits[i]) : 0.0f;
+  score.part = 1.0f / warp_sum(sum);
+  return score;
+}
+
+/// The keys of one row's experts, by one warp. Returns what scores them. `s_row` is used with n_group > 1 only.
+template <int kPer>
+__device__ __forceinline__ Scorer score_row(const SelectArgs& a, const float* logits, uint32_t (&keys)[kPer],
+                                            uint32_t* s_row) {
+  const int lane = threadIdx.x % 32;
+  float choice[kPer], bias[kPer];  // loads that do not wait for each other
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int expert = lane + 32 * i;
     choice[i] = expert < a.experts ? logits[expert] : -INFINITY;
     bias[i] = a.bias != nullptr && expert < a.experts ? a.bias[expert] : 0.0f;
-    score.largest = fmaxf(score.largest, choice[i]);
   }
-  if (!a.sigmoid) {
-    score.largest = from_order_key(__reduce_max_sync(kFullWarp, order_key(score.largest)));
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) sum += lane + 32 * i < a.experts ? score(choice[i]) : 0.0f;
-    score.part = 1.0f / warp_sum(sum);
-  }
-  uint32_t keys[kPer];
+  const Scorer score = scorer_of(a, choice);
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     const int expert = lane + 32 * i;
@@ -189,6 +186,26 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
       keep_groups(a, choice, keys, s_row);
     }
   }
+  return score;
+}
+
+/// Writes ids and weights of one row. `s_row` is used with n_group > 1 only.
+template <int kPer>
+__device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uint32_t* s_row) {
+  const int lane = threadIdx.x % 32, columns = a.top_k + a.shared;
+  int32_t* const ids = a.ids + row * columns;
+  float* const weights = a.weights + row * columns;
+  if (a.positions[row] < 0) {
+    for (int j = lane; j < columns; j += 32) {
+      ids[j] = -1;
+      weights[j] = 0;
+    }
+    return;
+  }
+
+  const float* const logits = a.logits + row * a.experts;
+  uint32_t keys[kPer];
+  const Scorer score = score_row(a, logits, keys, s_row);
 
   // Lane j keeps choices j and j + 32.
   int low_id = 0, high_id = 0;
