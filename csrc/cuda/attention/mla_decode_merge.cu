@@ -103,8 +103,8 @@ __global__ __launch_bounds__(kMergeThreads, 5) void mla_decode_merge_kernel(cons
     }
     if (column == 0) a.lse[r.row] = natural_lse(part.largest, part.sum);
   }
-  // A kernel has ended when all blocks have: without any work one has to wait for the kernel ahead. The others make room
-  // at once, for the next kernel's blocks start only when all of these have.
+  // A kernel has ended when all blocks have: without any work one has to wait for the kernel ahead. The others make
+  // room at once, for the next kernel's blocks start only when all of these have.
   if (!alone && work == 0 && blockIdx.x + blockIdx.y == 0) pdl_wait();
 }
 
