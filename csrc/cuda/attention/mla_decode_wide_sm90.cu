@@ -65,7 +65,7 @@ constexpr int kOtherProbabilitiesAt = kOutTiles * kTileBytes;  // the queries' l
 constexpr int kFiguresAt = kProbabilitiesAt + kTileBytes;
 constexpr int kBarriersAt = kFiguresAt + 10 * kRows * 4;
 constexpr int kParts = 4;  // that a page pair is loaded in: left and right half of each page
-constexpr int kBarriers = 2 + 2 * kTiles + kParts;
+constexpr int kBarriers = 2 + 2 * kTiles + kParts + kOutTiles;
 constexpr int kSharedBytes = kBarriersAt + kBarriers * 8;
 
 // Named barriers. Each is waited for by one warpgroup and arrived at by the other.
@@ -86,6 +86,7 @@ struct Figures {
 };
 
 __device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 16 + (buffer * kTiles + tile) * 8; }
+__device__ constexpr int asked_at(int tile) { return kBarriersAt + (2 + 2 * kTiles + kParts + tile) * 8; }
 
 /// A block, one of kBlocks that form a cluster and take neighbouring row tiles of the same keys.
 template <int kBlocks, bool kFixed>
@@ -105,6 +106,8 @@ struct Context {
   __device__ uint32_t read(int buffer, int half) const {
     return s_base + kBarriersAt + (2 + 2 * kTiles + buffer * 2 + half) * 8;
   }
+  /// Sub-tile `tile` of the segment's queries is there; of the last one begun() tells.
+  __device__ uint32_t asked(int tile) const { return s_base + asked_at(tile); }
 };
 
 /// Shows the worker's segment (none: it has no more), and loads its queries, as soon as the one before has no more use
@@ -120,9 +123,14 @@ __device__ __forceinline__ void begin_segment(const Context<kBlocks, kFixed>& x,
     return;
   }
   worker->describe(&segment);
-  mbarrier_arrive_expect(x.begun(), kPageBytes);
+  mbarrier_arrive_expect(x.begun(), kTileBytes);
+  tile_load(x.s_base + kOutTiles * kTileBytes, q, x.begun(), kOutTiles * 64, segment.item.row);
 #pragma unroll 1
-  for (int i = 0; i < kTiles; ++i) tile_load(x.s_base + i * kTileBytes, q, x.begun(), i * 64, segment.item.row);
+  for (int i = 0; i < kOutTiles; ++i) {  // in turns from where either warpgroup begins
+    const int tile = i / 2 + i % 2 * kHalfTiles;
+    mbarrier_arrive_expect(x.asked(tile), kTileBytes);
+    tile_load(x.s_base + tile * kTileBytes, q, x.asked(tile), tile * 64, segment.item.row);
+  }
 }
 
 /// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
@@ -200,18 +208,24 @@ struct Half {
   /// At the start of a pair of pages. Adds zero, which the compiler does not know: descriptors that it found to be the
   /// same for all pages would take registers that there are not.
   __device__ void begin(int page) { base = x.s_base + (static_cast<uint32_t>(page) >> 24); }
+  /// All of them, where parts are fixed: registers are too short there to wait for one after the other.
+  __device__ void await_queries() {
+    for (int tile = 0; tile < kOutTiles; ++tile) mbarrier_wait(x.asked(tile), index % 2);
+  }
   __device__ void take_rope() {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) ldmatrix_x4(rope[k], matrix(x.s_base + kOutTiles * kTileBytes, k));
   }
 
-  /// Scores of sub-tiles [kBegin, kEnd), as they arrive; kStart: the first ones of this group's page.
+  /// Scores of sub-tiles [kBegin, kEnd), as they arrive, and on the segment's first pages the queries as well; kStart:
+  /// the first ones of this group's page.
   template <int kBegin, int kEnd, bool kStart>
-  __device__ __forceinline__ void issue_scores() {
+  __device__ __forceinline__ void issue_scores(bool first) {
     if constexpr (kStart) filled ^= 1;
     const uint64_t query = wgmma_tile(base, 16, 1024), key = wgmma_tile(base + kPagesAt + group * kPageBytes, 16, 1024);
 #pragma unroll
     for (int tile = kBegin; tile < kEnd; ++tile) {
+      if (!kFixed && first && tile < kOutTiles) mbarrier_wait(base + asked_at(tile), index % 2);
       mbarrier_wait(base + filled_at(group, tile), filled);
       wgmma_fence();
 #pragma unroll
@@ -414,7 +428,7 @@ struct Half {
         low.add_in_place(v.y, out[4 * i + 1]);
         high.add_in_place(v.z, out[4 * i + 2]);
         high.add_in_place(v.w, out[4 * i + 3]);
-        if (i % 8 == 7) __syncwarp();  // with more on their way the compiler spills
+        if (i % 4 == 3) __syncwarp();  // with more on their way the compiler spills
       }
     }
     if (!keeps) return;
@@ -477,7 +491,7 @@ __device__ __forceinline__ void take_left(Half<kBlocks, kFixed>& me) {
     me.recall(largest);
     const bool hides = page >= me.segment().seen_pages;
     wgmma_fence();
-    me.template issue_scores<0, kTiles, true>();
+    me.template issue_scores<0, kTiles, true>(page == 0);
     wgmma_commit();
     wgmma_wait<0>();
     keep(me.score);
@@ -513,8 +527,8 @@ __device__ __forceinline__ void take_right(Half<kBlocks, kFixed>& me) {
     const bool has_second = page + 1 < me.segment().pages, hides = page + 1 >= me.segment().seen_pages;
     if (has_second) {
       wgmma_fence();
-      me.template issue_scores<kHalfTiles, kTiles, true>();
-      me.template issue_scores<0, kHalfTiles, false>();
+      me.template issue_scores<kHalfTiles, kTiles, true>(page == 0);
+      me.template issue_scores<0, kHalfTiles, false>(page == 0);
       wgmma_commit();
       wgmma_wait<0>();
       keep(me.score);
@@ -554,6 +568,7 @@ template <int kBlocks, bool kFixed>
 __device__ __forceinline__ void compute(const Context<kBlocks, kFixed>& x, int group) {
   Half<kBlocks, kFixed> me(x, group);
   for (; me.next(); ++me.index) {
+    if constexpr (kFixed) me.await_queries();
     me.take_rope();
     me.clear();
     named_barrier_sync(kBoth, kMathThreads);  // both have; probabilities may lie there now
@@ -587,6 +602,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
     mbarrier_init(x.begun(), 1);
     mbarrier_init(x.ended(), kMathThreads / 32);
     for (int i = 0; i < 2 * kTiles; ++i) mbarrier_init(x.filled(i / kTiles, i % kTiles), 1);
+    for (int i = 0; i < kOutTiles; ++i) mbarrier_init(x.asked(i), 1);
     for (int i = 0; i < kParts; ++i) mbarrier_init(x.read(i / 2, i % 2), kWarpgroup / 32 * kBlocks);
     mbarrier_fence_init();
   }
