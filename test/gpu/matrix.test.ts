@@ -137,6 +137,17 @@ test('gemm: logits of a head of 102,400 ids', async () => {
   for (const rows of [1, 40]) await gemm({ act: 'bf16', weight: 'bf16', rows, n: 102400, k: 2048, y: 'f32' }, false);
 });
 
+test('gemm: many rows in so few tiles that blocks share their k', async () => {
+  for (const [rows, n, k] of [
+    [140, 1101, 2056],
+    [260, 2112, 7168],
+    [500, 2112, 7168],
+  ] as const) {
+    await gemm({ act: 'bf16', weight: 'bf16', rows, n, k, residual: true }, false);
+    await gemm({ act: 'bf16', weight: 'bf16', rows, n, k, y: 'f32' }, false);
+  }
+});
+
 test('gemm: several waves of tiles, with rows, columns and k that fill none of them', async () => {
   for (const weight of ['bf16', 'f8e4m3'] as const) {
     const k = weight === 'bf16' ? 72 : 80;

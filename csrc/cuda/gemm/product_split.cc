@@ -1,9 +1,10 @@
-// product_split.cc - when the products of 17 to 128 rows on Hopper share a tile's k among blocks, and how.
+// product_split.cc - when products of more than 16 rows on Hopper share a tile's k among blocks, and how.
 #include "cuda/gemm/product_split.h"
 
 #include <algorithm>
 
 #include "common/checked.h"
+#include "cuda/gemm/product_wgmma.h"
 
 namespace mla::cuda {
 
@@ -33,17 +34,56 @@ int split_of(int64_t tiles, int steps, int64_t multiprocessors, int blocks_each)
   return 4 * tiles <= blocks_each * multiprocessors && steps >= 4 ? 4 : 2;
 }
 
+/// Of products of more than kMostRows rows: tokens of a tile and the blocks that share it; no tokens if tiles with all
+/// of k are quicker.
+struct ManyRows {
+  int tokens = 0, split = 0;
+};
+
+/// Where tiles are too few, or too narrow in order to be more, to keep the matrix units busy. A step of 64 k takes what
+/// it does in product_wgmma.cc; the rest (first loads, exchange of the parts, results) was fitted to 40 cases of 160 to
+/// 1,024 rows (H200, 2026-11-26).
+ManyRows many_rows(const Product& p, const Traits& traits) {
+  ManyRows best;
+  if (p.w_dtype != DType::kBF16 || p.k < kShortK) return best;
+  // Both take longer than their estimates: 1.1 times and 0.6 us the tiles; what is nearer than 7 % is not settled.
+  double least = 0.93 * (1.1 * wgmma_us(p, traits) + 0.6);
+  const int64_t steps = ceil_div(p.k, 64);
+  for (const int tokens : {64, 96, 128, 176, 256}) {
+    for (const int split : {2, 3, 4, 8}) {
+      // Clusters of two fill all multiprocessors; of larger ones, which must fit into a part of the GPU, 128 blocks of
+      // 132 no longer run at the same time.
+      const int64_t room = split == 2 ? traits.multiprocessors : traits.multiprocessors * 7 / 8;
+      if (tiles_of(p) * ceil_div(p.rows, tokens) * split > room || steps < 2 * split) continue;
+      const double step = std::max(0.165 + 0.00118 * tokens, 0.00225 * tokens);
+      const double us = static_cast<double>(ceil_div(steps, split)) * step + 2.8 + 0.023 * tokens;
+      if (us >= least) continue;
+      least = us;
+      best = {tokens, split};
+    }
+  }
+  return best;
+}
+
 SplitPlan plan_of(const Product& p, const Launch& launch) {
   const int64_t multiprocessors = launch.traits->multiprocessors, tiles = tiles_of(p);
   const bool f8 = p.w_dtype == DType::kF8E4M3;
   const auto steps = static_cast<int>(ceil_div(p.k, f8 ? 128 : 64));
   SplitPlan plan;
-  plan.tokens = static_cast<int>(tokens_of(p.rows));
-  plan.tiles = static_cast<int>(ceil_div(p.n, kSplitWeights));
-  plan.split = split_of(tiles, steps, multiprocessors, f8 ? 1 : 2);
+  plan.weight_tiles = static_cast<int>(ceil_div(p.n, kSplitWeights));
+  if (p.rows <= kMostRows) {
+    plan.tokens = static_cast<int>(tokens_of(p.rows));
+    plan.token_tiles = 1;
+    plan.split = split_of(tiles, steps, multiprocessors, f8 ? 1 : 2);
+  } else {
+    const ManyRows many = many_rows(p, *launch.traits);
+    plan.tokens = many.tokens;
+    plan.token_tiles = static_cast<int>(ceil_div(p.rows, many.tokens));
+    plan.split = many.split;
+  }
   const int stage = (kSplitWeights + (f8 ? 2 : 1) * plan.tokens) * 128;
   // Few blocks: with all of their k on its way 2048 x 2048 takes 5.5 us instead of 6.8.
-  const int most = f8 || tiles * plan.split <= multiprocessors ? kWholeBytes : kHalfBytes;
+  const int most = f8 || plan.token_tiles * tiles * plan.split <= multiprocessors ? kWholeBytes : kHalfBytes;
   plan.stages = std::min({kSplitStages, most / stage, static_cast<int>(ceil_div(steps, plan.split))});
   const int sums = plan.tokens * (kSplitWeights + 4) * static_cast<int>(sizeof(float));
   plan.bytes = std::max(plan.stages * stage, sums);
@@ -55,9 +95,11 @@ SplitPlan plan_of(const Product& p, const Launch& launch) {
 
 bool splits(const Product& p, const Traits& traits) {
   constexpr int64_t kMost = int64_t{1} << 30;  // columns and steps are counted with 32 bits
-  const int64_t most_rows = p.k < kShortK ? kMostRowsOfShortK : kMostRows;
-  return traits.hopper && !traits.deterministic && p.offsets == nullptr && p.rows <= most_rows && p.k >= kLeastK &&
-         p.k <= kMost && p.n <= kMost && tiles_of(p) < traits.multiprocessors;
+  if (!traits.hopper || traits.deterministic || p.offsets != nullptr || p.k < kLeastK || p.k > kMost || p.n > kMost ||
+      p.rows > kMost || tiles_of(p) >= traits.multiprocessors)
+    return false;
+  if (p.rows > kMostRows) return many_rows(p, traits).tokens > 0;
+  return p.k >= kShortK || p.rows <= kMostRowsOfShortK;
 }
 
 cudaError_t launch_product_split(const Product& p, const Launch& launch) {

@@ -39,7 +39,7 @@ struct SplitBlock {
   const SplitPlan& plan;
   unsigned char* shared;
   uint32_t barriers;
-  int group, w0, rank;  // the tile; the block's number in the cluster
+  int group, w0, row0, rank;  // the tile; the block's number in the cluster
   int first, steps;     // its part of k, in stages
 
   __device__ int stage_bytes() const { return kWBytes + kStageK / 64 * plan.tokens * 128; }
@@ -158,15 +158,12 @@ __device__ __forceinline__ void hold_sums(const SplitBlock<W>& b) {
   }
 }
 
-/// Four sums, `at` floats into the parts, of all blocks.
+/// Four sums of all blocks, added in the order of k.
 template <int kSplit>
-__device__ __forceinline__ float4 add_parts(uint32_t parts, int at) {
+__device__ __forceinline__ float4 add_parts(const uint32_t (&parts)[kSplit], uint32_t at) {
   float4 v[kSplit];
 #pragma unroll
-  for (int i = 0; i < kSplit; ++i) {
-    const uint32_t from = parts + at * static_cast<uint32_t>(sizeof(float));
-    v[i] = cluster_load4(cluster_address(from, i));
-  }
+  for (int i = 0; i < kSplit; ++i) v[i] = cluster_load4(parts[i] + at);
 #pragma unroll
   for (int i = 1; i < kSplit; ++i) {
     v[0].x += v[i].x;
@@ -177,58 +174,80 @@ __device__ __forceinline__ float4 add_parts(uint32_t parts, int at) {
   return v[0];
 }
 
-/// This block's share of the tile's results.
-template <class W, int kSplit>
+/// Four results next to each other, of which `left` exist; `whole` if they may be written at once, `residual` is then
+/// what to add.
+__device__ __forceinline__ void emit_four(const Product& p, int64_t at, int64_t left, bool whole, uint2 residual,
+                                          float4 v) {
+  if (!whole) {
+    const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < left) put(p, at + i, values[i]);
+    return;
+  }
+  v = {v.x + bf16_low(residual.x), v.y + bf16_high(residual.x), v.z + bf16_low(residual.y), v.w + bf16_high(residual.y)};
+  if (p.y_dtype == DType::kF32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = v;
+  } else {
+    *reinterpret_cast<uint2*>(static_cast<Bf16*>(p.y) + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+  }
+}
+
+/// This block's share of the tile's results: some of its rows, kTogether of them at once, four columns
+/// a thread: what comes from other multiprocessors is asked for together and waited for once.
+template <class W, int kSplit, int kTogether>
 __device__ __forceinline__ void emit_parts(const SplitBlock<W>& b) {
   const Product& p = b.p;
-  const uint32_t parts = shared_address(b.shared);
-  const int per_token = kSplitWeights / (p.gated ? 8 : 4), units = static_cast<int>(p.rows) * per_token;
-  const int end = units * (b.rank + 1) / kSplit;
-  const bool wide = p.y_row % 4 == 0 && p.y_group % 4 == 0 && aligned16(p.y) && aligned16(p.residual);
-  for (int u = units * b.rank / kSplit + static_cast<int>(threadIdx.x); u < end; u += b.kMath) {
-    const int token = u / per_token, i = u - token * per_token;
-    float4 v;
-    int64_t n;
-    if (p.gated) {
-      const int at = token * b.kPitch + i / 2 * 16 + i % 2 * 4;
-      const float4 gate = add_parts<kSplit>(parts, at), up = add_parts<kSplit>(parts, at + 8);
-      v = {gate_up(gate.x, up.x), gate_up(gate.y, up.y), gate_up(gate.z, up.z), gate_up(gate.w, up.w)};
-      n = b.w0 / 2 + i * 4;
-    } else {
-      v = add_parts<kSplit>(parts, token * b.kPitch + i * 4);
-      n = b.w0 + i * 4;
-    }
-    const int64_t columns = p.gated ? p.n / 2 : p.n;
-    const int64_t at = b.group * p.y_group + token * p.y_row + n;
-    if (wide && n + 4 <= columns) {
-      if (p.residual != nullptr) {
-        const uint2 r = *reinterpret_cast<const uint2*>(static_cast<const Bf16*>(p.residual) + at);
-        v = {v.x + bf16_low(r.x), v.y + bf16_high(r.x), v.z + bf16_low(r.y), v.w + bf16_high(r.y)};
-      }
-      if (p.y_dtype == DType::kF32) {
-        *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = v;
-      } else {
-        *reinterpret_cast<uint2*>(static_cast<Bf16*>(p.y) + at) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-      }
-    } else {
-      const float values[4] = {v.x, v.y, v.z, v.w};
+  uint32_t parts[kSplit];
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        if (n + j < columns) put(p, at + j, values[j]);
+  for (int i = 0; i < kSplit; ++i) parts[i] = cluster_address(shared_address(b.shared), i);
+  const int across = p.gated ? 16 : 32, stride = b.kMath / across;  // threads of a row; rows at a time
+  const int i = static_cast<int>(threadIdx.x) % across;
+  const int64_t n = (p.gated ? b.w0 / 2 : b.w0) + i * 4, columns = p.gated ? p.n / 2 : p.n;
+  const bool whole = p.y_row % 4 == 0 && p.y_group % 4 == 0 && aligned16(p.y) && aligned16(p.residual) &&
+                     n + 4 <= columns;
+  const int64_t base = b.group * p.y_group + n;
+  const auto place = [&](int row) { return base + (b.row0 + row) * p.y_row; };
+  const int rows = min(b.plan.tokens, static_cast<int>(p.rows) - b.row0);
+  const int end = rows * (b.rank + 1) / kSplit;
+  for (int first = rows * b.rank / kSplit + static_cast<int>(threadIdx.x) / across; first < end;
+       first += kTogether * stride) {
+    float4 v[kTogether];
+    uint2 residual[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int row = min(first + j * stride, end - 1);
+      residual[j] = make_uint2(0, 0);
+      if (p.residual != nullptr && whole)
+        residual[j] = *reinterpret_cast<const uint2*>(static_cast<const Bf16*>(p.residual) + place(row));
+      const uint32_t at = (row * b.kPitch + (p.gated ? i / 2 * 16 + i % 2 * 4 : i * 4)) * sizeof(float);
+      v[j] = add_parts<kSplit>(parts, at);
+      if (p.gated) {
+        const float4 up = add_parts<kSplit>(parts, at + 8 * sizeof(float));
+        v[j] = {gate_up(v[j].x, up.x), gate_up(v[j].y, up.y), gate_up(v[j].z, up.z), gate_up(v[j].w, up.w)};
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int row = first + j * stride;
+      if (row < end && n < columns) emit_four(p, place(row), columns - n, whole, residual[j], v[j]);
     }
   }
 }
 
-template <class W>
-__global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScaled ? 1 : 2)
+template <class W, int kMostTokens>
+__global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScaled || kMostTokens > kSplitFewTokens ? 1 : 2)
     product_split_kernel(const __grid_constant__ Product p, const __grid_constant__ SplitPlan plan,
                          const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
   using B = SplitBlock<W>;
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ __align__(8) uint64_t barrier_words[2 * kSplitStages];
   const int warp = threadIdx.x / 32, tile = static_cast<int>(blockIdx.x) / plan.split;
-  B b{.p = p, .plan = plan, .shared = shared, .barriers = shared_address(barrier_words), .group = tile / plan.tiles};
-  b.w0 = (tile - b.group * plan.tiles) * kSplitWeights;
+  B b{.p = p, .plan = plan, .shared = shared, .barriers = shared_address(barrier_words)};
+  const int weight_tile = tile / plan.token_tiles;  // of all groups
+  b.group = weight_tile / plan.weight_tiles;
+  b.w0 = (weight_tile - b.group * plan.weight_tiles) * kSplitWeights;
+  b.row0 = (tile - weight_tile * plan.token_tiles) * plan.tokens;
   b.rank = static_cast<int>(blockIdx.x) % plan.split;
   const int all = static_cast<int>((p.k + B::kStageK - 1) / B::kStageK);
   b.first = all * b.rank / plan.split;
@@ -252,7 +271,7 @@ __global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScale
         mbarrier_wait(b.empty(at.stage), at.filled ^ 1);
         mbarrier_arrive_expect(b.full(at.stage), B::kWBytes);
         tile_load(b.stage(at.stage), &w_map, b.full(at.stage), (b.first + step) * B::kStageK, b.w0, b.group,
-                  kEvictFirst);
+                  plan.token_tiles == 1 ? kEvictFirst : kEvictNormal);
         at.advance(plan.stages);
       }
     }
@@ -266,21 +285,27 @@ __global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScale
 #pragma unroll
         for (int half = 0; half < B::kStageK / 64; ++half)
           tile_load(b.stage(at.stage) + B::kWBytes + half * plan.tokens * 128, &x_map, b.full(at.stage),
-                    (b.first + step) * B::kStageK + half * 64, 0, b.group, kEvictNormal);
+                    (b.first + step) * B::kStageK + half * 64, b.row0, b.group, kEvictNormal);
         at.advance(plan.stages);
       }
     }
   } else {
     pdl_wait();
     pdl_launch_dependents();
-    hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
+    if constexpr (kMostTokens > kSplitFewTokens) {
+      hold_sums<W, 64, 96, 128, 176, 256>(b);
+    } else {
+      hold_sums<W, 24, 32, 40, 48, 56, 64, 80, 96, 128>(b);
+    }
   }
   __syncwarp();
   cluster_sync();
   if (threadIdx.x < B::kMath) {
-    if (plan.split == 2) emit_parts<W, 2>(b);
-    if (plan.split == 4) emit_parts<W, 4>(b);
-    if (plan.split == 8) emit_parts<W, 8>(b);
+    constexpr int kRows = kMostTokens > kSplitFewTokens ? 8 : 1;
+    if (plan.split == 2) emit_parts<W, 2, kRows>(b);
+    if (plan.split == 3) emit_parts<W, 3, (kRows + 1) / 2>(b);
+    if (plan.split == 4) emit_parts<W, 4, (kRows + 1) / 2>(b);
+    if (plan.split == 8) emit_parts<W, 8, (kRows + 3) / 4>(b);
   }
   __syncwarp();
   cluster_arrive_relaxed();  // what this block read is in its registers, whose stores have been issued
@@ -289,7 +314,7 @@ __global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScale
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <class W>
+template <class W, int kMostTokens>
 cudaError_t launch_split(const Product& p, const SplitPlan& plan, cudaStream_t stream) {
   CUtensorMap w_map{}, x_map{};
   const int64_t w_dims[] = {p.k, p.n, p.groups}, w_strides[] = {p.k, p.groups > 1 ? p.w_group : p.n * p.k};
@@ -299,8 +324,8 @@ cudaError_t launch_split(const Product& p, const SplitPlan& plan, cudaStream_t s
   if (!make_tensor_map(p.w, p.w_dtype, w_dims, w_strides, w_box, Swizzle::k128, &w_map).ok() ||
       !make_tensor_map(p.x, p.x_dtype, x_dims, x_strides, x_box, Swizzle::k128, &x_map).ok())
     return cudaErrorInvalidValue;
-  const auto blocks = static_cast<unsigned>(p.groups * plan.tiles * plan.split);
-  return launch_clusters(product_split_kernel<W>, dim3(blocks), dim3(SplitBlock<W>::kThreads), plan.split,
+  const auto blocks = static_cast<unsigned>(p.groups * plan.weight_tiles * plan.token_tiles * plan.split);
+  return launch_clusters(product_split_kernel<W, kMostTokens>, dim3(blocks), dim3(SplitBlock<W>::kThreads), plan.split,
                          static_cast<size_t>(plan.bytes), stream, p, plan, w_map, x_map);
 }
 

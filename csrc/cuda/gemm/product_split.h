@@ -1,4 +1,4 @@
-// product_split.h - what the host decides for the products of 17 to 128 rows on Hopper (product_split.cuh).
+// product_split.h - what the host decides for the products on Hopper that share k among blocks (product_split.cuh).
 #pragma once
 #include "cuda/gemm/product.h"
 
@@ -7,8 +7,9 @@ namespace mla::cuda {
 /// How a product is cut into blocks, and what one keeps in shared memory.
 struct SplitPlan {
   int split = 0;         // blocks, a cluster, that share the k of a tile: 2, 4 or 8
-  int tokens = 0;        // rows of x, up to an N that the kernel has
-  int tiles = 0;         // of each group
+  int tokens = 0;        // rows of x of a tile, an N that the kernel has
+  int token_tiles = 0;   // of each group
+  int weight_tiles = 0;  // of each group
   int stages = 0;        // of 64 k, with fp8 weights 128
   int bytes = 0;         // of shared memory
   bool settled = false;  // w may be read before pdl_wait()
@@ -25,6 +26,8 @@ cudaError_t load_product_split(int shared_bytes_per_block);
 
 constexpr int kSplitWeights = 128;  // rows of w of a tile
 constexpr int kSplitStages = 16;    // at most
+constexpr int kSplitFewTokens = 128;   // of a tile, at most: kernels of which two blocks fit a multiprocessor,
+constexpr int kSplitMostTokens = 256;  // and those of one
 
 cudaError_t launch_split_bf16(const Product& p, const SplitPlan& plan, cudaStream_t stream);
 cudaError_t launch_split_f8(const Product& p, const SplitPlan& plan, cudaStream_t stream);

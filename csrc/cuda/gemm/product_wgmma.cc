@@ -39,6 +39,26 @@ double estimate(const Product& p, int multiprocessors, int most_tokens, int64_t 
   return waves * (static_cast<double>(ceil_div(p.k, 64)) * step + 1.0 + 0.011 * n);
 }
 
+/// How the rows of equal groups are cut best.
+struct Cut {
+  int most_tokens = 0;
+  int64_t token_tiles = 0;
+  double us = 0;
+};
+
+Cut best_cut(const Product& p, int multiprocessors) {
+  constexpr int64_t kTried = 16;
+  Cut best;
+  for (int most = 64; most <= 256; most *= 2) {
+    const int64_t fewest = ceil_div(p.rows, most);
+    for (int64_t tiles = fewest; tiles <= fewest + std::min(fewest, kTried); ++tiles) {
+      const double us = estimate(p, multiprocessors, most, tiles);
+      if (best.most_tokens == 0 || us < best.us) best = {most, tiles, us};
+    }
+  }
+  return best;
+}
+
 WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   WgmmaPlan plan;
   const int multiprocessors = launch.traits->multiprocessors;
@@ -48,19 +68,10 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
     plan.most_tokens = fitting_tokens(mean);
     plan.once = mean <= plan.most_tokens;
   } else {
-    constexpr int64_t kTried = 16;
-    double best = 0;
-    for (int most = 64; most <= 256; most *= 2) {
-      const int64_t fewest = ceil_div(p.rows, most);
-      for (int64_t tiles = fewest; tiles <= fewest + std::min(fewest, kTried); ++tiles) {
-        const double us = estimate(p, multiprocessors, most, tiles);
-        if (plan.most_tokens != 0 && us >= best) continue;
-        best = us;
-        plan.most_tokens = most;
-        plan.tile_tokens = static_cast<int>(round_up(ceil_div(p.rows, tiles), 8));
-        plan.token_tiles = static_cast<int>(ceil_div(p.rows, plan.tile_tokens));
-      }
-    }
+    const Cut cut = best_cut(p, multiprocessors);
+    plan.most_tokens = cut.most_tokens;
+    plan.tile_tokens = static_cast<int>(round_up(ceil_div(p.rows, cut.token_tiles), 8));
+    plan.token_tiles = static_cast<int>(ceil_div(p.rows, plan.tile_tokens));
     plan.once = plan.token_tiles == 1;
   }
   // Sharing tokens saves loads from L2: 1 to 4 % of products of four waves and more; but with fp8 weights, whose blocks
@@ -86,6 +97,8 @@ bool multiplies_with_wgmma(const Product& p, const Traits& traits) {
   if (p.order != nullptr && !p.gated) return false;
   return p.offsets == nullptr ? p.rows > kEvenRows : ceil_div(p.rows, p.groups) > kUnevenMeanRows;
 }
+
+double wgmma_us(const Product& p, const Traits& traits) { return best_cut(p, traits.multiprocessors).us; }
 
 bool gathers_first(const Product& p, const Traits& traits) {
   return fits_tensor_cores(p) && multiplies_with_wgmma(p, traits) && ceil_div(p.rows, p.groups) > gathered_rows(p);

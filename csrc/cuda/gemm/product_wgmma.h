@@ -21,6 +21,9 @@ struct WgmmaPlan {
 /// Is it a product for these kernels?
 bool multiplies_with_wgmma(const Product& p, const Traits& traits);
 
+/// What a product of equal groups takes here, roughly, in microseconds without the launch.
+double wgmma_us(const Product& p, const Traits& traits);
+
 /// For a product whose rows `order` names (its pointers may be null yet): should they be brought into that order first?
 /// The copy engine then loads whole boxes of them, which pays from here on: what cp.async can bring keeps the matrix
 /// units waiting.
