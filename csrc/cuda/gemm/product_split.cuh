@@ -1,16 +1,16 @@
-// product_split.cuh - products of 17 to 128 rows on Hopper that are bounded by the bytes of their weights, of which
-// too few tiles of 128 rows can be made for all multiprocessors: the blocks of a cluster share a tile's k.
+// product_split.cuh - products of more than 16 rows on Hopper of which too few tiles of 128 weight rows can be made for
+// all multiprocessors: the blocks of a cluster share a tile's k.
 //
 // Formula: product.h. Weights are the rows of wgmma's A, rows of x ("tokens") the columns of B, N a multiple of 8.
-// Grid: a cluster of `split` blocks for each tile of each group, each of which takes half a multiprocessor, or a whole
-//   one where there are few: the next kernel's blocks find room and load weights while the last ones of this one end.
+// Grid: a cluster of `split` blocks for each tile of each group. Up to 128 rows are one tile, and a block takes half a
+//   multiprocessor, or a whole one where there are few: the next kernel's blocks find room and load weights while the
+//   last ones of this one end. More rows are tiles of up to 256, and a block takes a whole multiprocessor.
 // Block: two warpgroups multiply, 64 rows of w each; a warp asks the copy engine for weights, before pdl_wait() where
 //   they are settled, another for tokens. A stage is 64 k of both in 128-byte swizzled rows.
 // Sums: each block's part of k is one chain of m64nNk16 (fp8 weights: product_codes.cuh); the parts, float32 in the
-// blocks' shared memory, are added in
-//   ascending order, each block adding a share of the tile's results.
+//   blocks' shared memory, are added in ascending order, each block adding a share of the tile's results.
 // Shared memory: stages, and in their place the sums when all is multiplied: [tokens][132].
-// Test: test/gpu/matrix.test.ts. docs/kernels/few-rows.md tells why.
+// Test: test/gpu/matrix.test.ts. docs/kernels/few-rows.md and tile-products.md tell why.
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/pdl.cuh"

@@ -1,4 +1,4 @@
-// product_split.h - what the host decides for the products on Hopper that share k among blocks (product_split.cuh).
+// product_split.h - what the host decides for products on Hopper whose k blocks share (product_split.cuh).
 #pragma once
 #include "cuda/gemm/product.h"
 
