@@ -40,7 +40,7 @@ struct SplitBlock {
   unsigned char* shared;
   uint32_t barriers;
   int group, w0, row0, rank;  // the tile; the block's number in the cluster
-  int first, steps;     // its part of k, in stages
+  int first, steps;           // its part of k, in stages
 
   __device__ int stage_bytes() const { return kWBytes + kStageK / 64 * plan.tokens * 128; }
   __device__ uint32_t stage(int i) const { return shared_address(shared) + i * stage_bytes(); }
@@ -185,7 +185,8 @@ __device__ __forceinline__ void emit_four(const Product& p, int64_t at, int64_t 
       if (i < left) put(p, at + i, values[i]);
     return;
   }
-  v = {v.x + bf16_low(residual.x), v.y + bf16_high(residual.x), v.z + bf16_low(residual.y), v.w + bf16_high(residual.y)};
+  v = {v.x + bf16_low(residual.x), v.y + bf16_high(residual.x), v.z + bf16_low(residual.y),
+       v.w + bf16_high(residual.y)};
   if (p.y_dtype == DType::kF32) {
     *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = v;
   } else {
@@ -204,8 +205,8 @@ __device__ __forceinline__ void emit_parts(const SplitBlock<W>& b) {
   const int across = p.gated ? 16 : 32, stride = b.kMath / across;  // threads of a row; rows at a time
   const int i = static_cast<int>(threadIdx.x) % across;
   const int64_t n = (p.gated ? b.w0 / 2 : b.w0) + i * 4, columns = p.gated ? p.n / 2 : p.n;
-  const bool whole = p.y_row % 4 == 0 && p.y_group % 4 == 0 && aligned16(p.y) && aligned16(p.residual) &&
-                     n + 4 <= columns;
+  const bool whole =
+      p.y_row % 4 == 0 && p.y_group % 4 == 0 && aligned16(p.y) && aligned16(p.residual) && n + 4 <= columns;
   const int64_t base = b.group * p.y_group + n;
   const auto place = [&](int row) { return base + (b.row0 + row) * p.y_row; };
   const int rows = min(b.plan.tokens, static_cast<int>(p.rows) - b.row0);
@@ -236,7 +237,8 @@ __device__ __forceinline__ void emit_parts(const SplitBlock<W>& b) {
 }
 
 template <class W, int kMostTokens>
-__global__ void __launch_bounds__(SplitBlock<W>::kThreads, SplitBlock<W>::kScaled || kMostTokens > kSplitFewTokens ? 1 : 2)
+__global__ void __launch_bounds__(SplitBlock<W>::kThreads,
+                                  SplitBlock<W>::kScaled || kMostTokens > kSplitFewTokens ? 1 : 2)
     product_split_kernel(const __grid_constant__ Product p, const __grid_constant__ SplitPlan plan,
                          const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
   using B = SplitBlock<W>;

@@ -24,8 +24,8 @@ cudaError_t load_product_split(int shared_bytes_per_block);
 
 // ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
-constexpr int kSplitWeights = 128;  // rows of w of a tile
-constexpr int kSplitStages = 16;    // at most
+constexpr int kSplitWeights = 128;     // rows of w of a tile
+constexpr int kSplitStages = 16;       // at most
 constexpr int kSplitFewTokens = 128;   // of a tile, at most: kernels of which two blocks fit a multiprocessor,
 constexpr int kSplitMostTokens = 256;  // and those of one
 
