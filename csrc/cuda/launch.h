@@ -23,6 +23,11 @@ struct Traits {
   bool deterministic = false;      // one order of sums whatever else is in the step: gemm/product.h, mla_decode.cc
 };
 
+/// What latentCompress writes of its cache: the rows with these numbers. Both present, or neither.
+struct Appended {
+  View cache, slots;
+};
+
 /// Counters that blocks of one kernel may arrive at.
 constexpr int kCounters = 32;
 
@@ -33,6 +38,7 @@ struct Launch {
   const Traits* traits = nullptr;
   std::span<const View> fresh = {};  // what may not be complete when the operation's first kernel starts
   uint32_t* counters = nullptr;      // kCounters of them, of this stream or graph alone; every kernel leaves zeros
+  Appended appended = {};            // of `fresh`, if it has a whole cache of which only these rows have been written
 
   /// May the operation's first kernel read this tensor before pdl_wait()? See pdl.cuh.
   bool settled(const View& view) const noexcept;

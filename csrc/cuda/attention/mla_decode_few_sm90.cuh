@@ -20,7 +20,6 @@
 #include <array>
 #include <utility>
 
-#include "cuda/attention/appended.h"
 #include "cuda/attention/few_fp8.cuh"
 #include "cuda/attention/few_load.cuh"
 #include "cuda/attention/few_rows.cuh"
@@ -604,6 +603,7 @@ Status launch(const MlaDecodeParams& p, const DecodePartials& partials, const La
   a.scale_log2 = p.scale * kLog2E;
   a.early =
       launch.settled(p.plan) && launch.settled(p.q_start) && launch.settled(p.block_table) && launch.settled(p.lengths);
+  const Appended& appended = launch.appended;
   const bool all_but = appended.cache.data == p.cache.data && appended.slots.present() &&
                        appended.slots.numel() <= kMostFreshRows && launch.settled(appended.slots);
   a.early_keys = a.early && (all_but || launch.settled(p.cache));

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/attention/appended.h"
 #include "cuda/device/launches.h"
 #include "cuda/launch.h"
 #include "cuda/runtime/completion.h"
@@ -295,9 +294,8 @@ class CudaBackend final : public Backend {
   /// One operation, outside of a graph or within one, or several that one launch does together.
   Status enqueue(std::span<const Op> ops, View workspace, BackendStream& stream, uint32_t* counters) {
     std::vector<View>& fresh = of(stream).fresh;
-    const Launch launch{of(stream).stream, workspace, &traits_, fresh, counters};
+    const Launch launch{of(stream).stream, workspace, &traits_, fresh, counters, of(stream).appended};
     late_trigger = false;
-    appended = of(stream).appended;
     Status status = ops.size() > 1 ? run_together(ops, launch) : std::visit(RunOp{launch}, ops[0]);
     // An operation without rows launches nothing: what came before it stays fresh, as it does behind eager kernels.
     if (late_trigger) fresh.clear();
