@@ -4,7 +4,18 @@
 // inputs here are made from fixed seeds that have none. Ids, offsets, order and slots must be equal.
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { closeDevices, compareVerb, type Inputs, type PlannedArgs, runTested, TESTED_DEVICE } from './harness';
+import { compareClose } from './closeness';
+import {
+  closeDevices,
+  compareVerb,
+  DEFAULT_TOLERANCE,
+  type Inputs,
+  type Planned,
+  type PlannedArgs,
+  runTested,
+  TESTED_DEVICE,
+  valuesOf,
+} from './harness';
 
 after(closeDevices);
 
@@ -46,6 +57,9 @@ const ODD: Router = { ...V2_LITE, act: 'f32', gate: 'bf16', d: 61, experts: 7, t
 const ROUTERS: Readonly<Record<string, Router>> = {
   'V2-Lite': V2_LITE,
   'V2-Lite, float32 router': { ...V2_LITE, gate: 'f32' },
+  'V2-Lite, rows of 4096': { ...V2_LITE, d: 4096 },
+  'V2-Lite, 100 columns': { ...V2_LITE, top_k: 40, shared: 60 },
+  'Mistral Small 4': { ...V2_LITE, d: 4096, experts: 128, top_k: 4, shared: 1, norm_topk: true },
   V2,
   V3,
   'V3 with a bf16 gate': { ...V3, gate: 'bf16' },
@@ -61,8 +75,8 @@ const ROUTERS: Readonly<Record<string, Router>> = {
 };
 
 /**
- * Hopper has three orders of sums for V2-Lite's router: of 1 and 2 rows, of 3 to 256 and of more; or one, with a
- * deterministic device.
+ * Hopper has three orders of sums for V2-Lite's router: of 1 and 2 rows (of up to 2048 channels), of 3 to 256 and of
+ * more; or one, with a deterministic device.
  */
 const ONE_ORDER = !/^cuda:\d+$/.test(TESTED_DEVICE);
 
@@ -98,6 +112,47 @@ function routeArgs(make: Inputs, r: Router, rows: number, begin = 0, end = rows)
   };
 }
 
+/** How far each row's logits are moved, at most, by elements of the normed row that round to another neighbour. */
+function movesOf(args: PlannedArgs<'moeRoute'>, actual: Uint8Array, expected: Uint8Array): number[] {
+  const { dtype, shape } = args.normed as Planned;
+  const [rows, d] = shape as [number, number];
+  const gate = args.gate as Planned;
+  const [ours, theirs, weight] = [valuesOf(dtype, actual), valuesOf(dtype, expected), valuesOf(gate.dtype, gate.bytes)];
+  return Array.from({ length: rows }, (_, row) => {
+    const moves = new Float64Array(gate.shape[0] as number);
+    for (let k = 0; k < d; k++) {
+      const by = (ours[row * d + k] as number) - (theirs[row * d + k] as number);
+      if (by !== 0) for (let e = 0; e < moves.length; e++) moves[e]! += by * (weight[e * d + k] as number);
+    }
+    return Math.max(...moves.map(Math.abs));
+  });
+}
+
+/**
+ * Weights, besides the usual: a row's square sum in another order is another float32, by which few elements of the
+ * normed row round to another bf16. Logits that move by m at most move a weight by a factor of exp(2 m) at most, be it
+ * a softmax, a sigmoid, or a sigmoid's share.
+ */
+function compareWeights(label: string, args: PlannedArgs<'moeRoute'>, ...sides: Record<string, Uint8Array>[]): void {
+  const [actual, expected] = sides as [Record<string, Uint8Array>, Record<string, Uint8Array>];
+  const [rows, columns] = (args.weights as Planned).shape as [number, number];
+  const moves = movesOf(args, actual.normed as Uint8Array, expected.normed as Uint8Array);
+  const usual = DEFAULT_TOLERANCE.f32;
+  for (let row = 0; row < rows; row++) {
+    const [ours, theirs] = [actual, expected].map((side) =>
+      (side.weights as Uint8Array).subarray(row * columns * 4, (row + 1) * columns * 4),
+    ) as [Uint8Array, Uint8Array];
+    const more = Math.expm1(2 * (moves[row] as number));
+    const tolerance = {
+      ...usual,
+      element: usual.element + more * Math.sqrt(columns), // of the row's root mean square
+      norm: usual.norm + more,
+    };
+    const { complaint } = compareClose('f32', [1, columns], ours, theirs, tolerance);
+    assert(complaint === undefined, `${label}, row ${row}, logits moved by ${moves[row]}: ${complaint}`);
+  }
+}
+
 test('moeRoute, V2-Lite: many rows, the first as in a batch of few', async () => {
   const rows = ONE_ORDER ? 1100 : 256;
   const whole = await runTested('moeRoute', (make) => routeArgs(make, V2_LITE, rows));
@@ -110,8 +165,15 @@ test('moeRoute, V2-Lite: many rows, the first as in a batch of few', async () =>
 
 for (const [name, router] of Object.entries(ROUTERS)) {
   test(`moeRoute, ${name}`, async () => {
-    for (const rows of [0, 1, 2, 3, 5, 16, 17, 64, 65, 129, 257])
-      await compareVerb('moeRoute', (make) => routeArgs(make, router, rows), { label: `${name}, ${rows} rows` });
+    for (const rows of [0, 1, 2, 3, 5, 16, 17, 64, 65, 129, 257]) {
+      const label = `${name}, ${rows} rows`;
+      let args: PlannedArgs<'moeRoute'>;
+      await compareVerb('moeRoute', (make) => (args = routeArgs(make, router, rows)), {
+        label,
+        ignore: ['weights'],
+        judge: (actual, expected) => compareWeights(label, args, actual, expected),
+      });
+    }
   });
 
   test(`moeRoute, ${name}: a row has the same bits in every batch`, async () => {

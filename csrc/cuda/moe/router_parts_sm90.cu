@@ -1,5 +1,5 @@
-// router_parts_sm90.cu - moeRoute for 3 to 256 rows, with a model that is deterministic any number, and up to 64
-// experts on Hopper, in one launch up to 128. ops/ops.h has the formulas.
+// router_parts_sm90.cu - moeRoute for 3 to 256 rows, of more than 2048 channels 1 to 256, with a model that is
+// deterministic any number, and up to 64 experts on Hopper, in one launch up to 128. ops/ops.h has the formulas.
 //
 // A cluster of 8 blocks, 8 warps each, takes 8 rows, or more where there are more than 128: each block its eighth of
 // the channels, of which it has the gates in shared memory before pdl_wait() where they are settled. A block squares
@@ -44,8 +44,8 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kExperts = 64;
 constexpr int kExpertTiles = kExperts / 16;
 constexpr int kMostClusterRows = kWarps * kParts;  // a warp chooses for one row
-/// One and two rows are router_few_sm90.cu's, which takes 5.1 us where this takes 5.8; 8 rows 10.8 and 5.8. H200,
-/// 2026-11.
+/// One and two rows are router_few_sm90.cu's where they are short enough for it: it takes 5.1 us where this takes 5.8;
+/// 8 rows 10.8 and 5.8. H200, 2026-11.
 constexpr int64_t kLeastRows = 3;
 constexpr int64_t kMostRows = 256;
 constexpr int kMostColumns = 96;  // top_k is at most kExperts
@@ -337,10 +337,12 @@ auto kernel_of(int part) {
 }  // namespace
 
 bool routes_parts(const MoeRouteParams& p, const Traits& traits) {
-  return traits.hopper && ((p.x.dim(0) >= kLeastRows && p.x.dim(0) <= kMostRows) || traits.deterministic) &&
-         p.x.dtype == DType::kBF16 && p.gate.dtype == DType::kBF16 && p.gate.dim(0) <= kExperts &&
-         p.x.dim(1) % kChunk == 0 && p.x.dim(1) <= kParts * kMostPart && p.top_k + p.shared <= kMostColumns &&
-         aligned16(p.x.data) && aligned16(p.norm.data) && aligned16(p.gate.data) && aligned16(p.normed.data);
+  const int64_t rows = p.x.dim(0);
+  const bool some = rows <= kMostRows && (rows >= kLeastRows || !routes_few(p, traits));
+  return traits.hopper && (some || traits.deterministic) && p.x.dtype == DType::kBF16 && p.gate.dtype == DType::kBF16 &&
+         p.gate.dim(0) <= kExperts && p.x.dim(1) % kChunk == 0 && p.x.dim(1) <= kParts * kMostPart &&
+         p.top_k + p.shared <= kMostColumns && aligned16(p.x.data) && aligned16(p.norm.data) &&
+         aligned16(p.gate.data) && aligned16(p.normed.data);
 }
 
 Status launch_route_parts(const MoeRouteParams& p, const SelectArgs& select, const GroupArgs& grouping,

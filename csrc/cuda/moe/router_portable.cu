@@ -12,11 +12,11 @@
 // the same in all tile shapes, so a row routes alike among few and among many. So it does with a large gate, whose
 // logits have the order of sums of gemm/product.h for any number of rows. Everything but `normed` is float32.
 // On Hopper up to 8 rows take router_few_sm90.cu, if they are short, and steps 1 to 3 of up to 128 router_rows_sm90.cu,
-// where the gate fits into the shared memory of eight blocks; with the same bits. But 3 to 256 bf16 rows with bf16
-// gates of up to 64 experts take router_parts_sm90.cu, and the logits of more bf16 rows are a product of the tiles of
-// many rows, both with orders of their own; a deterministic model has one order for any number of rows. With the bits
-// of the above, one bf16 row with a large gate takes router_large_one_sm90.cu, and steps 3 and 4 of up to 64 rows and
-// 65 to 256 experts router_choose_sm90.cu.
+// where the gate fits into the shared memory of eight blocks; with the same bits. But 3 to 256 bf16 rows (1 to 256 of
+// more than 2048 channels) with bf16 gates of up to 64 experts take router_parts_sm90.cu, and the logits of more bf16
+// rows are a product of the tiles of many rows, both with orders of their own; a deterministic model has one order for
+// any number of rows. With the bits of the above, one bf16 row with a large gate takes router_large_one_sm90.cu, and
+// steps 3 and 4 of up to 64 rows and 65 to 256 experts router_choose_sm90.cu.
 //
 // Limits: 1024 experts, top_k 64, T * (top_k + shared) < 2^31. Test: test/gpu/router.test.ts.
 #include <algorithm>
