@@ -60,7 +60,7 @@ export class PrefixIndex {
     const children = parent === null ? this.#root(salt) : parent.children;
     const known = childOf(children, tokens, depth * PAGE_TOKENS);
     if (known !== undefined) return known;
-    const copy = Int32Array.from({ length: PAGE_TOKENS }, (_, i) => tokens[depth * PAGE_TOKENS + i] as number);
+    const copy = Int32Array.from(tokens.slice(depth * PAGE_TOKENS, (depth + 1) * PAGE_TOKENS));
     const node: PrefixNode = { parent, depth: depth + 1, page, tokens: copy, children: new Map() };
     const hash = hashOf(copy, 0);
     children.set(hash, [...(children.get(hash) ?? []), node]);

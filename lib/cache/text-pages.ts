@@ -54,6 +54,8 @@ export class TextPages {
   #written = 0;
   /** rows whose step has succeeded: what may be kept */
   #confirmed = 0;
+  /** whether others may hold the page that the next row goes into: it was taken over, or kept */
+  #mayBeShared = false;
 
   /** @param index null for a text that neither takes over nor leaves anything */
   constructor(
@@ -99,6 +101,7 @@ export class TextPages {
       this.#pages.push(...(kept as KeptPages).pages.slice(0, pagesFor(fromKept)));
       this.#length = fromKept;
     }
+    this.#mayBeShared = true;
     for (const page of this.#pages) this.pool.share(page);
     for (let i = 0; i < this.#length; i++) this.#tokens.push(tokens[i] as number);
     this.#written = this.#length;
@@ -128,6 +131,7 @@ export class TextPages {
       copy = [this.#pages[at] as number, to];
       this.#pages[at] = to;
       this.pool.release(copy[0]);
+      this.#mayBeShared = false;
     }
     this.#pages.push(...taken);
     return copy;
@@ -179,6 +183,7 @@ export class TextPages {
   /** Keeps the rows whose steps have succeeded, for other texts to begin with. */
   keep(): KeptPages {
     const rows = Math.min(this.#confirmed, this.#tokens.length);
+    this.#mayBeShared = true;
     return new KeptPages(this.pool, this.#tokens.slice(0, rows), this.#pages.slice(0, pagesFor(rows)));
   }
 
@@ -189,7 +194,7 @@ export class TextPages {
 
   /** The next row goes into a page that others hold, or may take over. */
   #mustCopy(): boolean {
-    if (this.#length % PAGE_TOKENS === 0) return false;
+    if (!this.#mayBeShared || this.#length % PAGE_TOKENS === 0) return false;
     const page = this.#pages[Math.floor(this.#length / PAGE_TOKENS)] as number;
     return this.pool.references(page) > 1 || this.pool.keepsContent(page);
   }

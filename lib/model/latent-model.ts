@@ -11,11 +11,19 @@ import type { MemoryPlan } from './memory-plan';
 import { namedShape } from './named-shapes';
 import { openModelDevice } from './open-device';
 import { fillRandomWeights } from './random-weights';
-import { clearSampling, featureKey, featuresOf, type SamplingFeatures } from './sampling';
+import { ALL_FEATURES, clearSampling, featuresOf, type SamplingFeatures } from './sampling';
 import { checkScore, type ScoreOptions, scoreTokens } from './score';
-import { Sequence } from './sequence';
+import { Sequence, type SequenceOwner } from './sequence';
 import { layoutOf, restoreText, saveText } from './snapshot';
-import { bucketOf, type CheckedStep, checkStep, enqueueDecode, enqueuePrefill, parkRow } from './step';
+import {
+  bucketOf,
+  type CheckedStep,
+  checkStep,
+  type Expectation,
+  enqueueDecode,
+  enqueuePrefill,
+  parkRow,
+} from './step';
 import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult, TopToken } from './types';
 import { Views } from './views';
 import { GPU_STEP_TIMEOUT_MS, Watchdog } from './watchdog';
@@ -41,10 +49,11 @@ export class LatentModel implements AsyncDisposable {
   readonly #machine: Machine;
   readonly #attention: NonNullable<LatentModelOptions['attention']>;
   readonly #captures: boolean;
+  readonly #owner: SequenceOwner;
   readonly #sequences = new Set<Sequence>();
   readonly #freeRows: number[];
   /** decode steps, by features and size of batch */
-  readonly #graphs = new Map<string, { graph: Graph; views: Views }>();
+  readonly #graphs = new Map<number, { graph: Graph; views: Views }>();
   readonly #index: PrefixIndex | null;
   readonly #watchdog: Watchdog;
   #nextId = 1;
@@ -84,6 +93,9 @@ export class LatentModel implements AsyncDisposable {
     this.maxSequences = built.machine.limits.maxSequences;
     this.vocab = built.machine.dims.vocab;
     this.#freeRows = Array.from({ length: this.maxSequences }, (_, i) => i);
+    const { maxTop } = built.machine.limits;
+    const release = (sequence: Sequence) => this.#release(sequence);
+    this.#owner = { context: this.context, vocab: this.vocab, maxTop, release };
     this.memory = built.memory;
     this.loadMs = loadMs;
   }
@@ -150,13 +162,13 @@ export class LatentModel implements AsyncDisposable {
    */
   step(entries: readonly StepEntry[]): Promise<StepResult[]> {
     this.#mustBeOpen();
-    const step = checkStep(this.#machine, entries, (s): s is Sequence => this.#sequences.has(s as Sequence));
+    const step = checkStep(this.#machine, entries, this.#owner);
     try {
       this.#enqueue(step);
       this.#steps += 1;
-      return this.#results(entries.map(expectation));
+      return this.#results(step.expected);
     } catch (error) {
-      this.#fail(entries.map(({ sequence }) => sequence as Sequence));
+      this.#fail(step.expected);
       throw error;
     }
   }
@@ -239,12 +251,6 @@ export class LatentModel implements AsyncDisposable {
     if (this.#disposed !== null) throw new MlaError('ERR_DISPOSED', 'This model has been disposed.');
   }
 
-  get #owner() {
-    const { maxTop } = this.#machine.limits;
-    const release = (sequence: Sequence) => this.#release(sequence);
-    return { context: this.context, vocab: this.vocab, maxTop, release };
-  }
-
   #release(sequence: Sequence): void {
     if (!this.#sequences.delete(sequence)) return;
     if (sequence.live && this.#disposed === null) parkRow(this.#machine, sequence.row);
@@ -296,7 +302,7 @@ export class LatentModel implements AsyncDisposable {
 
   /** The captured decode step of a bucket with these features; made when it is first needed. */
   #graph(bucket: number, features: SamplingFeatures): Graph {
-    const key = `${featureKey(features)}/${bucket}`;
+    const key = bucket * (ALL_FEATURES + 1) + features;
     const known = this.#graphs.get(key);
     if (known !== undefined) return known.graph;
     const views = new Views();
@@ -339,35 +345,36 @@ export class LatentModel implements AsyncDisposable {
     try {
       const [bytes, ...tops] = await this.#watchdog.watch(Promise.all(reads));
       const B = this.maxSequences;
-      const ids = new Int32Array(bytes as ArrayBuffer, 0, B);
-      const finished = new Int32Array(bytes as ArrayBuffer, B * 4, B);
-      const logprobs = new Float32Array(bytes as ArrayBuffer, B * 8, B);
-      return expected.map(({ sequence, sampled, length, top }) => {
-        const { row, text } = sequence;
+      const ids = new Int32Array(bytes as ArrayBuffer);
+      const logprobs = new Float32Array(bytes as ArrayBuffer);
+      const results: StepResult[] = [];
+      for (const { sequence, sampled, length, top } of expected) {
+        const { row } = sequence;
         const token = sampled ? (ids[row] as number) : -1;
-        const end = token < 0 ? 0 : finished[row];
+        const end = token < 0 ? 0 : ids[B + row];
         // the device has made the row padding by itself; it need not be parked
         if (end !== 0) sequence.live = false;
         if (!sequence.disposed && (token >= 0 || !sampled)) {
-          text.confirm(length, token < 0 ? null : token);
+          sequence.text.confirm(length, token < 0 ? null : token);
           sequence.publish();
         }
-        return {
+        results.push({
           token,
-          logprob: token < 0 ? Number.NaN : (logprobs[row] as number),
+          logprob: token < 0 ? Number.NaN : (logprobs[2 * B + row] as number),
           top: token < 0 || top === 0 ? NO_TOP : topOf(row, top, this.#machine.limits.maxTop, tops),
           finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
-        };
-      });
+        });
+      }
+      return results;
     } catch (error) {
-      this.#fail(expected.map(({ sequence }) => sequence));
+      this.#fail(expected);
       throw error;
     }
   }
 
   /** After a failed step nobody knows what the device did with these rows. */
-  #fail(sequences: readonly Sequence[]): void {
-    for (const sequence of sequences) {
+  #fail(expected: readonly Expectation[]): void {
+    for (const { sequence } of expected) {
       sequence.failed = true;
       sequence.live = false;
     }
@@ -394,22 +401,6 @@ function giveUp(device: Device, ms: number): void {
 function checkForm({ attention, deterministic }: LatentModelOptions): void {
   if (deterministic && attention === 'expanded')
     throw invalidArg('attention', "'auto' or 'absorbed' where deterministic is true", attention);
-}
-
-/** What a step is to bring one sequence. */
-interface Expectation {
-  sequence: Sequence;
-  sampled: boolean;
-  /** rows it has after the step */
-  length: number;
-  /** likeliest ids wanted */
-  top: number;
-}
-
-function expectation({ sequence: handle, tokens, sample }: StepEntry): Expectation {
-  const sequence = handle as Sequence;
-  const sampled = tokens === undefined || sample !== false;
-  return { sequence, sampled, length: sequence.length, top: sampled ? (sequence.sampling.top ?? 0) : 0 };
 }
 
 const NO_TOP: readonly TopToken[] = Object.freeze([]);

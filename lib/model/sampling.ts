@@ -6,21 +6,21 @@ import { DTYPE_BYTES, type Tensor } from '../native';
 import { MAX_STOP_IDS } from './buffers';
 import type { Machine } from './forward';
 import type { Sequence } from './sequence';
+import type { SamplingSettings } from './types';
 import type { Views } from './views';
 
 /** kInPrompt of csrc/ops/ops.h: the flag in a count of an id that stands in the prompt. */
 const IN_PROMPT = 1 << 30;
 
-/** What the rows of a step ask of sampling, beyond the settings every row has. */
-export interface SamplingFeatures {
-  penalties: boolean;
-  bias: boolean;
-  mask: boolean;
-  top: boolean;
-}
+/** What the rows of a step ask of sampling, beyond the settings every row has: the sum of some of these. */
+export const PENALTIES = 1;
+export const BIAS = 2;
+export const MASK = 4;
+export const TOP = 8;
+export type SamplingFeatures = number;
 
 /** All of it: what memory is planned for. */
-export const ALL_FEATURES: SamplingFeatures = { penalties: true, bias: true, mask: true, top: true };
+export const ALL_FEATURES: SamplingFeatures = PENALTIES | BIAS | MASK | TOP;
 
 /** Rows whose device memory does not have the values that change nothing. */
 export interface RowMarks {
@@ -30,21 +30,20 @@ export interface RowMarks {
   readonly masked: Set<number>;
 }
 
-/** What sampling these sequences needs, when each has as many tokens as it has rows now. */
-export function featuresOf(sequences: readonly Sequence[]): SamplingFeatures {
-  const features = { penalties: false, bias: false, mask: false, top: false };
-  for (const sequence of sequences) {
-    features.penalties ||= hasPenalties(sequence);
-    features.bias ||= hasBias(sequence.sampling.logitBias);
-    features.mask ||= mayNotStop(sequence);
-    features.top ||= (sequence.sampling.top ?? 0) > 0;
-  }
-  return features;
+/** What these settings ask for at every token; MASK depends on the length. */
+export function lastingFeatures(settings: SamplingSettings): SamplingFeatures {
+  return (
+    (hasPenalties(settings) ? PENALTIES : 0) |
+    (hasBias(settings.logitBias) ? BIAS : 0) |
+    ((settings.top ?? 0) > 0 ? TOP : 0)
+  );
 }
 
-/** A number for each set of features. */
-export function featureKey({ penalties, bias, mask, top }: SamplingFeatures): number {
-  return Number(penalties) + 2 * Number(bias) + 4 * Number(mask) + 8 * Number(top);
+/** What sampling these sequences needs, when each has as many tokens as it has rows now. */
+export function featuresOf(sequences: readonly Sequence[]): SamplingFeatures {
+  let features = 0;
+  for (const sequence of sequences) features |= sequence.features | (mayNotStop(sequence) ? MASK : 0);
+  return features;
 }
 
 /**
@@ -64,20 +63,20 @@ export function samplePass(
   const widthOf = (tensor: Tensor) => tensor.shape[1] as number;
   const sampled = column(rows.sampled);
   const positions = column(rows.positions);
-  const counts = features.penalties ? column(rows.counts, dims.vocab) : undefined;
+  const counts = features & PENALTIES ? column(rows.counts, dims.vocab) : undefined;
   stream.sample({
     logits: column(rows.logits, dims.vocab),
     settings: column(rows.settings, 8),
     seeds: column(rows.seeds),
     positions,
     counts,
-    bias: features.bias ? column(rows.bias, dims.vocab) : undefined,
-    mask: features.mask ? column(rows.mask, widthOf(rows.mask)) : undefined,
+    bias: features & BIAS ? column(rows.bias, dims.vocab) : undefined,
+    mask: features & MASK ? column(rows.mask, widthOf(rows.mask)) : undefined,
     ids: sampled,
     logprobs: column(rows.logprobs),
     vocab: dims.vocab,
   });
-  if (features.top) {
+  if (features & TOP) {
     stream.logProbs({
       x: normed,
       head: weights.head ?? weights.embed,
@@ -115,8 +114,8 @@ export function writeSampling(machine: Machine, sequence: Sequence): void {
   // `advance` counts tokens that are fed; the last sampled one never is
   stream.write(rows.limits, Int32Array.of(s.maxLength - 1), row * 4);
 
-  if (hasPenalties(sequence)) stream.write(rows.counts, countsOf(sequence, dims.vocab), row * dims.vocab * 4);
-  const biased = hasBias(logitBias);
+  if (sequence.features & PENALTIES) stream.write(rows.counts, countsOf(sequence, dims.vocab), row * dims.vocab * 4);
+  const biased = (sequence.features & BIAS) !== 0;
   if (biased || marks.biased.has(row)) {
     const bias = new Float32Array(dims.vocab);
     for (const [id, value] of Object.entries(logitBias)) bias[Number(id)] = value;
@@ -132,6 +131,7 @@ export function writeMask(machine: Machine, sequence: Sequence): void {
   const { stream, rows, marks } = machine;
   const { row, sampling } = sequence;
   const forbids = mayNotStop(sequence);
+  if (!forbids && marks.masked.size === 0) return; // nearly every step of every text
   if (forbids === marks.masked.has(row)) return;
   const words = rows.mask.shape[1] as number;
   const mask = new Uint32Array(words).fill(0xffffffff);
@@ -152,8 +152,8 @@ export function clearSampling({ stream, rows, dims, limits, marks }: Machine): v
   marks.biased.clear();
 }
 
-function hasPenalties({ sampling }: Sequence): boolean {
-  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = sampling;
+function hasPenalties(settings: SamplingSettings): boolean {
+  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = settings;
   return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
 }
 
@@ -162,8 +162,8 @@ function hasBias(bias: Readonly<Record<number, number>> | undefined): boolean {
   return false;
 }
 
-function mayNotStop({ length, sampling }: Sequence): boolean {
-  return length < (sampling.minLength ?? 0);
+function mayNotStop({ length, minLength }: Sequence): boolean {
+  return length < minLength;
 }
 
 function countsOf(sequence: Sequence, vocab: number): Int32Array {

@@ -3,6 +3,7 @@
 import type { KeptPages, PageCopy, TextPages } from '../cache';
 import { invalidArg, MlaError } from '../errors';
 import { MAX_STOP_IDS } from './buffers';
+import { lastingFeatures, type SamplingFeatures } from './sampling';
 import type { SamplingSettings, SequenceHandle } from './types';
 
 /** Greedy, without an end. */
@@ -35,13 +36,17 @@ export class Sequence implements SequenceHandle {
   /** block table entries that the device's row has */
   tableOnDevice = 0;
   sampling: SamplingSettings;
+  /** of `sampling`, for every step at hand: what it asks for, the length from which on the text may end, likeliest ids */
+  features: SamplingFeatures = 0;
+  minLength = 0;
+  top = 0;
 
   constructor(
     readonly id: number,
     /** row of the batch; -1 for a text that is only scored */
     readonly row: number,
     readonly text: TextPages,
-    private readonly owner: SequenceOwner,
+    readonly owner: SequenceOwner,
   ) {
     this.sampling = { ...GREEDY, maxLength: owner.context };
   }
@@ -58,6 +63,9 @@ export class Sequence implements SequenceHandle {
     }
     checkSampling(settings, this.owner);
     this.sampling = { ...settings, stopIds: [...settings.stopIds] };
+    this.features = lastingFeatures(settings);
+    this.minLength = settings.minLength ?? 0;
+    this.top = settings.top ?? 0;
   }
 
   begin(tokens: readonly number[], kept: KeptPages | null, salt: string): number {

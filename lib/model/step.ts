@@ -7,7 +7,7 @@ import { DTYPE_BYTES } from '../native';
 import { maxContextChunks, maxPassSequences } from './buffers';
 import { type AttentionForm, headPass, type Machine, type PrefillItem, prefillPass } from './forward';
 import { featuresOf, type SamplingFeatures, samplePass, writeMask, writeSampling } from './sampling';
-import type { Sequence } from './sequence';
+import { Sequence, type SequenceOwner } from './sequence';
 import type { StepEntry } from './types';
 import { Views } from './views';
 
@@ -19,36 +19,47 @@ interface Piece {
   sample: boolean;
 }
 
+/** What a step is to bring one sequence. */
+export interface Expectation {
+  sequence: Sequence;
+  sampled: boolean;
+  /** rows it has after the step */
+  length: number;
+  /** likeliest ids wanted */
+  top: number;
+}
+
 /** A step whose arguments are right and whose pages exist. */
 export interface CheckedStep {
   decode: Sequence[];
   prefill: Piece[];
+  /** one for each entry, in their order */
+  expected: Expectation[];
 }
 
 /** Steps that have been checked. */
 let checks = 0;
 
 /** Checks everything a step could be refused for. Changes nothing that counts. */
-export function checkStep(
-  machine: Machine,
-  entries: readonly StepEntry[],
-  isOurs: (s: unknown) => s is Sequence,
-): CheckedStep {
+export function checkStep(machine: Machine, entries: readonly StepEntry[], owner: SequenceOwner): CheckedStep {
   const { limits, cache } = machine;
   if (!Array.isArray(entries) || entries.length === 0) throw invalidArg('entries', 'at least one step entry', entries);
   const decode: Sequence[] = [];
   const prefill: Piece[] = [];
+  const expected: Expectation[] = [];
   const check = ++checks;
   let missing = 0;
   for (const { sequence, tokens, sample = true } of entries) {
-    if (!isOurs(sequence)) throw invalidArg('sequence', 'an open sequence of this model', sequence);
-    if (sequence.disposed) throw new MlaError('ERR_DISPOSED', `Sequence ${sequence.id} has been disposed.`);
+    if (!(sequence instanceof Sequence) || sequence.owner !== owner || sequence.disposed)
+      throw invalidArg('sequence', 'an open sequence of this model', sequence);
     if (sequence.failed) {
       throw new MlaError('ERR_STATE', `Sequence ${sequence.id} was in a step that failed; dispose it and start again.`);
     }
     if (sequence.checked === check)
       throw invalidArg('entries', `each sequence once (sequence ${sequence.id} is there twice)`, entries);
     sequence.checked = check;
+    const sampled = tokens === undefined || sample !== false;
+    const length = sequence.length + (tokens?.length ?? 1);
     if (tokens === undefined) {
       if (!sequence.live) {
         throw new MlaError(
@@ -57,16 +68,15 @@ export function checkStep(
         );
       }
       decode.push(sequence);
-      missing += sequence.text.missing(pagesAhead(sequence.length + 1, limits.context));
     } else {
       checkTokens(machine, sequence, tokens);
       prefill.push({ sequence, tokens, sample });
-      const length = sequence.length + tokens.length;
-      missing += sequence.text.missing(sample ? pagesAhead(length, limits.context) : length);
     }
+    missing += sequence.text.missing(sampled ? pagesAhead(length, limits.context) : length);
+    expected.push({ sequence, sampled, length, top: sampled ? sequence.top : 0 });
   }
   if (missing > cache.pool.available) cache.pool.take(missing); // throws the error that says how many are missing
-  return { decode, prefill };
+  return { decode, prefill, expected };
 }
 
 /** Rows there must be pages for once `length` are cached and one more is sampled. */
