@@ -26,7 +26,8 @@ void Signal::raise() noexcept {
   // Sequentially consistent on both sides: either this load sees the sleeper, or the sleeper sees raised_.
   if (!sleeping_.load()) return;
   // The lock makes sure the sleeper is really waiting, not between its last look and the wait.
-  std::lock_guard lock(mutex_);
+  { std::lock_guard lock(mutex_); }
+  // Free again by now: the sleeper takes it as soon as it wakes, and would have to be woken a second time.
   condition_.notify_one();
 }
 

@@ -42,10 +42,14 @@ export class KeptPages {
 /** Pages and tokens of one text in the making. */
 export class TextPages {
   readonly #pages: number[] = [];
+  /** rows that they hold */
+  #room = 0;
   /** tokens whose ids are known; the last one may not be in the cache yet */
   readonly #tokens: number[] = [];
   /** the last page that is in the index, and the index it is in */
   #published: PrefixNode | null = null;
+  /** pages up to there */
+  #publishedPages = 0;
   #epoch: number;
   #salt = '';
   /** rows that are written when all that is enqueued has run */
@@ -101,6 +105,8 @@ export class TextPages {
       this.#pages.push(...(kept as KeptPages).pages.slice(0, pagesFor(fromKept)));
       this.#length = fromKept;
     }
+    this.#publishedPages = this.#published?.depth ?? 0;
+    this.#room = this.#pages.length * PAGE_TOKENS;
     this.#mayBeShared = true;
     for (const page of this.#pages) this.pool.share(page);
     for (let i = 0; i < this.#length; i++) this.#tokens.push(tokens[i] as number);
@@ -112,6 +118,7 @@ export class TextPages {
 
   /** Pages to be taken before rows [length, end) can be written. */
   missing(end: number): number {
+    if (end <= this.#room && !this.#mayBeShared) return 0; // nearly every step of every text
     return Math.max(0, pagesFor(end) - this.#pages.length) + (end > this.#length && this.#mustCopy() ? 1 : 0);
   }
 
@@ -134,6 +141,7 @@ export class TextPages {
       this.#mayBeShared = false;
     }
     this.#pages.push(...taken);
+    this.#room = this.#pages.length * PAGE_TOKENS;
     return copy;
   }
 
@@ -162,11 +170,12 @@ export class TextPages {
    * @returns the first page that was replaced by another with the same content, or null
    */
   publish(): number | null {
+    const full = Math.floor(Math.min(this.#written, this.#tokens.length) / PAGE_TOKENS);
+    if (full === this.#publishedPages) return null; // nearly every step of every text
     const { index } = this;
     if (index === null || index.epoch !== this.#epoch) return null;
     let replaced: number | null = null;
-    const full = Math.floor(Math.min(this.#written, this.#tokens.length) / PAGE_TOKENS);
-    for (let at = this.#published?.depth ?? 0; at < full; at++) {
+    for (let at = this.#publishedPages; at < full; at++) {
       const page = this.#pages[at] as number;
       const node = index.publish(this.#salt, this.#published, this.#tokens, page);
       if (node.page !== page) {
@@ -176,6 +185,7 @@ export class TextPages {
         replaced ??= at;
       }
       this.#published = node;
+      this.#publishedPages = node.depth;
     }
     return replaced;
   }
@@ -190,6 +200,7 @@ export class TextPages {
   /** Gives all pages back. */
   release(): void {
     this.pool.releaseAll(this.#pages.splice(0));
+    this.#room = 0;
   }
 
   /** The next row goes into a page that others hold, or may take over. */

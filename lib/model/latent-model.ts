@@ -56,6 +56,8 @@ export class LatentModel implements AsyncDisposable {
   readonly #graphs = new Map<number, { graph: Graph; views: Views }>();
   readonly #index: PrefixIndex | null;
   readonly #watchdog: Watchdog;
+  /** what steps in flight bring their results in, while none of them has it */
+  readonly #resultMemory: ArrayBuffer[] = [];
   #nextId = 1;
   #steps = 0;
   #disposed: Promise<void> | null = null;
@@ -166,7 +168,7 @@ export class LatentModel implements AsyncDisposable {
     try {
       this.#enqueue(step);
       this.#steps += 1;
-      return this.#results(step.expected);
+      return this.#results(step);
     } catch (error) {
       this.#fail(step.expected);
       throw error;
@@ -338,15 +340,16 @@ export class LatentModel implements AsyncDisposable {
     }
   }
 
-  async #results(expected: readonly Expectation[]): Promise<StepResult[]> {
+  async #results({ expected, wantsTop }: CheckedStep): Promise<StepResult[]> {
     const { stream, rows } = this.#machine;
-    const reads = [stream.read(rows.results)];
-    if (expected.some(({ top }) => top > 0)) reads.push(stream.read(rows.topIds), stream.read(rows.topLogprobs));
+    const B = this.maxSequences;
+    const memory = this.#resultMemory.pop() ?? new ArrayBuffer(rows.results.byteLength);
+    const read = stream.read(rows.results, memory);
+    const reads = wantsTop ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
     try {
-      const [bytes, ...tops] = await this.#watchdog.watch(Promise.all(reads));
-      const B = this.maxSequences;
-      const ids = new Int32Array(bytes as ArrayBuffer);
-      const logprobs = new Float32Array(bytes as ArrayBuffer);
+      const [, ...tops] = await this.#watchdog.watch(Promise.all(reads));
+      const ids = new Int32Array(memory);
+      const logprobs = new Float32Array(memory);
       const results: StepResult[] = [];
       for (const { sequence, sampled, length, top } of expected) {
         const { row } = sequence;
@@ -365,6 +368,7 @@ export class LatentModel implements AsyncDisposable {
           finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
         });
       }
+      this.#resultMemory.push(memory); // not after a failure: a device that hangs may still write to it
       return results;
     } catch (error) {
       this.#fail(expected);

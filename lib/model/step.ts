@@ -35,6 +35,8 @@ export interface CheckedStep {
   prefill: Piece[];
   /** one for each entry, in their order */
   expected: Expectation[];
+  /** whether any of them has `top` */
+  wantsTop: boolean;
 }
 
 /** Steps that have been checked. */
@@ -49,6 +51,7 @@ export function checkStep(machine: Machine, entries: readonly StepEntry[], owner
   const expected: Expectation[] = [];
   const check = ++checks;
   let missing = 0;
+  let wantsTop = false;
   for (const { sequence, tokens, sample = true } of entries) {
     if (!(sequence instanceof Sequence) || sequence.owner !== owner || sequence.disposed)
       throw invalidArg('sequence', 'an open sequence of this model', sequence);
@@ -73,10 +76,12 @@ export function checkStep(machine: Machine, entries: readonly StepEntry[], owner
       prefill.push({ sequence, tokens, sample });
     }
     missing += sequence.text.missing(sampled ? pagesAhead(length, limits.context) : length);
-    expected.push({ sequence, sampled, length, top: sampled ? sequence.top : 0 });
+    const top = sampled ? sequence.top : 0;
+    wantsTop ||= top > 0;
+    expected.push({ sequence, sampled, length, top });
   }
   if (missing > cache.pool.available) cache.pool.take(missing); // throws the error that says how many are missing
-  return { decode, prefill, expected };
+  return { decode, prefill, expected, wantsTop };
 }
 
 /** Rows there must be pages for once `length` are cached and one more is sampled. */

@@ -10,8 +10,8 @@ export const GPU_STEP_TIMEOUT_MS = 120_000;
 export class Watchdog {
   readonly #rejects = new Set<(error: unknown) => void>();
   #timer: NodeJS.Timeout | null = null;
-  /** how many have ended */
-  #ended = 0;
+  /** when the last one ended, or the first of those that are watched now began (performance.now()) */
+  #quietSince = 0;
 
   /**
    * @param limitMs how long nothing may end while something is watched; 0: for ever
@@ -27,12 +27,13 @@ export class Watchdog {
     if (this.limitMs === 0) return work;
     return new Promise<T>((resolve, reject) => {
       this.#rejects.add(reject);
-      if (this.#rejects.size === 1) this.#timer = setTimeout(() => this.#overdue(), this.limitMs);
+      if (this.#rejects.size === 1) {
+        this.#quietSince = performance.now();
+        this.#arm();
+      }
       const end = () => {
-        this.#ended++;
-        if (!this.#rejects.delete(reject)) return;
-        if (this.#rejects.size > 0) this.#timer?.refresh();
-        else this.#stop();
+        this.#quietSince = performance.now();
+        if (this.#rejects.delete(reject) && this.#rejects.size === 0) this.#stop();
       };
       work.then(
         (value) => {
@@ -47,14 +48,20 @@ export class Watchdog {
     });
   }
 
+  /** The timer is not moved at each end, but set again where it finds that something has ended since. */
+  #arm(): void {
+    this.#stop();
+    const quietMs = performance.now() - this.#quietSince;
+    this.#timer = setTimeout(() => this.#look(), Math.ceil(this.limitMs - quietMs));
+  }
+
   /** The event loop may have been held up, or the process asleep: what has ended meanwhile is heard of first. */
-  #overdue(): void {
-    const ended = this.#ended;
+  #look(): void {
     setImmediate(() => {
       setImmediate(() => {
         if (this.#rejects.size === 0) return;
-        if (this.#ended === ended) this.#giveUp();
-        else this.#timer?.refresh();
+        if (performance.now() - this.#quietSince < this.limitMs) this.#arm();
+        else this.#giveUp();
       });
     });
   }

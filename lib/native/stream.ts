@@ -55,10 +55,10 @@ class NativeStream implements Omit<Stream, keyof Verbs> {
     check(raw.write(target, data, readBytes('write: byteOffset', byteOffset)));
   }
 
-  async read(tensor: Tensor): Promise<ArrayBuffer> {
+  async read(tensor: Tensor, into?: ArrayBuffer): Promise<ArrayBuffer> {
     const raw = rawStream('read', this);
     const source = rawTensor('read: tensor', tensor);
-    const buffer = hostBuffer(tensor.byteLength);
+    const buffer = into ?? hostBuffer(tensor.byteLength);
     const failure = await check(raw.read(source, buffer));
     if (failure !== undefined) throw failureError(failure);
     return buffer;

@@ -92,8 +92,11 @@ export interface Stream extends Verbs {
   useWorkspace(tensor: Tensor): void;
   /** Copies host bytes into the tensor from `byteOffset` on; `data` may be changed as soon as the call returns. */
   write(tensor: Tensor, data: ArrayBufferView, byteOffset?: number): void;
-  /** The tensor's bytes at this point of the stream. Rejects like an event's `done`, and clears the failure as that does. */
-  read(tensor: Tensor): Promise<ArrayBuffer>;
+  /**
+   * The tensor's bytes at this point of the stream. Rejects like an event's `done`, and clears the failure as that does.
+   * @param into of the tensor's size, and nobody else's until the promise resolves with it; a new one where left out
+   */
+  read(tensor: Tensor, into?: ArrayBuffer): Promise<ArrayBuffer>;
   /** Fills the tensor with bytes [offset, offset + byteLength) of an open file. A shorter file is ERR_FILE. */
   readFile(tensor: Tensor, fd: number, offset: number): void;
   record(): Event;
