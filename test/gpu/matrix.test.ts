@@ -1,6 +1,7 @@
 // gpu/matrix.test.ts - dense products on the GPU: gemm, swiglu, queryAbsorb, valueExpand and logProbs against the CPU
 // backend. Row counts stand on both sides of every change of kernel (8, 16, 32, 64 rows), and `rows` holds the kernels
-// to giving a row the same bits whichever of them computes it (on Hopper: within the tolerance that each of them has).
+// to giving a row the same values whichever of them computes it: within the tolerance that each of them has, and with
+// NODE_MLA_TEST_DEVICE=cuda:0:deterministic or cuda:0:portable:deterministic the same bits.
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { fp8GoldenRows } from '../cpu/reference-cache';

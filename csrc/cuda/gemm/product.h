@@ -9,13 +9,14 @@
 // order[i] / per_row of x (row i itself without order). Offsets that do not ascend or pass `rows` are cut to what does;
 // an x row that does not exist counts as zeros.
 //
-// Order of sums, the same in all portable tensor core kernels, so that a row's bits do not depend on how many rows
-// there are (Hopper's kernels of more than 16 rows have orders of their own: product_split.cuh, product_wgmma.cuh): k
-// is cut into segments of 128; a segment is a chain of m16n8k16 products that starts from zero; segments are added to
-// the float32 total in ascending order, with fp8 weights as total = fma(scale, segment, total). Which k share one step
-// of the chain: with bf16 weights step s (0, 1) of each 32 k takes 8q + 4s + 0..3 for q = 0..3; with fp8 weights step s
-// (0..3) of each 64 k takes 16q + 4s + 0..3. Float32 activations, rows that are no multiple of 16 bytes and float32
-// weights take the plain kernel: one chain of fused multiply-adds with ascending k.
+// Order of sums, the same in all kernels that a deterministic model takes, so that a row's bits do not depend on how
+// many rows there are (kernels of many rows that others take have orders of their own: product_chain.cuh and, on
+// Hopper, of more than 16 rows, product_split.cuh, product_wgmma.cuh): k is cut into segments of 128; a segment is a
+// chain of m16n8k16 products that starts from zero; segments are added to the float32 total in ascending order, with
+// fp8 weights as total = fma(scale, segment, total). Which k share one step of the chain: with bf16 weights step s (0,
+// 1) of each 32 k takes 8q + 4s + 0..3 for q = 0..3; with fp8 weights step s (0..3) of each 64 k takes 16q + 4s + 0..3.
+// Float32 activations, rows that are no multiple of 16 bytes and float32 weights take the plain kernel: one chain of
+// fused multiply-adds with ascending k.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -118,6 +119,11 @@ cudaError_t launch_product_stream_f8(const Product& p, int row_tiles, int multip
 cudaError_t launch_product_tile_bf16(const Product& p, int tile_rows, const Traits& traits, cudaStream_t stream);
 cudaError_t launch_product_tile_f8(const Product& p, int tile_rows, const Traits& traits, cudaStream_t stream);
 
+/// Tiles of 128 rows of x by 256 of w; another order of sums.
+constexpr int kChainColumns = 256;
+cudaError_t launch_product_chain_bf16(const Product& p, const Traits& traits, cudaStream_t stream);
+cudaError_t launch_product_chain_f8(const Product& p, const Traits& traits, cudaStream_t stream);
+
 /// Any types, any sizes; float32 fused multiply-adds.
 cudaError_t launch_product_fma(const Product& p, cudaStream_t stream);
 
@@ -127,6 +133,8 @@ cudaError_t load_product_stream_bf16(int shared_bytes_per_block);
 cudaError_t load_product_stream_f8(int shared_bytes_per_block);
 cudaError_t load_product_tile_bf16(int shared_bytes_per_block);
 cudaError_t load_product_tile_f8(int shared_bytes_per_block);
+cudaError_t load_product_chain_bf16(int shared_bytes_per_block);
+cudaError_t load_product_chain_f8(int shared_bytes_per_block);
 cudaError_t load_product_fma();
 
 }  // namespace mla::cuda

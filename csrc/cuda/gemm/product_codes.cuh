@@ -16,6 +16,20 @@ __device__ __forceinline__ uint32_t codes_to_bf16(uint16_t codes, uint32_t power
   return out;
 }
 
+/// The same for four codes: elements 0 and 1, 2 and 3.
+__device__ __forceinline__ void codes_to_bf16(uint32_t four, uint32_t power, uint32_t& low, uint32_t& high) {
+  const auto scaled = [power](uint32_t extended) {
+    uint32_t out;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(extended << 4 & 0x87f087f0u), "r"(power), "r"(0x80008000u));
+    return out;
+  };
+  uint32_t first, second;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(first) : "r"(four));
+  asm("prmt.b32 %0, %1, 0, 0xb3a2;" : "=r"(second) : "r"(four));
+  low = scaled(first);
+  high = scaled(second);
+}
+
 /// A scale as factor * 2^exponent: the factor lies in [1, 2) unless the scale is out of all proportion. Scale 0: no
 /// code counts, and any factor will do.
 struct SplitScale {

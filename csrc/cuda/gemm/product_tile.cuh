@@ -17,12 +17,11 @@
 #include "cuda/device/pdl.cuh"
 #include "cuda/device/shared.cuh"
 #include "cuda/gemm/load_kernel.cuh"
-#include "cuda/gemm/product_device.cuh"
+#include "cuda/gemm/product_tile_device.cuh"
 
 namespace mla::cuda {
 
 constexpr int kStageK = 64;
-constexpr int kRowTilesAtATime = 8;
 
 template <class Weight, int kTileRows, int kTileColumns, int kWarpRows, int kWarpColumns, int kBlocksAtMost, int kRing>
 struct TileShape {
@@ -51,29 +50,6 @@ struct TileShape {
   static_assert(kXPieces * kThreads * 16 == kXBytes && kWPieces * kThreads * 16 == kWBytes);
   static_assert(kWarps * 8 * kResultPitch * 4 <= kStageBytes);
 };
-
-/// A tile: rows of one group by kColumns rows of its w.
-struct Tile {
-  RowTile rows;
-  int column;  // in tiles
-};
-
-/// The tile that a block takes in its turn; false behind the last one. Called by whole warps.
-template <class S>
-__device__ __forceinline__ bool tile_of(const Product& p, int row_tiles, int turn, Tile& tile) {
-  const int column_tiles = static_cast<int>((p.n + S::kColumns - 1) / S::kColumns);
-  const int index = static_cast<int>(blockIdx.x) + turn * static_cast<int>(gridDim.x);
-  if (index >= row_tiles * column_tiles) return false;
-  const int band = kRowTilesAtATime * column_tiles;
-  const int first = index / band * kRowTilesAtATime, within = index % band;
-  const int height = min(kRowTilesAtATime, row_tiles - first);
-  tile.column = within / height;
-  const int row_tile = first + within % height;
-  tile.rows = p.offsets == nullptr
-                  ? even_tile(row_tile, static_cast<int>((p.rows + S::kRows - 1) / S::kRows), S::kRows, p.rows)
-                  : uneven_tile(p, row_tile, S::kRows);
-  return true;
-}
 
 /// What a thread copies of each stage: a 16-byte piece of some rows of both operands.
 template <class S>
@@ -240,34 +216,6 @@ __device__ __forceinline__ void multiply(HalfStage now, HalfStage next, int c, u
   }
 }
 
-/// May results (and the residual) be accessed by 16 bytes?
-__device__ __forceinline__ bool wide_results(const Product& p) {
-  const int width = p.y_dtype == DType::kF32 ? 4 : 8;
-  return p.y_row % width == 0 && p.y_group % width == 0 && aligned16(p.y) &&
-         (p.residual == nullptr || (p.y_row % 8 == 0 && p.y_group % 8 == 0 && aligned16(p.residual)));
-}
-
-/// Eight neighbouring results of a row, of which `count` exist.
-__device__ __forceinline__ void put8(const Product& p, int64_t at, float (&v)[8], int64_t count, bool wide) {
-  if (count < 8 || !wide) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < count) put(p, at + i, v[i]);
-    return;
-  }
-  if (p.residual != nullptr) {
-    float add[8];
-    load8(static_cast<const Bf16*>(p.residual) + at, add);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] += add[i];
-  }
-  if (p.y_dtype == DType::kF32) {
-    store8(static_cast<float*>(p.y) + at, v);
-  } else {
-    store8(static_cast<Bf16*>(p.y) + at, v);
-  }
-}
-
 /// Writes a warp's results, eight rows at a time by way of its part of shared memory, so that memory sees whole
 /// sectors. warp_row: its first row in the tile; n0: its first row of w.
 template <class S>
@@ -318,8 +266,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) product_tile_kernel(c
 
   pdl_wait();
   {
-    const int count = p.offsets == nullptr ? static_cast<int>((p.rows + S::kRows - 1) / S::kRows * p.groups)
-                                           : count_tiles(p, S::kRows);
+    const int count = count_row_tiles<S>(p);
     if (threadIdx.x == 0) row_tiles = count;
   }
   __syncthreads();
@@ -406,14 +353,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) product_tile_kernel(c
 
 template <class S>
 cudaError_t launch_tile(const Product& p, const Traits& traits, cudaStream_t stream) {
-  int64_t row_tiles = p.groups * div_up<int64_t>(p.rows, S::kRows);
-  if (p.offsets != nullptr) row_tiles = p.rows / S::kRows + (p.groups < p.rows ? p.groups : p.rows);
-  const int64_t tiles = row_tiles * div_up<int64_t>(p.n, S::kColumns);
-  // A block and a multiprocessor have 1 KB more than a block may ask for.
-  const int64_t fitting = (traits.shared_bytes_per_block + 1024) / (S::kSharedBytes + 1024);
-  const int64_t resident = traits.multiprocessors * (fitting < S::kBlocks ? fitting : S::kBlocks);
-  return launch_pdl(product_tile_kernel<S>, dim3(static_cast<unsigned>(tiles < resident ? tiles : resident)),
-                    dim3(S::kThreads), S::kSharedBytes, stream, p);
+  return launch_pdl(product_tile_kernel<S>, dim3(tile_blocks<S>(p, traits)), dim3(S::kThreads), S::kSharedBytes, stream,
+                    p);
 }
 
 /// The shapes. Rows that a tile has and an expert has not cost tensor cores as much as others: hence 16 and 32.
