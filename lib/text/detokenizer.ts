@@ -15,6 +15,8 @@ export interface DetokenizerOptions {
 export class Detokenizer {
   private readonly decoder = new TextDecoder('utf-8', { ignoreBOM: true });
   private readonly skipSpecial: boolean;
+  /** whether the decoder may hold the beginning of a character back */
+  private mayHold = false;
 
   constructor(
     private readonly tokenizer: Tokenizer,
@@ -28,11 +30,16 @@ export class Detokenizer {
   push(id: number): string {
     if (!Number.isInteger(id) || id < 0) throw invalidArg('id', 'a token id (an integer, 0 or more)', id);
     if (this.skipSpecial && this.tokenizer.isSpecial(id)) return '';
-    return this.decoder.decode(this.tokenizer.idToBytes(id), { stream: true });
+    const whole = this.mayHold ? null : this.tokenizer.idToText(id);
+    if (whole !== null) return whole; // nearly every token; the decoder takes several times as long
+    const bytes = this.tokenizer.idToBytes(id);
+    if (bytes.length > 0) this.mayHold = (bytes[bytes.length - 1] as number) >= 0x80; // no longer character ends in ASCII
+    return this.decoder.decode(bytes, { stream: true });
   }
 
   /** Ends the sequence: returns U+FFFD if half a character is left, else ''. The object can then be used for a new sequence. */
   end(): string {
+    this.mayHold = false;
     return this.decoder.decode();
   }
 }

@@ -3,6 +3,15 @@ import type { AddedToken } from './added-tokens';
 import { writeTokenBytes } from './byte-level';
 
 const NOTHING = new Uint8Array(0);
+const STRICT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+function wholeText(bytes: Uint8Array): string | null {
+  try {
+    return STRICT.decode(bytes);
+  } catch {
+    return null;
+  }
+}
 
 /** Token id -> bytes, for all ids from 0 to size - 1. Ids without a token have no bytes. */
 export class TokenTable {
@@ -11,6 +20,8 @@ export class TokenTable {
   private readonly starts: Uint32Array;
   private readonly special: Uint8Array;
   private readonly added: Uint8Array;
+  /** Texts of tokens that have been asked for; null where the bytes alone are not whole characters. */
+  private readonly texts: (string | null | undefined)[];
 
   constructor(
     readonly size: number,
@@ -44,12 +55,23 @@ export class TokenTable {
     for (let id = 0; id < size; id++)
       this.starts[id + 1] = Math.max(this.starts[id + 1] as number, this.starts[id] as number);
     this.bytes = new Uint8Array(bytes.subarray(0, end));
+    this.texts = new Array(size);
   }
 
   /** The bytes of a token: a view, not to be written to; empty for an id without a token. */
   bytesOf(id: number): Uint8Array {
     if (!(id >= 0 && id < this.size)) return NOTHING;
     return this.bytes.subarray(this.starts[id], this.starts[id + 1]);
+  }
+
+  /** The text of a token whose bytes are whole characters by themselves, as most are; null for the others. */
+  textOf(id: number): string | null {
+    let text = this.texts[id];
+    if (text === undefined) {
+      text = wholeText(this.bytesOf(id));
+      if (id < this.size) this.texts[id] = text;
+    }
+    return text;
   }
 
   /** Whether the token is marked special in tokenizer.json. */

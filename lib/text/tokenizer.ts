@@ -157,6 +157,11 @@ export class Tokenizer {
     return this.table.bytesOf(id);
   }
 
+  /** The text of a token whose bytes are whole characters by themselves, '' for an id without a token; null for the others. */
+  idToText(id: number): string | null {
+    return this.table.textOf(id);
+  }
+
   /** The id of a token as tokenizer.json writes it (added tokens as they are, others in the byte-level alphabet), if there is one. */
   tokenToId(token: string): number | undefined {
     return this.addedIds.get(token) ?? this.vocab.get(token);
