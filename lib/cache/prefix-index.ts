@@ -14,7 +14,8 @@ export interface PrefixNode {
   readonly depth: number;
   readonly page: number;
   readonly tokens: Int32Array;
-  readonly children: Children;
+  /** null until there is one */
+  children: Children | null;
 }
 
 /** Nodes by the hash of their tokens. */
@@ -43,8 +44,10 @@ export class PrefixIndex {
   find(salt: string, tokens: readonly number[], limit: number): PrefixNode | null {
     let node: PrefixNode | null = null;
     for (let end = PAGE_TOKENS; end <= limit; end += PAGE_TOKENS) {
-      const children: Children | undefined = node === null ? this.#roots.get(salt) : node.children;
-      const next = childOf(children, tokens, end - PAGE_TOKENS);
+      const children: Children | null | undefined = node === null ? this.#roots.get(salt) : node.children;
+      if (!children) break;
+      const start = end - PAGE_TOKENS;
+      const next = childOf(children, hashOf(tokens, start), tokens, start);
       if (next === undefined) break;
       node = next;
     }
@@ -57,12 +60,13 @@ export class PrefixIndex {
    */
   publish(salt: string, parent: PrefixNode | null, tokens: readonly number[], page: number): PrefixNode {
     const depth = parent === null ? 0 : parent.depth;
-    const children = parent === null ? this.#root(salt) : parent.children;
-    const known = childOf(children, tokens, depth * PAGE_TOKENS);
+    const start = depth * PAGE_TOKENS;
+    const children = parent === null ? this.#root(salt) : childrenOf(parent);
+    const hash = hashOf(tokens, start);
+    const known = childOf(children, hash, tokens, start);
     if (known !== undefined) return known;
-    const copy = Int32Array.from(tokens.slice(depth * PAGE_TOKENS, (depth + 1) * PAGE_TOKENS));
-    const node: PrefixNode = { parent, depth: depth + 1, page, tokens: copy, children: new Map() };
-    const hash = hashOf(copy, 0);
+    const copy = Int32Array.from(tokens.slice(start, start + PAGE_TOKENS));
+    const node: PrefixNode = { parent, depth: depth + 1, page, tokens: copy, children: null };
     children.set(hash, [...(children.get(hash) ?? []), node]);
     this.#size++;
     this.pool.keepContent(page, () => {
@@ -92,10 +96,13 @@ export class PrefixIndex {
   }
 }
 
-function childOf(children: Children | undefined, tokens: readonly number[], start: number): PrefixNode | undefined {
-  if (children === undefined || children.size === 0) return undefined;
-  const candidates = children.get(hashOf(tokens, start));
-  return candidates?.find((child) => child.tokens.every((id, i) => id === tokens[start + i]));
+function childrenOf(node: PrefixNode): Children {
+  node.children ??= new Map();
+  return node.children;
+}
+
+function childOf(children: Children, hash: number, tokens: readonly number[], start: number): PrefixNode | undefined {
+  return children.get(hash)?.find((child) => child.tokens.every((id, i) => id === tokens[start + i]));
 }
 
 /** FNV-1a over the ids of one page. */

@@ -15,15 +15,7 @@ import { ALL_FEATURES, clearSampling, featuresOf, type SamplingFeatures } from '
 import { checkScore, type ScoreOptions, scoreTokens } from './score';
 import { Sequence, type SequenceOwner } from './sequence';
 import { layoutOf, restoreText, saveText } from './snapshot';
-import {
-  bucketOf,
-  type CheckedStep,
-  checkStep,
-  type Expectation,
-  enqueueDecode,
-  enqueuePrefill,
-  parkRow,
-} from './step';
+import { bucketOf, type CheckedStep, checkStep, type Expected, enqueueDecode, enqueuePrefill, parkRow } from './step';
 import type { LatentModelOptions, ScoreResult, SequenceHandle, StepEntry, StepResult, TopToken } from './types';
 import { Views } from './views';
 import { GPU_STEP_TIMEOUT_MS, Watchdog } from './watchdog';
@@ -168,9 +160,9 @@ export class LatentModel implements AsyncDisposable {
     try {
       this.#enqueue(step);
       this.#steps += 1;
-      return this.#results(step);
+      return this.#results(step.expected);
     } catch (error) {
-      this.#fail(step.expected);
+      this.#fail(step.expected.sequences);
       throw error;
     }
   }
@@ -340,45 +332,46 @@ export class LatentModel implements AsyncDisposable {
     }
   }
 
-  async #results({ expected, wantsTop }: CheckedStep): Promise<StepResult[]> {
-    const { stream, rows } = this.#machine;
-    const B = this.maxSequences;
+  async #results({ sequences, lengths, top, mostTop }: Expected): Promise<StepResult[]> {
+    const { stream, rows, limits } = this.#machine;
     const memory = this.#resultMemory.pop() ?? new ArrayBuffer(rows.results.byteLength);
     const read = stream.read(rows.results, memory);
-    const reads = wantsTop ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
+    const reads = mostTop > 0 ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
     try {
+      // One read alone is awaited in the same way: steps whose results come together keep their order.
       const [, ...tops] = await this.#watchdog.watch(Promise.all(reads));
+      const B = this.maxSequences;
       const ids = new Int32Array(memory);
       const logprobs = new Float32Array(memory);
-      const results: StepResult[] = [];
-      for (const { sequence, sampled, length, top } of expected) {
-        const { row } = sequence;
-        const token = sampled ? (ids[row] as number) : -1;
+      const results = sequences.map((sequence, i): StepResult => {
+        const { row, text } = sequence;
+        const likeliest = top[i] as number;
+        const token = likeliest >= 0 ? (ids[row] as number) : -1;
         const end = token < 0 ? 0 : ids[B + row];
         // the device has made the row padding by itself; it need not be parked
         if (end !== 0) sequence.live = false;
-        if (!sequence.disposed && (token >= 0 || !sampled)) {
-          sequence.text.confirm(length, token < 0 ? null : token);
+        if (!sequence.disposed && (token >= 0 || likeliest < 0)) {
+          text.confirm(lengths[i] as number, token < 0 ? null : token);
           sequence.publish();
         }
-        results.push({
+        return {
           token,
           logprob: token < 0 ? Number.NaN : (logprobs[2 * B + row] as number),
-          top: token < 0 || top === 0 ? NO_TOP : topOf(row, top, this.#machine.limits.maxTop, tops),
+          top: token < 0 || likeliest === 0 ? NO_TOP : topOf(row, likeliest, limits.maxTop, tops),
           finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
-        });
-      }
+        };
+      });
       this.#resultMemory.push(memory); // not after a failure: a device that hangs may still write to it
       return results;
     } catch (error) {
-      this.#fail(expected);
+      this.#fail(sequences);
       throw error;
     }
   }
 
   /** After a failed step nobody knows what the device did with these rows. */
-  #fail(expected: readonly Expectation[]): void {
-    for (const { sequence } of expected) {
+  #fail(sequences: readonly Sequence[]): void {
+    for (const sequence of sequences) {
       sequence.failed = true;
       sequence.live = false;
     }

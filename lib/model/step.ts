@@ -19,24 +19,22 @@ interface Piece {
   sample: boolean;
 }
 
-/** What a step is to bring one sequence. */
-export interface Expectation {
-  sequence: Sequence;
-  sampled: boolean;
-  /** rows it has after the step */
-  length: number;
-  /** likeliest ids wanted */
-  top: number;
-}
-
 /** A step whose arguments are right and whose pages exist. */
 export interface CheckedStep {
   decode: Sequence[];
   prefill: Piece[];
-  /** one for each entry, in their order */
-  expected: Expectation[];
-  /** whether any of them has `top` */
-  wantsTop: boolean;
+  expected: Expected;
+}
+
+/** What a step is to bring, one of each for every entry, in their order. */
+export interface Expected {
+  sequences: Sequence[];
+  /** rows that it has after the step */
+  lengths: number[];
+  /** likeliest ids wanted beside the sampled one; -1 where nothing is sampled */
+  top: number[];
+  /** the most of them */
+  mostTop: number;
 }
 
 /** Steps that have been checked. */
@@ -48,10 +46,9 @@ export function checkStep(machine: Machine, entries: readonly StepEntry[], owner
   if (!Array.isArray(entries) || entries.length === 0) throw invalidArg('entries', 'at least one step entry', entries);
   const decode: Sequence[] = [];
   const prefill: Piece[] = [];
-  const expected: Expectation[] = [];
+  const expected: Expected = { sequences: [], lengths: [], top: [], mostTop: 0 };
   const check = ++checks;
   let missing = 0;
-  let wantsTop = false;
   for (const { sequence, tokens, sample = true } of entries) {
     if (!(sequence instanceof Sequence) || sequence.owner !== owner || sequence.disposed)
       throw invalidArg('sequence', 'an open sequence of this model', sequence);
@@ -76,12 +73,13 @@ export function checkStep(machine: Machine, entries: readonly StepEntry[], owner
       prefill.push({ sequence, tokens, sample });
     }
     missing += sequence.text.missing(sampled ? pagesAhead(length, limits.context) : length);
-    const top = sampled ? sequence.top : 0;
-    wantsTop ||= top > 0;
-    expected.push({ sequence, sampled, length, top });
+    expected.sequences.push(sequence);
+    expected.lengths.push(length);
+    expected.top.push(sampled ? sequence.top : -1);
+    if (sampled && sequence.top > expected.mostTop) expected.mostTop = sequence.top;
   }
   if (missing > cache.pool.available) cache.pool.take(missing); // throws the error that says how many are missing
-  return { decode, prefill, expected, wantsTop };
+  return { decode, prefill, expected };
 }
 
 /** Rows there must be pages for once `length` are cached and one more is sampled. */
