@@ -57,9 +57,9 @@ export class LocalGeneration implements Generation {
   private readonly unread: Chunk[] = [];
   private readonly readers: { resolve(value: IteratorResult<Chunk, undefined>): void; reject(error: unknown): void }[] =
     [];
-  /** Tokens whose text is not a whole character yet, or may be part of a stop string. */
-  private held = noTokens();
-  private readonly made = noTokens();
+  /** Tokens whose text is not a whole character yet, or may be part of a stop string; null: none. */
+  private held: Tokens | null = null;
+  private readonly made: Tokens = { tokens: [], logprobs: [], top: [] };
   private text = '';
 
   private readonly outcome: Promise<Result>;
@@ -193,22 +193,21 @@ export class LocalGeneration implements Generation {
 
   /** @returns whether the text goes on */
   private accept({ token, logprob, top, finished }: StepResult): boolean {
-    this.clock?.token();
     const { text, settings } = this.input;
-    const wantsTop = settings.topLogprobs > 0;
-    add(this.made, token, logprob, wantsTop ? top : null);
-    add(this.held, token, logprob, wantsTop ? top : null);
+    const wanted = settings.topLogprobs > 0 ? top : null;
+    if (this.made.tokens.length === 0) this.clock?.first();
+    add(this.made, token, logprob, wanted);
     // What ends the text is not part of it.
     let piece = finished === 'stop' ? '' : (text?.push(token) ?? '');
     if (finished !== null) piece += text?.end() ?? '';
     const { text: added, found } = this.search(piece, finished !== null);
     this.text += added;
     const ends = finished !== null || found !== null;
-    if (added !== '' || text === null || ends) {
-      const { tokens, logprobs, top: tops } = this.held;
-      this.held = noTokens();
-      this.emit({ text: added, tokens, logprobs, top: tops });
-    }
+    if (this.held !== null) add(this.held, token, logprob, wanted);
+    const tokens = this.held ?? { tokens: [token], logprobs: [logprob], top: wanted === null ? [] : [wanted] };
+    const shows = added !== '' || text === null || ends;
+    this.held = shows ? null : tokens;
+    if (shows) this.emit({ text: added, tokens: tokens.tokens, logprobs: tokens.logprobs, top: tokens.top });
     if (found !== null) this.finish('stop', found);
     else if (finished !== null) this.finish(finished, finished === 'stop' ? token : null);
     return !ends;
@@ -235,6 +234,7 @@ export class LocalGeneration implements Generation {
     const { prompt, cachedTokens, made } = this;
     const usage = { promptTokens: prompt.length, cachedTokens, completionTokens: made.tokens.length };
     this.state = 'finished';
+    this.clock?.last();
     this.release();
     this.resolveOutcome({
       text: this.text,
@@ -276,10 +276,15 @@ export class LocalGeneration implements Generation {
   }
 }
 
-function add(to: ReturnType<typeof noTokens>, token: number, logprob: number, top: readonly TopToken[] | null): void {
+/** Tokens of a text, and what is known of each. */
+interface Tokens {
+  readonly tokens: number[];
+  readonly logprobs: number[];
+  readonly top: (readonly TopToken[])[];
+}
+
+function add(to: Tokens, token: number, logprob: number, top: readonly TopToken[] | null): void {
   to.tokens.push(token);
   to.logprobs.push(logprob);
   if (top !== null) to.top.push(top);
 }
-
-const noTokens = () => ({ tokens: [] as number[], logprobs: [] as number[], top: [] as (readonly TopToken[])[] });

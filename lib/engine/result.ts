@@ -110,9 +110,14 @@ export class Clock {
     this.prefillBegan = performance.now();
   }
 
-  token(): void {
+  /** The first new token is there. */
+  first(): void {
+    this.firstToken = performance.now();
+  }
+
+  /** The last one is. */
+  last(): void {
     this.lastToken = performance.now();
-    if (this.firstToken === 0) this.firstToken = this.lastToken;
   }
 
   timings(loadMs: number, { promptTokens, cachedTokens, completionTokens }: Usage): Timings {

@@ -95,3 +95,16 @@ test('a new sequence can begin after end, and wrong ids are refused', async () =
   for (const id of [-1, 1.5, Number.NaN, '1' as unknown as number])
     expect(await codeOf(() => detokenizer.push(id))).toBe('ERR_INVALID_ARG');
 });
+
+test('a token has a text by itself exactly when its bytes are whole characters', () => {
+  let parts = 0;
+  for (let id = -1; id <= tokenizer.vocabSize; id++) {
+    const bytes = Buffer.from(tokenizer.idToBytes(id));
+    const text = tokenizer.idToText(id);
+    if (text === null) parts++;
+    // the second time it comes from the table
+    for (const same of [text, tokenizer.idToText(id)])
+      expect(same === null ? !bytes.equals(Buffer.from(bytes.toString())) : Buffer.from(same).equals(bytes)).toBe(true);
+  }
+  expect(parts).toBeGreaterThan(128);
+});
