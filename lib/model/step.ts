@@ -267,6 +267,9 @@ export function parkRow(machine: Machine, row: number): void {
   stream.write(rows.lengths, Int32Array.of(0), row * 4);
 }
 
+/** What is written to the device is copied at once; an array of its own for each page would take longer than the write. */
+const ONE_PAGE = new Int32Array(1);
+
 /** Sends the pages that the device's table does not have yet. */
 function writeTable(machine: Machine, sequence: Sequence): void {
   const { stream, rows } = machine;
@@ -274,6 +277,9 @@ function writeTable(machine: Machine, sequence: Sequence): void {
   const known = sequence.tableOnDevice;
   if (known === pages.length) return;
   const width = rows.blockTable.shape[1] as number;
-  stream.write(rows.blockTable, Int32Array.from(pages.slice(known)), (sequence.row * width + known) * 4);
+  const isNext = known === pages.length - 1; // nearly always
+  if (isNext) ONE_PAGE[0] = pages[known] as number;
+  const news = isNext ? ONE_PAGE : Int32Array.from(pages.slice(known));
+  stream.write(rows.blockTable, news, (sequence.row * width + known) * 4);
   sequence.tableOnDevice = pages.length;
 }
