@@ -5,15 +5,16 @@
 //   wgmma's A, tokens the columns of B: an expert with 19 tokens costs 24 columns, not 128 rows, and each weight is
 //   read once. With gate and up rows interleaved by 8, both of a feature are sums of one thread (rows g and g + 8).
 // Grid: one block a multiprocessor (two with fp8 weights and up to 64 tokens), in clusters of kCluster that share their
-// tokens (each brings a part of them to both
-//   by multicast). A block takes tiles until none is left. Tokens of a group are cut into equal tiles.
+//   tokens (each brings a part of them to both by multicast). A cluster takes tiles until none is left, those of uneven
+//   groups by a counter (WgmmaTiles). Tokens of a group are cut into equal tiles.
 // Block: 2 warpgroups multiply, 64 rows of w each; 4 warps load. Weights, and tokens that lie in order, come by the
 //   copy engine in swizzled boxes; tokens that `order` gathers by 16-byte cp.async into the same layout.
 // Stage: 64 k of both (fp8 weights by up to 64 tokens: 128). `full` ends when its bytes are there, `empty` when all 8
 //   warps (of both blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
 // Sums: one chain of m64nNk16 over all k. fp8 weights become bf16 in registers, where A may stand, and sums may change
 //   their unit every 128 k (product_wgmma_scaled.cuh).
-// Results: through shared memory, 64 tokens (fp8 weights: 32; in float32 half as many) at a time and warpgroup, so that
+// Results: through shared memory, 64 tokens (fp8 weights: 32; tiles of 160: 16; in float32 half as many) at a time and
+// warpgroup, so that
 //   rows of y are written by 16 bytes a thread (product_wgmma_emit.cuh).
 // Registers: up to 128 sums of 232, or 32 of 96 where two blocks share a multiprocessor; loaders 40.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
@@ -78,7 +79,8 @@ __device__ __forceinline__ void multiply_sized(const Product& p, const WgmmaShar
 template <class S>
 __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThreads, S::kResident)
     product_wgmma_kernel(const __grid_constant__ Product p, const __grid_constant__ WgmmaPlan plan,
-                         const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
+                         const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map,
+                         uint32_t* counter) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   const WgmmaShared<S> shared{dynamic};
   if (threadIdx.x == kMathThreads) {
@@ -86,6 +88,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
       mbarrier_init(shared.full(i), S::kGathered ? 1 + kLoadThreads : S::kScaled ? 3 : 2);  // weights, tokens, scales
       mbarrier_init(shared.empty(i), 8 * S::kCluster);
     }
+    for (int i = 0; i < kDealt; ++i) mbarrier_init(shared.dealt_barrier(i), 1);
     mbarrier_fence_init();
     prefetch_tensor_map(&w_map);
     if (!S::kGathered) prefetch_tensor_map(&x_map);
@@ -101,7 +104,7 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
     if constexpr (S::kGathered) {
       load_gathered<S>(p, plan, shared, &w_map, first, stride);
     } else if (threadIdx.x < kMathThreads + 32) {
-      load_all_weights<S>(p, plan, shared, &w_map, first, stride);
+      load_all_weights<S>(p, plan, shared, &w_map, first, stride, counter);
     } else if (threadIdx.x < kMathThreads + 64) {
       load_all_tokens<S>(p, plan, shared, &x_map, first, stride);
     } else {
@@ -123,6 +126,8 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
       float d[S::kMostTokens / 2];
       if constexpr (S::kMostTokens == 256) {
         multiply_sized<S, 32, 64, 96, 128, 144, 160, 176, 192, 208, 224, 240, 256>(p, shared, tile, at, d);
+      } else if constexpr (S::kMostTokens == 160) {
+        multiply_sized<S, 32, 64, 80, 96, 112, 128, 144, 160>(p, shared, tile, at, d);
       } else if constexpr (S::kMostTokens == 128) {
         multiply_sized<S, 16, 32, 48, 64, 80, 96, 112, 128>(p, shared, tile, at, d);
       } else {
@@ -138,7 +143,8 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
 // ---- host ----------------------------------------------------------------------------------------------------------
 
 template <class S>
-cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiprocessors, uint32_t* counter,
+                         cudaStream_t stream) {
   CUtensorMap w_map{}, x_map{};
   const std::array<int64_t, 3> w_dims{p.k, p.n, p.groups};
   const std::array<int64_t, 2> w_strides{p.k, p.groups > 1 ? p.w_group : p.n * p.k};
@@ -158,7 +164,7 @@ cudaError_t launch_wgmma(const Product& p, const WgmmaPlan& plan, int multiproce
   int64_t clusters = multiprocessors * S::kResident / S::kCluster;
   if (p.offsets == nullptr) clusters = std::min(clusters, p.groups * plan.token_tiles * plan.weight_tiles);
   return launch_pdl(product_wgmma_kernel<S>, dim3(static_cast<unsigned>(clusters * S::kCluster)), dim3(kWgmmaThreads),
-                    S::kSharedBytes, stream, p, plan, w_map, x_map);
+                    S::kSharedBytes, stream, p, plan, w_map, x_map, counter);
 }
 
 }  // namespace mla::cuda

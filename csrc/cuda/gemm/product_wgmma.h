@@ -8,7 +8,7 @@ constexpr int kWgmmaWeights = 128;  // rows of w of a tile
 
 /// How a product is cut into tiles.
 struct WgmmaPlan {
-  int most_tokens = 0;   // of a tile, for which the kernel is made: 64, 128 or 256
+  int most_tokens = 0;   // of a tile, for which the kernel is made: 64, 128, 160 (bf16 weights) or 256
   int cluster = 1;       // blocks that share their tokens: 1, or 2 with bf16 weights
   int tile_tokens = 0;   // equal groups: tokens of a tile, a multiple of 8
   int token_tiles = 0;   // equal groups: of each group
@@ -34,8 +34,10 @@ cudaError_t load_product_wgmma(int shared_bytes_per_block);
 
 // ---- the kernels, each in its own file ----------------------------------------------------------------------------
 
-cudaError_t launch_wgmma_bf16(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream);
-cudaError_t launch_wgmma_f8(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_wgmma_bf16(const Product& p, const WgmmaPlan& plan, int multiprocessors, uint32_t* counter,
+                              cudaStream_t stream);
+cudaError_t launch_wgmma_f8(const Product& p, const WgmmaPlan& plan, int multiprocessors, uint32_t* counter,
+                            cudaStream_t stream);
 cudaError_t load_wgmma_bf16(int shared_bytes_per_block);
 cudaError_t load_wgmma_f8(int shared_bytes_per_block);
 

@@ -14,6 +14,9 @@ constexpr int kLoadThreads = 128;
 constexpr int kWgmmaThreads = kMathThreads + kLoadThreads;
 constexpr int kHopperShared = 232448;  // bytes of shared memory of a block
 constexpr int kTokenTilesAtATime = 8;
+/// Tiles of a cluster that may have been dealt out and not been taken up by one of its warps: these are at most a ring
+/// of stages apart, and a tile has one stage or more.
+constexpr int kDealt = 16;
 
 template <class Weight, int kTokens, bool kGatheredTokens, int kBlocks>
 struct WgmmaShape {
@@ -34,7 +37,10 @@ struct WgmmaShape {
   static constexpr int kHalfBytes = kMostTokens * 128;
   static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
   static constexpr bool kTurns = kScaled && kMostTokens > 64;  // of the warpgroups, in asking for products
-  static constexpr int kPiece = kScaled ? 32 : 64;  // tokens whose results are written at a time; float32: half
+  /// Tokens whose results are written at a time; float32: half; gated, where they are half as many, 32 or more. Tiles
+  /// of 160 tokens have less room for them and so a stage more.
+  static constexpr int kPiece = kMostTokens == 160 ? 16 : kScaled ? 32 : 64;
+  static constexpr int kGatedPiece = kPiece < 32 ? 32 : kPiece;
   static constexpr int kStagingBytes = kPiece * 64 * 2;
   static constexpr int kSharedBytes = (kHopperShared + 1024) / kResident - 1024;  // 1 KB a block is not ours
   static constexpr int kFree = kSharedBytes - 1024 - 4 * kStagingBytes;
@@ -47,7 +53,7 @@ struct WgmmaShape {
   }
   /// Tokens of the tiles of a group that is cut into so many: equal ones.
   __device__ static int tile_tokens(int rows, int tiles) { return ((rows + tiles - 1) / tiles + 7) / 8 * 8; }
-  static_assert(kStages * 40 <= 1024 && !(kGathered && kCluster > 1));
+  static_assert(kStages * 40 + kDealt * 12 <= 1024 && kStages + 2 <= kDealt && !(kGathered && kCluster > 1));
 };
 
 /// A tile, as the loaders describe it: tokens [row0, row0 + count) of the group by weights from w0 on.
@@ -115,7 +121,7 @@ struct WgmmaWalk {
 /// Where things lie in shared memory.
 template <class S>
 struct WgmmaShared {
-  unsigned char* base;  // 1024-aligned; stages, staging, barriers, tiles
+  unsigned char* base;  // 1024-aligned; stages, staging, barriers, tiles, which tiles come next
 
   __device__ uint32_t stage(uint32_t i) const { return shared_address(base) + i * S::kStageBytes; }
   __device__ unsigned char* staging(int warpgroup) const {
@@ -127,6 +133,9 @@ struct WgmmaShared {
   __device__ WgmmaTile& tile(uint32_t i) const { return reinterpret_cast<WgmmaTile*>(after() + 3 * S::kStages * 8)[i]; }
   /// fp8 weights: scales of the stage's rows of w, of gate rows and up rows if gated
   __device__ float2& scales(uint32_t i) const { return reinterpret_cast<float2*>(after() + 2 * S::kStages * 8)[i]; }
+  /// Uneven groups: where the cluster's i-th tile after its first is announced, and the barrier that tells so.
+  __device__ uint32_t dealt(uint32_t i) const { return full(5 * S::kStages) + i % kDealt * 4; }
+  __device__ uint32_t dealt_barrier(uint32_t i) const { return full(5 * S::kStages) + kDealt * 4 + i % kDealt * 8; }
 };
 
 /// The stage may be filled again, as far as this warp is concerned.

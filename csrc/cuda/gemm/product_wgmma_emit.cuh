@@ -41,13 +41,13 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
   const int matrix = lane / 8, line = lane % 8;
   if (S::kGathered || p.gated) {
 #pragma unroll
-    for (int t0 = 0; t0 < N; t0 += kPiece) {
+    for (int t0 = 0; t0 < N; t0 += S::kGatedPiece) {
       if (t0 >= tile.count) break;
       unsigned char* const buffer = shared.staging(warpgroup) + turn * S::kStagingBytes;
       turn ^= 1;
       // [64 tokens][32 features] bf16; four rows of 64 bytes are two lines of banks
 #pragma unroll
-      for (int j0 = t0 / 8; j0 < (t0 + kPiece) / 8; j0 += 4) {
+      for (int j0 = t0 / 8; j0 < (t0 + S::kGatedPiece) / 8; j0 += 4) {
         uint32_t r[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
       named_barrier_sync(1 + warpgroup, 128);
       const int64_t n = tile.w0 / 2 + warpgroup * 32 + thread % 4 * 8;
 #pragma unroll
-      for (int i = 0; i < kPiece / 32; ++i) {
+      for (int i = 0; i < S::kGatedPiece / 32; ++i) {
         const int token = thread / 4 + 32 * i;
         if (t0 + token >= tile.count || n >= p.n / 2) continue;
         const uint4 v = load16(buffer + token * 64 + ((thread % 4 ^ (token / 2 % 4)) * 16));

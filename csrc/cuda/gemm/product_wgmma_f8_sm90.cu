@@ -3,12 +3,16 @@
 
 namespace mla::cuda {
 
-cudaError_t launch_wgmma_f8(const Product& p, const WgmmaPlan& plan, int multiprocessors, cudaStream_t stream) {
-  if (p.order != nullptr) return launch_wgmma<WgmmaShape<F8E4M3, 64, true, 1>>(p, plan, multiprocessors, stream);
+cudaError_t launch_wgmma_f8(const Product& p, const WgmmaPlan& plan, int multiprocessors, uint32_t* counter,
+                            cudaStream_t stream) {
+  const auto launch = [&](auto shape) {
+    return launch_wgmma<decltype(shape)>(p, plan, multiprocessors, counter, stream);
+  };
+  if (p.order != nullptr) return launch(WgmmaShape<F8E4M3, 64, true, 1>{});
   switch (plan.most_tokens) {
-    case 64: return launch_wgmma<WgmmaShape<F8E4M3, 64, false, 1>>(p, plan, multiprocessors, stream);
-    case 128: return launch_wgmma<WgmmaShape<F8E4M3, 128, false, 1>>(p, plan, multiprocessors, stream);
-    default: return launch_wgmma<WgmmaShape<F8E4M3, 256, false, 1>>(p, plan, multiprocessors, stream);
+    case 64: return launch(WgmmaShape<F8E4M3, 64, false, 1>{});
+    case 128: return launch(WgmmaShape<F8E4M3, 128, false, 1>{});
+    default: return launch(WgmmaShape<F8E4M3, 256, false, 1>{});
   }
 }
 

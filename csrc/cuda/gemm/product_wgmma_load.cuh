@@ -27,15 +27,67 @@ __device__ __forceinline__ void load_weights(const Product& p, const WgmmaPlan& 
             plan.once ? kEvictFirst : kEvictNormal);
 }
 
+/// The tiles of a cluster, one after the other, for a warp that loads. Those of equal groups are taken in turn. Those
+/// of uneven ones differ in time, so a cluster that has asked for nearly all of a tile takes the next one that no
+/// cluster has, by a counter that is 0 before and after the kernel; its first one is that of its index.
+template <class S>
+struct WgmmaTiles {
+  const Product& p;
+  const WgmmaShared<S>& shared;
+  WgmmaWalk<S> walk;
+  int stride;
+  uint32_t taken = 0;  // tiles after the first one
+
+  __device__ WgmmaTiles(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared, int64_t first,
+                        int64_t stride)
+      : p(p), shared(shared), walk{p, plan, static_cast<typename S::Index>(first)}, stride(static_cast<int>(stride)) {}
+
+  __device__ bool at(WgmmaTile& tile) { return walk.at(tile); }
+
+  /// One warp of each block announces (kAnnounces) that a number is to come, before it waits for it as others do.
+  template <bool kAnnounces>
+  __device__ void next() {
+    if (p.offsets == nullptr) {
+      walk.index += stride;
+      return;
+    }
+    if (kAnnounces && elect_lane()) mbarrier_arrive_expect(shared.dealt_barrier(taken), sizeof(uint32_t));
+    mbarrier_wait(shared.dealt_barrier(taken), taken / kDealt % 2);
+    uint32_t dealt;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(dealt) : "r"(shared.dealt(taken)) : "memory");
+    walk.index = static_cast<typename S::Index>(stride) + dealt;
+    ++taken;
+  }
+
+  /// One lane of the cluster's first block, at each step of a tile: takes the number of the next one some steps before
+  /// the end, and hands it to the blocks a step later, when it is there.
+  __device__ void deal(int step, int steps, uint32_t* counter, uint32_t& number) const {
+    if (p.offsets == nullptr) return;
+    const int ask = max(0, steps - 4);
+    if (step == ask) number = atomicAdd(counter, 1u);
+    if (step != min(ask + 1, steps - 1)) return;
+#pragma unroll
+    for (int rank = 0; rank < S::kCluster; ++rank)
+      cluster_send(cluster_address(shared.dealt(taken), rank), cluster_address(shared.dealt_barrier(taken), rank),
+                   __uint_as_float(number));
+  }
+
+  /// Behind the last tile; the cluster that took the last number of all puts the counter back.
+  __device__ void put_back(uint32_t* counter) const {
+    if (p.offsets != nullptr && walk.index + 1 == stride + walk.before) *counter = 0;
+  }
+};
+
 /// One lane asks for all weights. The first stages may be asked for before pdl_wait().
 template <class S>
 __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const WgmmaShared<S>& shared,
-                                 const CUtensorMap* map, int64_t first, int64_t stride) {
+                                 const CUtensorMap* map, int64_t first, int64_t stride, uint32_t* counter) {
   const int steps = S::steps(p);
-  WgmmaWalk<S> walk{p, plan, static_cast<typename S::Index>(first)};
+  const bool deals = S::kCluster == 1 || cluster_rank() == 0;
+  WgmmaTiles<S> tiles(p, plan, shared, first, stride);
   WgmmaTile tile{};
   int early = 0;
-  if (plan.settled && p.offsets == nullptr && walk.at(tile)) {
+  if (plan.settled && p.offsets == nullptr && tiles.at(tile)) {
     early = min(steps, S::kStages);
     if (elect_lane()) {
       shared.tile(0) = tile;
@@ -44,9 +96,11 @@ __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const 
   }
   pdl_wait();
   RingCursor<S::kStages> at;
-  for (; walk.at(tile); walk.index += stride) {
+  for (; tiles.at(tile); tiles.template next<true>()) {
     if (elect_lane()) {
+      uint32_t number = 0;
       for (int step = 0; step < steps; ++step, at.advance()) {
+        if (deals) tiles.deal(step, steps, counter, number);
         if (early > 0) {
           --early;
           continue;
@@ -59,6 +113,7 @@ __device__ void load_all_weights(const Product& p, const WgmmaPlan& plan, const 
     __syncwarp();
   }
   if (elect_lane()) {
+    if (deals) tiles.put_back(counter);
     mbarrier_wait(shared.empty(at.stage), at.filled ^ 1);
     shared.tile(at.stage).count = -1;
     const uint32_t full = shared.full(at.stage);
@@ -74,10 +129,10 @@ __device__ void load_all_tokens(const Product& p, const WgmmaPlan& plan, const W
   const int steps = S::steps(p);
   const int rank = S::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   pdl_wait();
-  WgmmaWalk<S> walk{p, plan, static_cast<typename S::Index>(first)};
+  WgmmaTiles<S> tiles(p, plan, shared, first, stride);
   WgmmaTile tile{};
   RingCursor<S::kStages> at;
-  for (; walk.at(tile); walk.index += stride) {
+  for (; tiles.at(tile); tiles.template next<false>()) {
     if (elect_lane()) {
       const int boxes = (tile.count + plan.box_tokens - 1) / plan.box_tokens;
       const int group = p.offsets == nullptr ? tile.group : 0;
