@@ -283,6 +283,23 @@ for (const [act, weight, fp8] of KINDS) {
   });
 }
 
+/**
+ * Enough experts and rows for tiles of 160 tokens, one to two of an expert, and for sums of several tokens at a time: of
+ * eight, of four and of two.
+ */
+test('experts, many of them with many rows', async () => {
+  const uneven: Routing = (_, __, { random }) => Math.min(random.below(66), random.below(67));
+  for (const [d, width, perToken, tokens] of [
+    [1024, 64, 1, 8300],
+    [64, 512, 1, 8300],
+    [1000, 64, 2, 4200],
+    [1024, 64, 3, 2800],
+  ] as const) {
+    const layer: Layer = { act: 'bf16', weight: 'bf16', d, width, experts: 66, perToken };
+    await compareBatch(new Batch(layer, tokens, uneven), 'many', [[tokens >> 1, tokens]]);
+  }
+});
+
 /** Widths of real layers with fewer experts, the last two of them always on; and how many tokens. */
 const REAL: Readonly<Record<string, Omit<Layer, 'act' | 'weight'> & { tokens: readonly number[] }>> = {
   'V2-Lite and Moonlight': { d: 2048, width: 1408, experts: 8, perToken: 5, always: 2, tokens: [1, 8, 9, 33, 70, 300] },
