@@ -49,7 +49,7 @@ export class LatentModel implements AsyncDisposable {
   readonly #index: PrefixIndex | null;
   readonly #watchdog: Watchdog;
   /** what steps in flight bring their results in, while none of them has it */
-  readonly #resultMemory: ArrayBuffer[] = [];
+  readonly #resultMemory: ResultMemory[] = [];
   #nextId = 1;
   #steps = 0;
   #disposed: Promise<void> | null = null;
@@ -261,7 +261,7 @@ export class LatentModel implements AsyncDisposable {
     const machine = this.#machine;
     if (this.#liveBeside(step.decode)) this.#park(new Set(step.decode));
     enqueueDecode(machine, step.decode, (bucket, features) => this.#decode(bucket, features));
-    enqueuePrefill(machine, step.prefill, this.#attention);
+    if (step.prefill.length > 0) enqueuePrefill(machine, step.prefill, this.#attention);
   }
 
   /** Whether rows are being decoded that are not in `decode`. Nearly every step decodes all sequences that are open. */
@@ -334,15 +334,13 @@ export class LatentModel implements AsyncDisposable {
 
   async #results({ sequences, lengths, top, mostTop }: Expected): Promise<StepResult[]> {
     const { stream, rows, limits } = this.#machine;
-    const memory = this.#resultMemory.pop() ?? new ArrayBuffer(rows.results.byteLength);
-    const read = stream.read(rows.results, memory);
+    const memory = this.#resultMemory.pop() ?? resultMemory(rows.results.byteLength);
+    const { ids, logprobs } = memory;
+    const read = stream.read(rows.results, memory.bytes);
     const reads = mostTop > 0 ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
     try {
-      // One read alone is awaited in the same way: steps whose results come together keep their order.
-      const [, ...tops] = await this.#watchdog.watch(Promise.all(reads));
+      const [, ...tops] = await this.#watchdog.watch(...reads);
       const B = this.maxSequences;
-      const ids = new Int32Array(memory);
-      const logprobs = new Float32Array(memory);
       const results = sequences.map((sequence, i): StepResult => {
         const { row, text } = sequence;
         const likeliest = top[i] as number;
@@ -398,6 +396,18 @@ function giveUp(device: Device, ms: number): void {
 function checkForm({ attention, deterministic }: LatentModelOptions): void {
   if (deterministic && attention === 'expanded')
     throw invalidArg('attention', "'auto' or 'absorbed' where deterministic is true", attention);
+}
+
+/** Host memory for the results of a step (rows.results), as the two kinds of numbers that it holds. */
+interface ResultMemory {
+  bytes: ArrayBuffer;
+  ids: Int32Array;
+  logprobs: Float32Array;
+}
+
+function resultMemory(byteLength: number): ResultMemory {
+  const bytes = new ArrayBuffer(byteLength);
+  return { bytes, ids: new Int32Array(bytes), logprobs: new Float32Array(bytes) };
 }
 
 const NO_TOP: readonly TopToken[] = Object.freeze([]);

@@ -131,7 +131,6 @@ export function writeMask(machine: Machine, sequence: Sequence): void {
   const { stream, rows, marks } = machine;
   const { row, sampling } = sequence;
   const forbids = mayNotStop(sequence);
-  if (!forbids && marks.masked.size === 0) return; // nearly every step of every text
   if (forbids === marks.masked.has(row)) return;
   const words = rows.mask.shape[1] as number;
   const mask = new Uint32Array(words).fill(0xffffffff);

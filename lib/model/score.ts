@@ -38,6 +38,9 @@ export function checkScore(machine: Machine, tokens: readonly number[], options:
   if (!Number.isInteger(top) || top < 0 || top > most) throw invalidArg('top', `an integer from 0 to ${most}`, top);
 }
 
+/** Of a read that is not made. */
+const NOTHING = Promise.resolve(null);
+
 /** Runs the text through an empty sequence and reads the scores of each pass. */
 export async function scoreTokens(
   machine: Machine,
@@ -68,11 +71,11 @@ export async function scoreTokens(
         Int32Array.from(piece, (_, i) => tokens[start + i + 1] ?? -1),
       );
       const scores = scorePass(machine, views, hidden, top);
-      const reads = [scores.logprobs, scores.topIds, scores.topLogprobs].map((t) => (t ? stream.read(t) : null));
+      const reads = [scores.logprobs, scores.topIds, scores.topLogprobs].map((t) => (t ? stream.read(t) : NOTHING));
       const wantLogits = isLast && options.logits === true;
       if (wantLogits) stream.write(inputs.lastRows, Int32Array.of(piece.length - 1));
-      const last = wantLogits ? stream.read(headPass(machine, views, hidden, 1)) : null;
-      const [values, ids, idLogprobs, row] = await watchdog.watch(Promise.all([...reads, last]));
+      const last = wantLogits ? stream.read(headPass(machine, views, hidden, 1)) : NOTHING;
+      const [values, ids, idLogprobs, row] = await watchdog.watch<ArrayBuffer | null>(...reads, last);
       const chunk = new Float32Array(values as ArrayBuffer);
       for (let i = 0; i < piece.length && start + i + 1 < tokens.length; i++) {
         logprobs[start + i + 1] = chunk[i] as number;

@@ -6,7 +6,7 @@ import { invalidArg, MlaError } from '../errors';
 import { DTYPE_BYTES } from '../native';
 import { maxContextChunks, maxPassSequences } from './buffers';
 import { type AttentionForm, headPass, type Machine, type PrefillItem, prefillPass } from './forward';
-import { featuresOf, type SamplingFeatures, samplePass, writeMask, writeSampling } from './sampling';
+import { featuresOf, MASK, type SamplingFeatures, samplePass, writeMask, writeSampling } from './sampling';
 import { Sequence, type SequenceOwner } from './sequence';
 import type { StepEntry } from './types';
 import { Views } from './views';
@@ -113,23 +113,32 @@ export function enqueueDecode(
   replay: (bucket: number, features: SamplingFeatures) => void,
 ): void {
   if (sequences.length === 0) return;
-  const { limits, stream } = machine;
+  const { limits, marks } = machine;
   let rows = 0;
+  let features = 0;
   for (const sequence of sequences) {
     const { text, row } = sequence;
-    const copy = sequence.grow(pagesAhead(sequence.length + 1, limits.context));
-    if (copy !== null) {
-      copyPage(machine, copy);
-      // `advance` has chosen the place in the page as it was
-      const slot = copy[1] * PAGE_TOKENS + (text.length % PAGE_TOKENS);
-      stream.write(machine.rows.slots, Int32Array.of(slot), row * 4);
-    }
+    const length = text.length + 1;
+    const end = pagesAhead(length, limits.context);
+    if (text.missing(end) > 0) growRow(machine, sequence, end);
     text.advance();
-    writeTable(machine, sequence);
-    writeMask(machine, sequence);
-    rows = Math.max(rows, row + 1);
+    if (sequence.tableOnDevice < text.pages.length) writeTable(machine, sequence);
+    const mayNotStop = length < sequence.minLength;
+    if (mayNotStop || marks.masked.size > 0) writeMask(machine, sequence);
+    features |= mayNotStop ? sequence.features | MASK : sequence.features;
+    if (row >= rows) rows = row + 1;
   }
-  replay(bucketOf(rows, limits.maxSequences), featuresOf(sequences));
+  replay(bucketOf(rows, limits.maxSequences), features);
+}
+
+/** Takes the pages of a running row for rows up to `end`. */
+function growRow(machine: Machine, sequence: Sequence, end: number): void {
+  const copy = sequence.grow(end);
+  if (copy === null) return;
+  copyPage(machine, copy);
+  // `advance` has chosen the place in the page as it was
+  const slot = copy[1] * PAGE_TOKENS + (sequence.length % PAGE_TOKENS);
+  machine.stream.write(machine.rows.slots, Int32Array.of(slot), sequence.row * 4);
 }
 
 function copyPage({ stream, inputs, cache }: Machine, copy: PageCopy): void {
@@ -139,7 +148,7 @@ function copyPage({ stream, inputs, cache }: Machine, copy: PageCopy): void {
 
 /** Rows of the smallest graph that holds `rows` rows: a power of two, or all. */
 export function bucketOf(rows: number, maxSequences: number): number {
-  return Math.min(2 ** Math.ceil(Math.log2(rows)), maxSequences);
+  return Math.min(1 << (32 - Math.clz32(rows - 1)), maxSequences);
 }
 
 /** Enqueues new tokens in passes, and the first sample of every sequence whose tokens are all in. */
@@ -275,7 +284,6 @@ function writeTable(machine: Machine, sequence: Sequence): void {
   const { stream, rows } = machine;
   const { pages } = sequence.text;
   const known = sequence.tableOnDevice;
-  if (known === pages.length) return;
   const width = rows.blockTable.shape[1] as number;
   const isNext = known === pages.length - 1; // nearly always
   if (isNext) ONE_PAGE[0] = pages[known] as number;

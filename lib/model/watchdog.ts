@@ -22,30 +22,42 @@ export class Watchdog {
     private readonly onHang: () => void,
   ) {}
 
-  /** The same promise, but that it rejects with ERR_DEVICE_LOST when the device hangs. */
-  watch<T>(work: Promise<T>): Promise<T> {
-    if (this.limitMs === 0) return work;
-    return new Promise<T>((resolve, reject) => {
-      this.#rejects.add(reject);
-      if (this.#rejects.size === 1) {
-        this.#quietSince = performance.now();
-        this.#arm();
-      }
-      const end = () => {
-        this.#quietSince = performance.now();
-        if (this.#rejects.delete(reject) && this.#rejects.size === 0) this.#stop();
+  /**
+   * What these promises bring, as Promise.all gives it; but it rejects with ERR_DEVICE_LOST when the device hangs. One
+   * takes as many turns as several, so what ends in an order is heard of in that order.
+   */
+  watch<T>(...works: readonly Promise<T>[]): Promise<T[]> {
+    return new Promise<T[]>((resolve, reject) => {
+      if (this.limitMs > 0) this.#begin(reject);
+      const values: T[] = [];
+      let left = works.length;
+      const fail = (error: unknown) => {
+        this.#end(reject);
+        reject(error);
       };
-      work.then(
-        (value) => {
-          end();
-          resolve(value);
-        },
-        (error) => {
-          end();
-          reject(error);
-        },
-      );
+      works.forEach((work, i) => {
+        work.then((value) => {
+          values[i] = value;
+          left -= 1;
+          if (left > 0) return;
+          this.#end(reject);
+          resolve(values);
+        }, fail);
+      });
     });
+  }
+
+  #begin(reject: (error: unknown) => void): void {
+    this.#rejects.add(reject);
+    if (this.#rejects.size > 1) return;
+    this.#quietSince = performance.now();
+    this.#arm();
+  }
+
+  #end(reject: (error: unknown) => void): void {
+    if (!this.#rejects.delete(reject)) return;
+    this.#quietSince = performance.now();
+    if (this.#rejects.size === 0) this.#stop();
   }
 
   /** The timer is not moved at each end, but set again where it finds that something has ended since. */
