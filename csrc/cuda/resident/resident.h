@@ -1,0 +1,44 @@
+// resident.h - a run of operations of one row in one kernel that stays on the GPU: parameters, shared by host and device.
+#pragma once
+#include <cstdint>
+
+namespace mla::cuda {
+
+constexpr int kResidentLayers = 64;
+
+/// What a layer reads, as in ops.h. Dense layers have no gate: w_gate_up and w_down are swiglu's and the gemm's behind it.
+struct ResidentLayer {
+  const void *norm, *weight, *weight_scale, *latent_norm, *w_uk, *w_uv, *w_o, *o_scale;
+  const void *ffn_norm, *gate, *bias, *w_gate_up, *gate_up_scale, *w_down, *down_scale;
+  void* cache;
+};
+
+/// Plain outputs of the operations (ops.h), one row each, of the last layer in the end, as the operations share them
+/// among layers. Nobody in the kernel reads them; null is allowed.
+struct ResidentOutputs {
+  void *q, *qa, *u, *lse, *o, *normed, *h;
+  int32_t *ids, *offsets, *order, *slots;
+  float* weights;
+};
+
+struct Resident {
+  int layers, dense_layers;  // the first ones
+  int d, heads, c, r, n, v, inner, dense_inner, experts, top_k, shared, vocab;
+  bool norm_bf16;  // weights of norms, else float
+  float eps, latent_eps, ffn_eps, final_eps, attention_scale, routed_scale;
+  bool sigmoid, norm_topk, group_top2;
+  int n_group, topk_group;
+  int position_end;            // of cos_sin
+  const void* x;               // [d], bf16: of gatherRows
+  const int32_t *position, *slot, *length, *block_table;
+  const float* cos_sin;        // [position_end, r / 2, 2]
+  const void *final_norm, *head;
+  float* logits;               // [vocab]
+  void* x_out;                 // [d], bf16: the residual stream behind the last layer
+  unsigned char* links;        // resident_link_bytes()
+  uint32_t* epoch;             // behind which the links' words are older; the kernel adds `layers + 1`
+  ResidentOutputs out;
+  ResidentLayer layer[kResidentLayers];
+};
+
+}  // namespace mla::cuda
