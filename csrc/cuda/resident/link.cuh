@@ -11,7 +11,44 @@
 
 #include <cstdint>
 
+#include "cuda/ptx/mbarrier.cuh"
+
 namespace mla::cuda {
+
+/// What a wait is for, told by a build that watches (MLA_RESIDENT_WATCH): a wait of more than two seconds ends the
+/// kernel and leaves its name.
+enum class Wait : int { kX, kMid, kQ, kY, kO, kU, kLogits, kH, kFull, kEmpty, kPaced, kSummable, kSummed, kChosen,
+                        kAttention = 16 };
+
+#ifdef MLA_RESIDENT_WATCH
+struct Watched {
+  volatile unsigned* out;  // host memory: block, thread, wait, number
+};
+__device__ Watched watched;
+struct Watch {
+  unsigned long long start = 0;
+  __device__ __noinline__ void tick(int what, unsigned number) {
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    if (start == 0) start = now;
+    if (now - start < 2000000000ull) return;
+    if (watched.out != nullptr) {
+      watched.out[0] = blockIdx.x, watched.out[1] = threadIdx.x, watched.out[2] = what, watched.out[3] = number;
+      __threadfence_system();
+    }
+    __trap();
+  }
+};
+#else
+struct Watch {
+  __device__ __forceinline__ void tick(int, unsigned) {}
+};
+#endif
+
+__device__ __forceinline__ void watched_wait(uint32_t barrier, uint32_t parity, Wait what, unsigned number) {
+  Watch watch;
+  while (!mbarrier_try_wait(barrier, parity)) watch.tick(static_cast<int>(what), number);
+}
 
 /// `data` of a float or of two bf16 in ascending order.
 struct LinkWord {
@@ -24,20 +61,14 @@ __device__ __forceinline__ void link_store(LinkWord* to, uint32_t data, uint32_t
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
 }
 
-/// One look at a word.
-__device__ __forceinline__ LinkWord link_look(const LinkWord* from) {
-  uint64_t word;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
-  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
-}
-
 /// Looks at kPairs * 2 words, pairs `stride` words apart, until all of them are of this epoch. `from` is aligned to 16
 /// bytes. All loads of a look are under way at once.
 template <int kPairs>
-__device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint32_t epoch, uint32_t (&data)[2 * kPairs]) {
-  bool there;
-  do {
-    there = true;
+__device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint32_t epoch,
+                                          uint32_t (&data)[2 * kPairs], Wait what) {
+  Watch watch;
+  for (;;) {
+    bool there = true;
     uint64_t words[2 * kPairs];
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -51,7 +82,9 @@ __device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint
       data[i] = static_cast<uint32_t>(words[i]);
       there &= static_cast<uint32_t>(words[i] >> 32) == epoch;
     }
-  } while (!there);
+    if (there) break;
+    watch.tick(static_cast<int>(what), epoch);
+  }
 }
 
 }  // namespace mla::cuda

@@ -1,5 +1,7 @@
 // resident.h - a run of operations of one row in one kernel that stays on the GPU: parameters, shared by host and device.
 #pragma once
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
 namespace mla::cuda {
@@ -21,6 +23,12 @@ struct ResidentOutputs {
   float* weights;
 };
 
+/// Where each link's words begin, in words from `links`; two buffers of `buffer` words each.
+struct ResidentLinks {
+  int x, mid, q, y, qa, part, u, o, logits, h, buffer;  // x: what enters a layer; mid: behind o_proj
+  int part_block;                                       // words of a block
+};
+
 struct Resident {
   int layers, dense_layers;  // the first ones
   int d, heads, c, r, n, v, inner, dense_inner, experts, top_k, shared, vocab;
@@ -37,8 +45,19 @@ struct Resident {
   void* x_out;                 // [d], bf16: the residual stream behind the last layer
   unsigned char* links;        // resident_link_bytes()
   uint32_t* epoch;             // behind which the links' words are older; the kernel adds `layers + 1`
+  int64_t cache_slots;  // of a layer's cache: a slot outside is not written
+  bool fp8_cache;
+  ResidentLinks link;
   ResidentOutputs out;
+  int under_way;  // stages of a block that may be on their way at a time
   ResidentLayer layer[kResidentLayers];
 };
+
+/// Fills in p.link; bytes that p.links needs, which begin as zeros.
+int64_t resident_link_bytes(Resident* p, int blocks);
+
+/// Enqueues the kernel: one block on each multiprocessor.
+cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStream_t stream);
+cudaError_t load_resident_bf16();
 
 }  // namespace mla::cuda

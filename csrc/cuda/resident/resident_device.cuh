@@ -1,0 +1,372 @@
+// resident_device.cuh - what the warps of a resident kernel (resident_sm90.cu) share: a block's memory, its part of each
+// product, and how operands, stages and sums go from one role to the next.
+#pragma once
+#include "cuda/device/mma.cuh"
+#include "cuda/device/rows.cuh"
+#include "cuda/gemm/product_device.cuh"
+#include "cuda/moe/router_select.cuh"
+#include "cuda/ptx/bulk.cuh"
+#include "cuda/ptx/warpgroup.cuh"
+#include "cuda/resident/resident.h"
+#include "cuda/resident/ring.cuh"
+
+namespace mla::cuda {
+
+constexpr int kConsumers = 16;  // warps, and the segments that a row of x may have where it is normed
+constexpr int kProducerWarp = kConsumers, kEpilogueWarp = kConsumers + 1, kHelperWarp = kConsumers + 2;
+constexpr int kResidentThreads = (kConsumers + 4) * 32;
+constexpr int kSumStages = 16;   // stages whose sums may wait
+constexpr int kMostExperts = 64;
+constexpr int kMostColumns = 16;  // of a row: chosen and always-on experts
+// Named barriers: all consumers; the same and the helper that waits for the normed row.
+constexpr int kConsumerBarrier = 1, kNormedBarrier = 2;
+
+#ifdef MLA_RESIDENT_STAMPS
+__device__ unsigned long long* stamps;  // [blocks][layers][32]
+__device__ __forceinline__ void stamp(int layer, int slot) {
+  if (threadIdx.x % 32 != 0 || stamps == nullptr) return;
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  stamps[(blockIdx.x * kResidentLayers + layer) * 32 + slot] = now;
+}
+#else
+__device__ __forceinline__ void stamp(int, int) {}
+#endif
+
+/// How the weights of one type lie in stages.
+template <class W>
+struct StageShape {
+  static constexpr int kK = ResidentRing::kWeightRowBytes / static_cast<int>(sizeof(W));
+  static constexpr int kSegments = kK / kSegment;
+  static constexpr int kOwn = kSegments / ResidentRing::kTeamWarps;  // segments of a warp
+  __device__ static int stages(int k) { return (k + kK - 1) / kK; }
+};
+
+struct alignas(128) ResidentShared {
+  unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
+  alignas(128) unsigned char operands[20480];          // of attention
+  alignas(16) Bf16 normed[kConsumers * kSegment];      // the row of x
+  alignas(16) Bf16 own[kConsumers][2 * kSegment];      // of a warp: segments of other operands
+  alignas(16) float sums[kSumStages][8][16];  // of each segment of a stage
+  float squares[2][8];
+  float parts[kMostColumns][16];  // of always-on experts
+  alignas(8) float logits[kMostExperts];
+  uint32_t select_scratch[kMostExperts];
+  int32_t ids[kMostColumns];
+  float weights[kMostColumns];
+  uint32_t epoch;
+  int32_t position;
+  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
+};
+
+/// A share of `count` things in order: the blocks from `turn` 0 on get one more of what is left.
+struct Share {
+  int first, count;
+  __device__ Share(int all, int turn, int blocks) {
+    const int each = all / blocks, more = all - each * blocks;
+    first = each * turn + min(turn, more);
+    count = each + (turn < more ? 1 : 0);
+  }
+};
+
+/// What this block does of each product: items of 16 weight rows.
+struct Parts {
+  int blocks, block;
+  int columns;          // the block's 16 columns of x are block * 16 ..; 1 if it has any
+  int compress;         // items block, block + blocks, ...
+  int expand;           // item `block`
+  Share always, chosen; // of gate_up, always-on experts' and chosen ones' items, one expert's after the other's
+  Share dense, head;
+  int logit;            // the expert whose logit is this block's; negative: none
+  __device__ Parts(const Resident& p)
+      : blocks(gridDim.x),
+        block(blockIdx.x),
+        columns(block < p.d / 16),
+        compress(((p.heads * (p.n + p.r) + p.c + p.r) / 16 - block + blocks - 1) / blocks),
+        expand(block < p.heads * p.v / 16),
+        // Those that have less of compress begin.
+        always(p.shared * (p.inner / 8), blocks - 1 - block, blocks),
+        chosen(p.top_k * (p.inner / 8), block, blocks),
+        dense(p.dense_inner / 8, block, blocks),
+        head(p.vocab / 16, block, blocks),
+        logit(block - (blocks - p.experts)) {}
+};
+
+__device__ __forceinline__ LinkWord* link_of(const Resident& p, int link, uint32_t epoch) {
+  return reinterpret_cast<LinkWord*>(p.links) + (epoch & 1) * p.link.buffer + link;
+}
+
+// ---- producer ------------------------------------------------------------------------------------------------------
+
+struct Producer {
+  ResidentRing ring;
+  uint32_t s, under_way;
+
+  /// One stage of 16 rows. One thread issues, from uniform registers (gemm/product_ring_device.cuh).
+  __device__ __forceinline__ void fill(const unsigned char* from, int row_step, uint32_t bytes) {
+    ring.wait_to_fill(s, under_way);
+    const auto same = [](auto x) { return __shfl_sync(kFullWarp, x, 0); };
+    const uint64_t first = same(reinterpret_cast<uint64_t>(from));
+    const uint32_t to = same(shared_address(ring.at(s))), barrier = same(ring.full_of(s));
+    bytes = same(bytes);
+    const int64_t step = same(row_step);
+    if (elect_lane()) {
+      mbarrier_arrive_expect(barrier, 16 * bytes);
+#pragma unroll
+      for (int row = 0; row < 16; ++row) {
+        bulk_load(to + row * ResidentRing::kWeightPitch, reinterpret_cast<const void*>(first + row * step), bytes,
+                  barrier);
+      }
+    }
+    __syncwarp();
+    ++s;
+  }
+
+  /// The 16 rows of row_bytes each that begin at w.
+  __device__ __forceinline__ void item(const void* w, int row_bytes) {
+    const auto* const from = static_cast<const unsigned char*>(w);
+#pragma unroll 1
+    for (int at = 0; at < row_bytes; at += ResidentRing::kWeightRowBytes) {
+      fill(from + at, row_bytes, min(ResidentRing::kWeightRowBytes, row_bytes - at));
+    }
+  }
+};
+
+// ---- consumers -----------------------------------------------------------------------------------------------------
+
+struct Consumer {
+  const Resident& p;
+  ResidentShared& shared;
+  ResidentRing ring;
+  uint32_t summable, summed;
+  int warp, lane;
+  uint32_t s = 0;        // the phase's first stage
+  uint32_t skipped = 0;  // stages so far that had no sums
+  uint32_t norms = 0;    // so far
+
+  __device__ __forceinline__ int team() const { return warp / ResidentRing::kTeamWarps; }
+  __device__ __forceinline__ int member() const { return warp % ResidentRing::kTeamWarps; }
+  /// Of the phase's stages, this team's first one.
+  __device__ __forceinline__ int first_turn() const { return (team() - static_cast<int>(s)) & 3; }
+
+  /// This lane's operands of the segment that lies at `x` in shared memory: the one row is column 0.
+  template <class W>
+  __device__ __forceinline__ void take(const Bf16* x, uint4 (&to)[4]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int k = sizeof(W) == 1 ? lane * 16 + j / 2 * 64 + j % 2 * 8 : lane * 8 + j * 32;
+      to[j] = lane < 4 ? load16(x + k) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  /// Operands of this phase's stages out of the row of x, normed; the row's k fills whole turns of teams. The whole row
+  /// is in shared.normed after a barrier that follows.
+  template <class W>
+  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what,
+                                       uint4 (&x)[StageShape<W>::kOwn][4]) {
+    using S = StageShape<W>;
+    const int d = p.d, first = first_turn() % S::stages(d) * S::kSegments + member();
+    uint4 weights[S::kOwn];
+    uint32_t raw[S::kOwn][4];
+    const int half = first % 2 * 16, mine = (lane & 16) == half;
+#pragma unroll
+    for (int o = 0; o < S::kOwn; ++o) {
+      const int at = (first + 4 * o) / 2 * 256 + lane * 8;
+      weights[o] = mine && p.norm_bf16 ? load16(static_cast<const Bf16*>(weight) + at) : make_uint4(0, 0, 0, 0);
+    }
+    float* const squares = shared.squares[norms & 1];
+    ++norms;
+#pragma unroll
+    for (int o = 0; o < S::kOwn; ++o) {
+      const int segment = first + 4 * o, at = segment / 2 * 256 + lane * 8;
+      link_load<2>(from + at / 2, 2, epoch, raw[o], what);
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sum = fmaf(bf16_low(raw[o][i]), bf16_low(raw[o][i]), sum);
+        sum = fmaf(bf16_high(raw[o][i]), bf16_high(raw[o][i]), sum);
+      }
+      sum = warp_sum(sum);
+      if (segment % 2 == 0 && lane == 0) squares[segment / 2] = sum;
+    }
+    named_barrier_sync(kConsumerBarrier, kConsumers * 32);
+    float sum = squares[0];
+    for (int i = 1; i < (d + 255) / 256; ++i) sum += squares[i];
+    const float factor = 1.0f / sqrtf(sum / static_cast<float>(d) + eps);
+#pragma unroll
+    for (int o = 0; o < S::kOwn; ++o) {
+      const int segment = first + 4 * o, at = segment / 2 * 256 + lane * 8;
+      if (!mine) continue;
+      float w[8];
+      if (p.norm_bf16) {
+        const uint32_t words[4] = {weights[o].x, weights[o].y, weights[o].z, weights[o].w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[2 * i] = bf16_low(words[i]), w[2 * i + 1] = bf16_high(words[i]);
+      } else {
+        load8(static_cast<const float*>(weight) + at, w);
+      }
+      uint32_t out[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        out[i] = pack_bf16(bf16_low(raw[o][i]) * factor * w[2 * i], bf16_high(raw[o][i]) * factor * w[2 * i + 1]);
+      }
+      store16(shared.normed + at, make_uint4(out[0], out[1], out[2], out[3]));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int o = 0; o < S::kOwn; ++o) take<W>(shared.normed + (first + 4 * o) * kSegment, x[o]);
+  }
+
+  /// Operands of one segment, `words` (at most 64) of a link.
+  template <class W>
+  __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what, int o,
+                                          uint4 (&x)[4]) {
+    uint32_t data[2] = {0, 0};
+    if (2 * lane < words) link_load<1>(from + 2 * lane, 2, epoch, data, what);
+    Bf16* const to = shared.own[warp] + o * kSegment;
+    __syncwarp();  // the one before has been taken
+    *reinterpret_cast<uint2*>(to + lane * 4) = make_uint2(data[0], data[1]);
+    __syncwarp();
+    take<W>(to, x);
+  }
+
+  /// Multiplies stage s of the ring, which has `k` columns.
+  template <class W>
+  __device__ __forceinline__ void multiply(uint32_t at, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
+    using S = StageShape<W>;
+    constexpr int kSegmentBytes = kSegment * static_cast<int>(sizeof(W)), kChunks = kSegmentBytes / 64;
+    const int g = lane / 4, q = lane % 4;
+    ring.wait(at);
+    const unsigned char* const from =
+        ring.at(at) + g * ResidentRing::kWeightPitch + member() * kSegmentBytes + q * 16;
+    float acc[S::kOwn][4] = {};
+#pragma unroll
+    for (int o = 0; o < S::kOwn; ++o) {
+      const int left = k - (member() + 4 * o) * kSegment;
+      if (left <= 0) break;
+      uint4 low[kChunks], high[kChunks];
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        low[c] = load16(from + 4 * o * kSegmentBytes + c * 64);
+        high[c] = load16(from + 4 * o * kSegmentBytes + 8 * ResidentRing::kWeightPitch + c * 64);
+      }
+      if (sizeof(W) == 2 && left < kSegment) {
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+          if (c * 32 + q * 8 >= left) low[c] = high[c] = make_uint4(0, 0, 0, 0);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        if constexpr (sizeof(W) == 2) {
+          mma_bf16(acc[o], {low[c].x, high[c].x, low[c].y, high[c].y}, {x[o][c].x, x[o][c].y});
+          mma_bf16(acc[o], {low[c].z, high[c].z, low[c].w, high[c].w}, {x[o][c].z, x[o][c].w});
+        } else {
+          const uint32_t lows[4] = {low[c].x, low[c].y, low[c].z, low[c].w};
+          const uint32_t highs[4] = {high[c].x, high[c].y, high[c].z, high[c].w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            uint32_t a[4];
+            f8_to_bf16(lows[i], a[0], a[2]);
+            f8_to_bf16(highs[i], a[1], a[3]);
+            const uint4& v = x[o][2 * c + i / 2];
+            if (i % 2 == 0) {
+              mma_bf16(acc[o], a, {v.x, v.y});
+            } else {
+              mma_bf16(acc[o], a, {v.z, v.w});
+            }
+          }
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) ring.leave(at);
+    const uint32_t turn = at - skipped, slot = turn % kSumStages;
+    watched_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1, Wait::kSummed, at);
+    if (q == 0) {
+#pragma unroll
+      for (int o = 0; o < S::kOwn; ++o) {
+        shared.sums[slot][member() + 4 * o][g] = acc[o][0];
+        shared.sums[slot][member() + 4 * o][g + 8] = acc[o][2];
+      }
+    }
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(summable + 8 * slot);
+  }
+
+  /// The phase's stages by fixed operands.
+  template <class W>
+  __device__ __forceinline__ void multiply_all(int items, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
+    using S = StageShape<W>;
+    const int stages = S::stages(k) * items;
+    // A whole number of items fits into a turn of all teams, so this warp's stages are the same part of theirs.
+    const int columns = k - first_turn() % S::stages(k) * S::kK;
+#pragma unroll 1
+    for (int i = first_turn(); i < stages; i += ResidentRing::kTeams) multiply<W>(s + i, columns, x);
+    s += stages;
+  }
+
+  /// The phase's stages, operands from a link: the item's words from from(item) on.
+  template <class W, class From>
+  __device__ __forceinline__ void receive_all(int items, int k, uint32_t epoch, Wait what, From&& from) {
+    using S = StageShape<W>;
+    const int each = S::stages(k), stages = each * items;
+#pragma unroll 1
+    for (int i = first_turn(); i < stages; i += ResidentRing::kTeams) {
+      const int item = i / each, k0 = (i - item * each) * S::kK;
+      const LinkWord* const words = from(item) + k0 / 2;
+      uint4 x[S::kOwn][4];
+#pragma unroll
+      for (int o = 0; o < S::kOwn; ++o) {
+        const int at = (member() + 4 * o) * kSegment;
+        receive<W>(words + at / 2, min(kSegment, k - k0 - at) / 2, epoch, what, o, x[o]);
+      }
+      multiply<W>(s + i, k - k0, x);
+    }
+    s += stages;
+  }
+};
+
+// ---- epilogue ------------------------------------------------------------------------------------------------------
+
+struct Epilogue {
+  const Resident& p;
+  ResidentShared& shared;
+  uint32_t summable, summed, s;  // stages that have sums
+  int lane;
+
+  /// The next item's result of row lane % 16.
+  template <class W>
+  __device__ __forceinline__ float item(int k) {
+    using S = StageShape<W>;
+    const int segments = (k + kSegment - 1) / kSegment;
+    float total = 0;
+#pragma unroll 1
+    for (int at = 0; at < segments; at += S::kSegments, ++s) {
+      const uint32_t slot = s % kSumStages;
+      watched_wait(summable + 8 * slot, s / kSumStages & 1, Wait::kSummable, s);
+      const int count = min(S::kSegments, segments - at);
+      float part[S::kSegments];
+#pragma unroll
+      for (int i = 0; i < S::kSegments; ++i) part[i] = i < count ? shared.sums[slot][i][lane % 16] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < S::kSegments; ++i) {
+        if (i < count) total += part[i];
+      }
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(summed + 8 * slot);
+    }
+    return total;
+  }
+
+  /// Gives 16 results as bf16; to a plain tensor too, if there is one.
+  __device__ __forceinline__ void give(float value, LinkWord* to, uint32_t epoch, void* plain) const {
+    const uint32_t pair = pack_bf16(value, __shfl_down_sync(kFullWarp, value, 1));
+    if (lane < 16 && lane % 2 == 0) {
+      link_store(to + lane / 2, pair, epoch);
+      if (plain != nullptr) static_cast<uint32_t*>(plain)[lane / 2] = pair;
+    }
+  }
+};
+
+}  // namespace mla::cuda
