@@ -58,6 +58,7 @@ int64_t resident_link_bytes(Resident* p, int blocks);
 
 /// Enqueues the kernel: one block on each multiprocessor.
 cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStream_t stream);
-cudaError_t load_resident_bf16();
+cudaError_t launch_resident_f8(const Resident& p, int multiprocessors, cudaStream_t stream);
+cudaError_t load_resident();
 
 }  // namespace mla::cuda

@@ -329,21 +329,47 @@ struct Consumer {
 
 // ---- epilogue ------------------------------------------------------------------------------------------------------
 
+constexpr int kScaleSegments = 16;  // whose scales the warp keeps
+
+/// Where the scales of an item's first and last 8 rows begin; fp8 weights only.
+struct ItemScales {
+  const float *low, *high;
+};
+
 struct Epilogue {
   const Resident& p;
   ResidentShared& shared;
   uint32_t summable, summed, s;  // stages that have sums
   int lane;
+  float ahead = 0;
 
-  /// The next item's result of row lane % 16.
+  /// fp8 weights: asks for the scales of the next item's 16 segments from `first` on; of its rows 0 to 7 in lanes 0 to
+  /// 15, of the others in lanes 16 to 31.
   template <class W>
-  __device__ __forceinline__ float item(int k) {
+  __device__ __forceinline__ void expect(const ItemScales& scales, int segments, int first = 0) {
+    if constexpr (sizeof(W) == 1) {
+      const int at = first + lane % kScaleSegments;
+      ahead = at < segments ? (lane < kScaleSegments ? scales.low : scales.high)[at] : 0.0f;
+    }
+  }
+
+  /// The next item's result of row lane % 16. Its scales have been asked for; next() asks for those of the item behind.
+  template <class W, class Next>
+  __device__ __forceinline__ float item(int k, const ItemScales& scales, Next&& next) {
     using S = StageShape<W>;
     const int segments = (k + kSegment - 1) / kSegment;
-    float total = 0;
+    float total = 0, scale = 1;
 #pragma unroll 1
     for (int at = 0; at < segments; at += S::kSegments, ++s) {
       const uint32_t slot = s % kSumStages;
+      if (sizeof(W) == 1 && at % kScaleSegments == 0) {
+        scale = ahead;
+        if (at + kScaleSegments < segments) {
+          expect<W>(scales, segments, at + kScaleSegments);
+        } else {
+          next();
+        }
+      }
       watched_wait(summable + 8 * slot, s / kSumStages & 1, Wait::kSummable, s);
       const int count = min(S::kSegments, segments - at);
       float part[S::kSegments];
@@ -351,12 +377,24 @@ struct Epilogue {
       for (int i = 0; i < S::kSegments; ++i) part[i] = i < count ? shared.sums[slot][i][lane % 16] : 0.0f;
 #pragma unroll
       for (int i = 0; i < S::kSegments; ++i) {
-        if (i < count) total += part[i];
+        if constexpr (sizeof(W) == 1) {
+          const float of_row = __shfl_sync(kFullWarp, scale, (lane & 8) * 2 + at % kScaleSegments + i);
+          if (i < count) total = fmaf(of_row, part[i], total);
+        } else {
+          if (i < count) total += part[i];
+        }
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(summed + 8 * slot);
     }
     return total;
+  }
+
+  /// An item alone.
+  template <class W>
+  __device__ __forceinline__ float item(int k, const ItemScales& scales) {
+    expect<W>(scales, (k + kSegment - 1) / kSegment);
+    return item<W>(k, scales, [] {});
   }
 
   /// Gives 16 results as bf16; to a plain tensor too, if there is one.

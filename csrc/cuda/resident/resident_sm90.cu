@@ -189,13 +189,31 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     give_x(p.link.x, base + 1, nullptr);
   }
   const auto plain = [](void* to, int at) { return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at; };
+  // Scales of 16 rows from `row` on of a matrix of rows of k; of 8 rows of gate and 8 of up from hidden channel `at` on.
+  const auto blocks_of = [](int k) { return (k + kSegment - 1) / kSegment; };
+  const auto scales_of = [&](const void* scale, int64_t at, int k) {
+    const float* const from = static_cast<const float*>(scale) + at / kSegment * blocks_of(k);
+    return ItemScales{from, from};
+  };
+  const auto gated_scales = [&](const void* scale, int expert, int inner, int at) {
+    const int each = blocks_of(inner);
+    const float* const from = static_cast<const float*>(scale) + (2ll * expert * each + at / kSegment) * blocks_of(p.d);
+    return ItemScales{from, from + static_cast<int64_t>(each) * blocks_of(p.d)};
+  };
+  uint32_t chosen = 0;
 #pragma unroll 1
   for (int l = 0; l < p.layers; ++l) {
+    const ResidentLayer& layer = p.layer[l];
     const uint32_t epoch = base + l + 1;
+    const auto compress_row = [&](int i) { return (parts.block + i * parts.blocks) * 16; };
+    const auto compress_scales = [&](int i) { return scales_of(layer.weight_scale, compress_row(i), p.d); };
+    epilogue.expect<W>(compress_scales(0), blocks_of(p.d));
 #pragma unroll 1
     for (int i = 0; i < parts.compress; ++i) {
-      const int n0 = (parts.block + i * parts.blocks) * 16;
-      const float value = epilogue.item<W>(p.d);
+      const int n0 = compress_row(i);
+      const float value = epilogue.item<W>(p.d, compress_scales(i), [&] {
+        if (i + 1 < parts.compress) epilogue.expect<W>(compress_scales(i + 1), blocks_of(p.d));
+      });
       if (n0 < nq) {
         epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain(p.out.q, n0));
       } else if (lane < 16) {
@@ -204,25 +222,47 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     }
     stamp(l, 16);
     if (parts.expand) {
-      const float value = epilogue.item<Bf16>(p.c);
+      const float value = epilogue.item<Bf16>(p.c, {});
       epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain(p.out.o, column));
     }
     stamp(l, 17);
     if (parts.columns) {
-      residual = rounded_bf16(epilogue.item<W>(p.heads * p.v) + residual);
+      const int hv = p.heads * p.v;
+      residual = rounded_bf16(epilogue.item<W>(hv, scales_of(layer.o_scale, column, hv)) + residual);
       give_x(p.link.mid, epoch, nullptr);
     }
     stamp(l, 18);
     const bool dense = l < p.dense_layers;
     const int items = dense ? parts.dense.count : parts.always.count + parts.chosen.count;
+    const auto hidden = [&](int i, ItemScales* scales) {  // the item's first hidden channel, of all columns' channels
+      if (dense) {
+        const int at = (parts.dense.first + i) * 8;
+        if (sizeof(W) == 1) *scales = gated_scales(layer.gate_up_scale, 0, p.dense_inner, at);
+        return at;
+      }
+      const GateUpItem it(p, parts, i);
+      if (sizeof(W) == 1) {
+        const int expert = i < parts.always.count ? p.experts + it.column - p.top_k : shared.ids[it.column];
+        *scales = gated_scales(layer.gate_up_scale, expert, p.inner, it.item * 8);
+      }
+      return it.column * p.inner + it.item * 8;
+    };
 #pragma unroll 1
     for (int i = 0; i < items; ++i) {
-      int at = (parts.dense.first + i) * 8;
-      if (!dense) {
-        const GateUpItem it(p, parts, i);
-        at = it.column * p.inner + it.item * 8;
+      // What has not been asked for: the first ones of the phase and of the chosen experts.
+      const bool unknown = !dense && i == parts.always.count;
+      if (sizeof(W) == 1 && unknown) {
+        watched_wait(shared_address(&shared.chosen), chosen++ & 1, Wait::kChosen, l);
       }
-      const float value = epilogue.item<W>(p.d);
+      ItemScales scales{};
+      const int at = hidden(i, &scales);
+      if (i == 0 || unknown) epilogue.expect<W>(scales, blocks_of(p.d));
+      const float value = epilogue.item<W>(p.d, scales, [&] {
+        if (i + 1 == items || (!dense && i + 1 == parts.always.count)) return;
+        ItemScales next{};
+        hidden(i + 1, &next);
+        epilogue.expect<W>(next, blocks_of(p.d));
+      });
       const float h = gate_up(value, __shfl_down_sync(kFullWarp, value, 8));
       const uint32_t pair = pack_bf16(h, __shfl_down_sync(kFullWarp, h, 1));
       if (lane < 8 && lane % 2 == 0) {
@@ -234,12 +274,22 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     stamp(l, 20);
     if (!parts.columns) continue;
     if (dense) {
-      residual = rounded_bf16(epilogue.item<W>(p.dense_inner) + residual);
+      residual = rounded_bf16(epilogue.item<W>(p.dense_inner, scales_of(layer.down_scale, column, p.dense_inner)) +
+                              residual);
     } else {
       float sum = 0;
+      const auto down_scales = [&](int i) {
+        if (sizeof(W) == 2) return ItemScales{};
+        const int64_t expert = i < p.shared ? p.experts + i : shared.ids[i - p.shared];
+        const int64_t first = expert * blocks_of(p.d) * blocks_of(p.inner);
+        return scales_of(static_cast<const float*>(layer.down_scale) + first, column, p.inner);
+      };
+      epilogue.expect<W>(down_scales(0), blocks_of(p.inner));
 #pragma unroll 1
       for (int i = 0; i < p.shared + p.top_k; ++i) {
-        const float part = rounded_bf16(epilogue.item<W>(p.inner));
+        const float part = rounded_bf16(epilogue.item<W>(p.inner, down_scales(i), [&] {
+          if (i + 1 < p.shared + p.top_k) epilogue.expect<W>(down_scales(i + 1), blocks_of(p.inner));
+        }));
         if (i == 0) stamp(l, 21);
         if (i < p.shared) {
           shared.parts[i][row] = part;
@@ -255,7 +305,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
   }
 #pragma unroll 1
   for (int i = 0; i < parts.head.count; ++i) {
-    const float value = epilogue.item<Bf16>(p.d);
+    const float value = epilogue.item<Bf16>(p.d, {});
     if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
   }
 }
@@ -429,9 +479,17 @@ cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStr
   return launch_resident<Bf16>(p, multiprocessors, stream);
 }
 
-cudaError_t load_resident_bf16() {
-  return cudaFuncSetAttribute(resident_kernel<Bf16>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(sizeof(ResidentShared)));
+cudaError_t launch_resident_f8(const Resident& p, int multiprocessors, cudaStream_t stream) {
+  return launch_resident<F8E4M3>(p, multiprocessors, stream);
+}
+
+cudaError_t load_resident() {
+  for (const auto kernel : {resident_kernel<Bf16>, resident_kernel<F8E4M3>}) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(sizeof(ResidentShared)));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 #ifdef MLA_RESIDENT_WATCH
