@@ -26,12 +26,12 @@ struct Watched {
 };
 __device__ Watched watched;
 struct Watch {
-  unsigned long long start = 0;
-  __device__ __noinline__ void tick(int what, unsigned number) {
-    unsigned long long now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    if (start == 0) start = now;
-    if (now - start < 2000000000ull) return;
+  unsigned start = 0;
+  __device__ __forceinline__ void tick(int what, unsigned number) {
+    unsigned now;  // in 2^32 clocks, two seconds
+    asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(now));
+    if (start == 0) start = now + 2;
+    if (now < start) return;
     if (watched.out != nullptr) {
       watched.out[0] = blockIdx.x, watched.out[1] = threadIdx.x, watched.out[2] = what, watched.out[3] = number;
       __threadfence_system();
@@ -61,11 +61,20 @@ __device__ __forceinline__ void link_store(LinkWord* to, uint32_t data, uint32_t
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
 }
 
+/// One look at two words: are both of this epoch?
+__device__ __forceinline__ bool link_look(const LinkWord* from, uint32_t epoch, uint32_t (&data)[2]) {
+  uint64_t words[2];
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(from) : "memory");
+  data[0] = static_cast<uint32_t>(words[0]), data[1] = static_cast<uint32_t>(words[1]);
+  return words[0] >> 32 == epoch && words[1] >> 32 == epoch;
+}
+
 /// Looks at kPairs * 2 words, pairs `stride` words apart, until all of them are of this epoch. `from` is aligned to 16
-/// bytes. All loads of a look are under way at once.
+/// bytes. All loads of a look are under way at once. Where they are not there at once, it waits for the word `sign`
+/// first, the same one for a whole warp: what all blocks look at all the time is what writers have to get past.
 template <int kPairs>
 __device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint32_t epoch,
-                                          uint32_t (&data)[2 * kPairs], Wait what) {
+                                          uint32_t (&data)[2 * kPairs], Wait what, const LinkWord* sign = nullptr) {
   Watch watch;
   for (;;) {
     bool there = true;
@@ -84,6 +93,12 @@ __device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint
     }
     if (there) break;
     watch.tick(static_cast<int>(what), epoch);
+    while (sign != nullptr) {
+      uint64_t word;
+      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(sign) : "memory");
+      if (static_cast<uint32_t>(word >> 32) == epoch) break;
+      watch.tick(static_cast<int>(what), epoch);
+    }
   }
 }
 

@@ -49,7 +49,12 @@ struct Resident {
   bool fp8_cache;
   ResidentLinks link;
   ResidentOutputs out;
-  int under_way;  // stages of a block that may be on their way at a time
+  int under_way;  // stages of a block that may be on their way at a time, 1 to 6
+  int stream_under_way;  // the same when experts are chosen
+  bool prefetch;  // the next layer's first weights into L2 before experts are chosen
+#ifdef MLA_RESIDENT_STAMPS
+  unsigned long long* stamps;  // null, or when each block was where
+#endif
   ResidentLayer layer[kResidentLayers];
 };
 

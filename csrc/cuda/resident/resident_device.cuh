@@ -22,15 +22,22 @@ constexpr int kMostColumns = 16;  // of a row: chosen and always-on experts
 constexpr int kConsumerBarrier = 1, kNormedBarrier = 2;
 
 #ifdef MLA_RESIDENT_STAMPS
-__device__ unsigned long long* stamps;  // [blocks][layers][32]
-__device__ __forceinline__ void stamp(int layer, int slot) {
-  if (threadIdx.x % 32 != 0 || stamps == nullptr) return;
+// p.stamps: [blocks][kResidentLayers][32]
+__device__ __forceinline__ void stamp(const Resident& p, int layer, int slot) {
+  if (p.stamps == nullptr || threadIdx.x % 32 != 0 || layer >= p.layers) return;
   unsigned long long now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  stamps[(blockIdx.x * kResidentLayers + layer) * 32 + slot] = now;
+  p.stamps[(blockIdx.x * kResidentLayers + layer) * 32 + slot] = now;
+}
+__device__ __forceinline__ void stamp_processor(const Resident& p, int layer) {
+  if (p.stamps == nullptr || threadIdx.x % 32 != 0 || layer >= p.layers) return;
+  unsigned id;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
+  p.stamps[(blockIdx.x * kResidentLayers + layer) * 32 + 31] = id;
 }
 #else
-__device__ __forceinline__ void stamp(int, int) {}
+__device__ __forceinline__ void stamp(const Resident&, int, int) {}
+__device__ __forceinline__ void stamp_processor(const Resident&, int) {}
 #endif
 
 /// How the weights of one type lie in stages.
@@ -48,12 +55,12 @@ struct alignas(128) ResidentShared {
   alignas(16) Bf16 normed[kConsumers * kSegment];      // the row of x
   alignas(16) Bf16 own[kConsumers][2 * kSegment];      // of a warp: segments of other operands
   alignas(16) float sums[kSumStages][8][16];  // of each segment of a stage
-  float squares[2][8];
+  float squares[kConsumers / 2];
   float parts[kMostColumns][16];  // of always-on experts
   alignas(8) float logits[kMostExperts];
   uint32_t select_scratch[kMostExperts];
-  int32_t ids[kMostColumns];
-  float weights[kMostColumns];
+  int32_t ids[2][kMostColumns];  // of odd and even layers
+  float weights[2][kMostColumns];
   uint32_t epoch;
   int32_t position;
   uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
@@ -92,6 +99,41 @@ struct Parts {
         logit(block - (blocks - p.experts)) {}
 };
 
+/// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown are
+/// its feed-forward network, and nothing is chosen. Behind the last layer kCompress is the head.
+enum Phase : int { kCompress, kExpand, kOut, kAlways, kAlwaysDown, kChosen, kChosenDown, kPhases };
+
+/// This block's items of 16 weight rows of k in a phase.
+struct Work {
+  int items, k;
+  __device__ Work(const Resident& p, const Parts& parts, int phase, bool dense, bool last) : items(0), k(p.d) {
+    switch (phase) {
+      case kCompress: items = last ? parts.head.count : parts.compress; break;
+      case kExpand: items = parts.expand, k = p.c; break;
+      case kOut: items = parts.columns, k = p.heads * p.v; break;
+      case kAlways: items = dense ? parts.dense.count : parts.always.count; break;
+      case kAlwaysDown:
+        items = !parts.columns ? 0 : dense ? 1 : p.shared;
+        k = dense ? p.dense_inner : p.inner;
+        break;
+      case kChosen: items = dense ? 0 : parts.chosen.count; break;
+      default: items = dense || !parts.columns ? 0 : p.top_k, k = p.inner;
+    }
+  }
+};
+
+/// Which item of 16 rows of the experts' gate and up is the block's item i of kAlways (of a layer with experts) or
+/// kChosen.
+struct GateUpItem {
+  int column, item;  // of the row's experts, of the expert
+  __device__ GateUpItem(const Resident& p, const Parts& parts, int phase, int i) {
+    const int each = p.inner / 8, at = (phase == kChosen ? parts.chosen.first : parts.always.first) + i;
+    column = at / each;
+    item = at - column * each;
+    if (phase == kAlways) column += p.top_k;
+  }
+};
+
 __device__ __forceinline__ LinkWord* link_of(const Resident& p, int link, uint32_t epoch) {
   return reinterpret_cast<LinkWord*>(p.links) + (epoch & 1) * p.link.buffer + link;
 }
@@ -102,9 +144,12 @@ struct Producer {
   ResidentRing ring;
   uint32_t s, under_way;
 
+  /// Until stage s may be asked for.
+  __device__ __forceinline__ void wait() const { ring.wait_to_fill(s, under_way); }
+
   /// One stage of 16 rows. One thread issues, from uniform registers (gemm/product_ring_device.cuh).
   __device__ __forceinline__ void fill(const unsigned char* from, int row_step, uint32_t bytes) {
-    ring.wait_to_fill(s, under_way);
+    wait();
     const auto same = [](auto x) { return __shfl_sync(kFullWarp, x, 0); };
     const uint64_t first = same(reinterpret_cast<uint64_t>(from));
     const uint32_t to = same(shared_address(ring.at(s))), barrier = same(ring.full_of(s));
@@ -142,7 +187,6 @@ struct Consumer {
   int warp, lane;
   uint32_t s = 0;        // the phase's first stage
   uint32_t skipped = 0;  // stages so far that had no sums
-  uint32_t norms = 0;    // so far
 
   __device__ __forceinline__ int team() const { return warp / ResidentRing::kTeamWarps; }
   __device__ __forceinline__ int member() const { return warp % ResidentRing::kTeamWarps; }
@@ -159,60 +203,47 @@ struct Consumer {
     }
   }
 
-  /// Operands of this phase's stages out of the row of x, normed; the row's k fills whole turns of teams. The whole row
-  /// is in shared.normed after a barrier that follows.
-  template <class W>
-  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what,
-                                       uint4 (&x)[StageShape<W>::kOwn][4]) {
-    using S = StageShape<W>;
-    const int d = p.d, first = first_turn() % S::stages(d) * S::kSegments + member();
-    uint4 weights[S::kOwn];
-    uint32_t raw[S::kOwn][4];
-    const int half = first % 2 * 16, mine = (lane & 16) == half;
-#pragma unroll
-    for (int o = 0; o < S::kOwn; ++o) {
-      const int at = (first + 4 * o) / 2 * 256 + lane * 8;
-      weights[o] = mine && p.norm_bf16 ? load16(static_cast<const Bf16*>(weight) + at) : make_uint4(0, 0, 0, 0);
-    }
-    float* const squares = shared.squares[norms & 1];
-    ++norms;
-#pragma unroll
-    for (int o = 0; o < S::kOwn; ++o) {
-      const int segment = first + 4 * o, at = segment / 2 * 256 + lane * 8;
-      link_load<2>(from + at / 2, 2, epoch, raw[o], what);
+  /// The row of x, normed, into shared.normed: a warp 256 channels, as in norm_rows.cu. All consumers; it is there for
+  /// them.
+  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what) {
+    const int d = p.d, at = warp * 256 + lane * 8;
+    const bool mine = at < d;
+    uint32_t raw[4] = {};
+    float w[8] = {};
+    if (mine) load_weight_chunk(weight, p.norm_bf16, at, d, true, w);
+    if (warp * 256 < d) {
+      if (mine) link_load<2>(from + at / 2, 2, epoch, raw, what, from + warp * 128 + blockIdx.x % 16 * 8);
+      __syncwarp();
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        sum = fmaf(bf16_low(raw[o][i]), bf16_low(raw[o][i]), sum);
-        sum = fmaf(bf16_high(raw[o][i]), bf16_high(raw[o][i]), sum);
+        sum = fmaf(bf16_low(raw[i]), bf16_low(raw[i]), sum);
+        sum = fmaf(bf16_high(raw[i]), bf16_high(raw[i]), sum);
       }
       sum = warp_sum(sum);
-      if (segment % 2 == 0 && lane == 0) squares[segment / 2] = sum;
+      if (lane == 0) shared.squares[warp] = sum;
     }
     named_barrier_sync(kConsumerBarrier, kConsumers * 32);
-    float sum = squares[0];
-    for (int i = 1; i < (d + 255) / 256; ++i) sum += squares[i];
-    const float factor = 1.0f / sqrtf(sum / static_cast<float>(d) + eps);
+    if (mine) {
+      float sum = shared.squares[0];
 #pragma unroll
-    for (int o = 0; o < S::kOwn; ++o) {
-      const int segment = first + 4 * o, at = segment / 2 * 256 + lane * 8;
-      if (!mine) continue;
-      float w[8];
-      if (p.norm_bf16) {
-        const uint32_t words[4] = {weights[o].x, weights[o].y, weights[o].z, weights[o].w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) w[2 * i] = bf16_low(words[i]), w[2 * i + 1] = bf16_high(words[i]);
-      } else {
-        load8(static_cast<const float*>(weight) + at, w);
-      }
+      for (int i = 1; i < kConsumers / 2; ++i) sum += i * 256 < d ? shared.squares[i] : 0.0f;
+      const float factor = 1.0f / sqrtf(sum / static_cast<float>(d) + eps);
       uint32_t out[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        out[i] = pack_bf16(bf16_low(raw[o][i]) * factor * w[2 * i], bf16_high(raw[o][i]) * factor * w[2 * i + 1]);
+        out[i] = pack_bf16(bf16_low(raw[i]) * factor * w[2 * i], bf16_high(raw[i]) * factor * w[2 * i + 1]);
       }
       store16(shared.normed + at, make_uint4(out[0], out[1], out[2], out[3]));
     }
-    __syncwarp();
+    named_barrier_sync(kConsumerBarrier, kConsumers * 32);
+  }
+
+  /// Operands of the stages that come, of which a turn of all teams has a whole number of items, out of shared.normed.
+  template <class W>
+  __device__ __forceinline__ void take_normed(uint4 (&x)[StageShape<W>::kOwn][4]) const {
+    using S = StageShape<W>;
+    const int first = first_turn() % S::stages(p.d) * S::kSegments + member();
 #pragma unroll
     for (int o = 0; o < S::kOwn; ++o) take<W>(shared.normed + (first + 4 * o) * kSegment, x[o]);
   }
@@ -222,7 +253,7 @@ struct Consumer {
   __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what, int o,
                                           uint4 (&x)[4]) {
     uint32_t data[2] = {0, 0};
-    if (2 * lane < words) link_load<1>(from + 2 * lane, 2, epoch, data, what);
+    if (2 * lane < words) link_load<1>(from + 2 * lane, 2, epoch, data, what, from);
     Bf16* const to = shared.own[warp] + o * kSegment;
     __syncwarp();  // the one before has been taken
     *reinterpret_cast<uint2*>(to + lane * 4) = make_uint2(data[0], data[1]);
@@ -294,34 +325,28 @@ struct Consumer {
     if (lane == 0) mbarrier_arrive(summable + 8 * slot);
   }
 
-  /// The phase's stages by fixed operands.
+  /// A phase's stages: operands are the normed row, or with `from` a link's words, those of item i from from + i * step
+  /// on.
   template <class W>
-  __device__ __forceinline__ void multiply_all(int items, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
+  __device__ __forceinline__ void run(const Work& work, const LinkWord* from, int step, uint32_t epoch, Wait what) {
     using S = StageShape<W>;
-    const int stages = S::stages(k) * items;
-    // A whole number of items fits into a turn of all teams, so this warp's stages are the same part of theirs.
-    const int columns = k - first_turn() % S::stages(k) * S::kK;
+    const int each = S::stages(work.k), stages = each * work.items;
+    uint4 x[S::kOwn][4] = {};
+    if (from == nullptr && work.items > 0) take_normed<W>(x);
+    int item = 0, piece = first_turn();
 #pragma unroll 1
-    for (int i = first_turn(); i < stages; i += ResidentRing::kTeams) multiply<W>(s + i, columns, x);
-    s += stages;
-  }
-
-  /// The phase's stages, operands from a link: the item's words from from(item) on.
-  template <class W, class From>
-  __device__ __forceinline__ void receive_all(int items, int k, uint32_t epoch, Wait what, From&& from) {
-    using S = StageShape<W>;
-    const int each = S::stages(k), stages = each * items;
-#pragma unroll 1
-    for (int i = first_turn(); i < stages; i += ResidentRing::kTeams) {
-      const int item = i / each, k0 = (i - item * each) * S::kK;
-      const LinkWord* const words = from(item) + k0 / 2;
-      uint4 x[S::kOwn][4];
+    for (int i = first_turn(); i < stages; i += ResidentRing::kTeams, piece += ResidentRing::kTeams) {
+      while (piece >= each) piece -= each, ++item;
+      const int k0 = piece * S::kK;
+      if (from != nullptr) {
+        const LinkWord* const words = from + item * step + k0 / 2;
 #pragma unroll
-      for (int o = 0; o < S::kOwn; ++o) {
-        const int at = (member() + 4 * o) * kSegment;
-        receive<W>(words + at / 2, min(kSegment, k - k0 - at) / 2, epoch, what, o, x[o]);
+        for (int o = 0; o < S::kOwn; ++o) {
+          const int at = (member() + 4 * o) * kSegment;
+          receive<W>(words + at / 2, min(kSegment, work.k - k0 - at) / 2, epoch, what, o, x[o]);
+        }
       }
-      multiply<W>(s + i, k - k0, x);
+      multiply<W>(s + i, work.k - k0, x);
     }
     s += stages;
   }
@@ -390,19 +415,23 @@ struct Epilogue {
     return total;
   }
 
-  /// An item alone.
-  template <class W>
-  __device__ __forceinline__ float item(int k, const ItemScales& scales) {
-    expect<W>(scales, (k + kSegment - 1) / kSegment);
-    return item<W>(k, scales, [] {});
-  }
-
   /// Gives 16 results as bf16; to a plain tensor too, if there is one.
   __device__ __forceinline__ void give(float value, LinkWord* to, uint32_t epoch, void* plain) const {
     const uint32_t pair = pack_bf16(value, __shfl_down_sync(kFullWarp, value, 1));
     if (lane < 16 && lane % 2 == 0) {
       link_store(to + lane / 2, pair, epoch);
       if (plain != nullptr) static_cast<uint32_t*>(plain)[lane / 2] = pair;
+    }
+  }
+
+  /// Gives 8 hidden channels from channel `at` on; `value`: gates in lanes 0 to 7, ups in lanes 8 to 15.
+  __device__ __forceinline__ void give_hidden(float value, int at, uint32_t epoch) const {
+    const float h = gate_up(value, __shfl_down_sync(kFullWarp, value, 8));
+    const uint32_t pair = pack_bf16(h, __shfl_down_sync(kFullWarp, h, 1));
+    if (lane < 8 && lane % 2 == 0) {
+      const int word = at / 2 + lane / 2;
+      link_store(reinterpret_cast<LinkWord*>(p.links) + (epoch & 1) * p.link.buffer + p.link.h + word, pair, epoch);
+      if (p.out.h != nullptr) static_cast<uint32_t*>(p.out.h)[word] = pair;
     }
   }
 };

@@ -13,164 +13,146 @@
 namespace mla::cuda {
 namespace {
 
+/// Into L2, while the memory has nothing else to do: what this block needs first of the next layer.
 template <class W>
-__device__ __forceinline__ const unsigned char* weights_at(const void* w, int64_t row, int k) {
-  return static_cast<const unsigned char*>(w) + row * k * static_cast<int64_t>(sizeof(W));
+__device__ __forceinline__ void prefetch_next(const Resident& p, const Parts& parts, int l) {
+  if (!p.prefetch || l + 1 >= p.layers) return;
+  const int lane = threadIdx.x % 32, row_bytes = p.d * static_cast<int>(sizeof(W));
+  for (int i = 0; i < parts.compress; ++i) {
+    const int64_t row = (parts.block + i * parts.blocks) * 16 + lane % 16;
+    const int half = row_bytes / 2;
+    bulk_prefetch_l2(static_cast<const unsigned char*>(p.layer[l + 1].weight) + row * row_bytes + lane / 16 * half, half);
+  }
 }
 
-/// Which item of 16 rows of the experts' gate and up is item i of this block: always-on experts' first.
-struct GateUpItem {
-  int column, item;  // of the row's experts, of the expert
-  __device__ GateUpItem(const Resident& p, const Parts& parts, int i) {
-    const int each = p.inner / 8;
-    const bool always = i < parts.always.count;
-    const int at = always ? parts.always.first + i : parts.chosen.first + i - parts.always.count;
-    column = at / each;
-    item = at - column * each;
-    if (always) column += p.top_k;
-  }
-};
-
-template <class W>
+template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring) {
   Producer producer{ring, 0, static_cast<uint32_t>(p.under_way)};
-  const auto items = [&](const void* w, int first, int step, int count, int k) {
-#pragma unroll 1
-    for (int i = 0; i < count; ++i) producer.item(weights_at<W>(w, (first + i * step) * 16ll, k), k * sizeof(W));
-  };
-  const int hv = p.heads * p.v;
-  uint32_t chosen = 0;
-#pragma unroll 1
-  for (int l = 0; l < p.layers; ++l) {
-    const ResidentLayer& layer = p.layer[l];
-    items(layer.weight, parts.block, parts.blocks, parts.compress, p.d);
-    stamp(l, 23);
+  uint32_t choices = 0;
 #ifdef MLA_RESIDENT_ATTENTION
-    const int stages = attend_stages(p, *p.length, parts.block);
-    for (int i = 0; i < stages; ++i) {
-      ring.wait_to_fill(producer.s, producer.under_way);
-      attend_fill(p, l, parts.block, i, shared_address(ring.at(producer.s)), ring.full_of(producer.s));
-      ++producer.s;
-    }
+  const int attended = attend_stages(p, *p.length, parts.block);
 #endif
-    if (parts.expand) {
-      producer.item(weights_at<Bf16>(layer.w_uv, parts.block * 16ll, p.c), p.c * static_cast<int>(sizeof(Bf16)));
-    }
-    if (parts.columns) items(layer.w_o, parts.block, 0, 1, hv);
-    if (l < p.dense_layers) {
-      items(layer.w_gate_up, parts.dense.first, 1, parts.dense.count, p.d);
-      if (parts.columns) items(layer.w_down, parts.block, 0, 1, p.dense_inner);
-      continue;
-    }
-    const int all = parts.always.count + parts.chosen.count;
 #pragma unroll 1
-    for (int i = 0; i < all; ++i) {
-      if (i == parts.always.count) {
-        stamp(l, 13);
-        watched_wait(shared_address(&shared.chosen), chosen++ & 1, Wait::kChosen, l);
-        stamp(l, 14);
+  for (int l = 0; l <= p.layers; ++l) {
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
+    const int32_t* const ids = shared.ids[l & 1];
+#pragma unroll 1
+    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
+#ifdef MLA_RESIDENT_ATTENTION
+      if (phase == kExpand) {
+#pragma unroll 1
+        for (int i = 0; i < attended; ++i) {
+          producer.wait();
+          attend_fill<Cache>(p, l, parts.block, i, shared_address(ring.at(producer.s)), ring.full_of(producer.s));
+          ++producer.s;
+        }
       }
-      const GateUpItem it(p, parts, i);
-      const int expert = i < parts.always.count ? p.experts + it.column - p.top_k : shared.ids[it.column];
-      items(weights_at<W>(layer.w_gate_up, expert * 2ll * p.inner, p.d), it.item, 0, 1, p.d);
-    }
-    stamp(l, 15);
-    if (parts.columns) {
-#pragma unroll 1
-      for (int i = 0; i < p.shared + p.top_k; ++i) {
-        const int expert = i < p.shared ? p.experts + i : shared.ids[i - p.shared];
-        items(weights_at<W>(layer.w_down, static_cast<int64_t>(expert) * p.d, p.inner), parts.block, 0, 1, p.inner);
+#endif
+      if (phase == kChosen && !dense) {
+        stamp(p, l, 13);
+        prefetch_next<W>(p, parts, l);
+        watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+        stamp(p, l, 14);
+        producer.under_way = p.stream_under_way;
       }
-    }
-    stamp(l, 22);
-  }
+      const Work work(p, parts, phase, dense, last);
+      const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
 #pragma unroll 1
-  for (int i = 0; i < parts.head.count; ++i) {
-    producer.item(weights_at<Bf16>(p.head, (parts.head.first + i) * 16ll, p.d), p.d * static_cast<int>(sizeof(Bf16)));
+      for (int i = 0; i < work.items; ++i) {
+        const void* w = layer.w_down;
+        int64_t row = parts.block * 16;
+        switch (phase) {
+          case kCompress:
+            w = last ? p.head : layer.weight;
+            row = last ? (parts.head.first + i) * 16ll : (parts.block + i * parts.blocks) * 16ll;
+            break;
+          case kExpand: w = layer.w_uv; break;
+          case kOut: w = layer.w_o; break;
+          case kAlways:
+          case kChosen:
+            w = layer.w_gate_up;
+            if (dense) {
+              row = (parts.dense.first + i) * 16ll;
+            } else {
+              const GateUpItem it(p, parts, phase, i);
+              const int expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
+              row = expert * 2ll * p.inner + it.item * 16;
+            }
+            break;
+          case kAlwaysDown:
+            if (!dense) row += static_cast<int64_t>(p.experts + i) * p.d;
+            break;
+          default: row += static_cast<int64_t>(ids[i]) * p.d;
+        }
+        producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
+      }
+      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l);
+      if (phase == kChosen) stamp(p, l, 15);
+      if (phase == kChosenDown) stamp(p, l, 22), producer.under_way = p.under_way;
+    }
   }
 }
 
-template <class W>
+template <class W, class Cache>
 __device__ __forceinline__ void consume(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring, uint32_t base) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Consumer consumer{p,    shared, ring, shared_address(shared.summable), shared_address(shared.summed), warp,
                     lane};
-  using S = StageShape<W>;
-  using B = StageShape<Bf16>;
-  const int hv = p.heads * p.v;
 #ifdef MLA_RESIDENT_ATTENTION
-  const int stages = attend_stages(p, *p.length, parts.block);
+  const int attended = attend_stages(p, *p.length, parts.block);
 #endif
 #pragma unroll 1
-  for (int l = 0; l < p.layers; ++l) {
-    const ResidentLayer& layer = p.layer[l];
+  for (int l = 0; l <= p.layers; ++l) {
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = base + l + 1;
-    {
-      uint4 x[S::kOwn][4];
-      consumer.norm<W>(link_of(p, p.link.x, epoch), epoch, layer.norm, p.eps, Wait::kX, x);
-      if (warp == 0) stamp(l, 0);
-      consumer.multiply_all<W>(parts.compress, p.d, x);
-      if (warp == 0) stamp(l, 1);
-    }
+#pragma unroll 1
+    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
+      const Work work(p, parts, phase, dense, last);
+      const LinkWord* from = nullptr;
+      int step = 0;
+      Wait what = Wait::kH;
+      if (phase == kCompress || phase == kAlways) {
+        const bool first = phase == kCompress;
+        consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
+                      last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
+                      last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid);
+        if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
+        if (warp == 0) stamp(p, l, first ? 0 : 6);
+      } else if (phase == kExpand) {
 #ifdef MLA_RESIDENT_ATTENTION
-    attend(p, l, epoch, ring, consumer.s, stages, shared.operands);
-    consumer.s += stages;
-    consumer.skipped += stages;
-    if (warp == 0) stamp(l, 2);
-    merge(p, l, epoch, shared.operands);
-    if (warp == 0) stamp(l, 3);
-    const LinkWord* const u = link_of(p, p.link.u, epoch);
-    const Wait what = Wait::kU;
+        attend<Cache>(p, l, epoch, ring, consumer.s, attended, shared.operands);
+        consumer.s += attended;
+        consumer.skipped += attended;
+        if (warp == 0) stamp(p, l, 2);
+        merge<Cache>(p, l, epoch, shared.operands);
+        if (warp == 0) stamp(p, l, 3);
+        from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
 #else
-    const LinkWord* const u = link_of(p, p.link.q, epoch);
-    const Wait what = Wait::kQ;
+        from = link_of(p, p.link.q, epoch) + parts.block * 16 / p.v * p.c / 2 % (p.heads * (p.n + p.r) / 2);
 #endif
-    if (parts.expand) {
-      int from = parts.block * 16 / p.v * p.c / 2;
-#ifndef MLA_RESIDENT_ATTENTION
-      from %= p.heads * (p.n + p.r) / 2;
-#endif
-      consumer.receive_all<Bf16>(1, p.c, epoch, what, [&](int) { return u + from; });
-    }
-    if (warp == 0) stamp(l, 4);
-    if (parts.columns) {
-      const LinkWord* const o = link_of(p, p.link.o, epoch);
-      consumer.receive_all<W>(1, hv, epoch, Wait::kO, [&](int) { return o; });
-    }
-    if (warp == 0) stamp(l, 5);
-    const bool dense = l < p.dense_layers;
-    {
-      uint4 x[S::kOwn][4];
-      consumer.norm<W>(link_of(p, p.link.mid, epoch), epoch, layer.ffn_norm, p.ffn_eps, Wait::kMid, x);
-      if (warp == 0) stamp(l, 6);
-      if (dense) {
-        consumer.multiply_all<W>(parts.dense.count, p.d, x);
+        what = Wait::kU;
+      } else if (phase == kOut) {
+        from = link_of(p, p.link.o, epoch);
+        what = Wait::kO;
+      } else if (phase != kChosen) {
+        step = p.inner / 2;
+        from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
+      }
+      if (sizeof(W) == 1 && (last || phase == kExpand)) {
+        consumer.run<Bf16>(work, from, step, epoch, what);
       } else {
-        if (parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-        consumer.multiply_all<W>(parts.always.count, p.d, x);
-        if (warp == 0) stamp(l, 7);
-        // The same stages in whatever turn the teams are now: a turn has a whole number of items.
-        consumer.multiply_all<W>(parts.chosen.count, p.d, x);
-        if (warp == 0) stamp(l, 8);
+        consumer.run<W>(work, from, step, epoch, what);
+      }
+      if (warp == 0) {
+        constexpr int kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
+        stamp(p, l, kSlots[phase]);
       }
     }
-    if (!parts.columns) continue;
-    const LinkWord* const h = link_of(p, p.link.h, epoch);
-    if (dense) {
-      consumer.receive_all<W>(1, p.dense_inner, epoch, Wait::kH, [&](int) { return h; });
-    } else {
-      consumer.receive_all<W>(p.shared + p.top_k, p.inner, epoch, Wait::kH, [&](int i) {
-        return h + (i < p.shared ? p.top_k + i : i - p.shared) * (p.inner / 2);
-      });
-    }
-    if (warp == 0) stamp(l, 9);
   }
-  const uint32_t epoch = base + p.layers + 1;
-  uint4 x[B::kOwn][4];
-  consumer.norm<Bf16>(link_of(p, p.link.x, epoch), epoch, p.final_norm, p.final_eps, Wait::kX, x);
-  consumer.multiply_all<Bf16>(parts.head.count, p.d, x);
 }
 
 template <class W>
@@ -180,133 +162,107 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
   // The block's columns of the residual stream.
   float residual = 0;
   const int column = parts.block * 16;
-  const auto give_x = [&](int link, uint32_t epoch, void* plain) {
-    epilogue.give(residual, link_of(p, link, epoch) + column / 2, epoch,
-                  plain == nullptr ? nullptr : static_cast<Bf16*>(plain) + column);
+  const auto plain = [](void* to, int at) { return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at; };
+  const auto give_x = [&](int link, uint32_t epoch, void* to) {
+    epilogue.give(residual, link_of(p, link, epoch) + column / 2, epoch, plain(to, column));
   };
   if (parts.columns) {
     residual = to_float(static_cast<const Bf16*>(p.x)[column + row]);
     give_x(p.link.x, base + 1, nullptr);
   }
-  const auto plain = [](void* to, int at) { return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at; };
-  // Scales of 16 rows from `row` on of a matrix of rows of k; of 8 rows of gate and 8 of up from hidden channel `at` on.
   const auto blocks_of = [](int k) { return (k + kSegment - 1) / kSegment; };
-  const auto scales_of = [&](const void* scale, int64_t at, int k) {
-    const float* const from = static_cast<const float*>(scale) + at / kSegment * blocks_of(k);
-    return ItemScales{from, from};
-  };
-  const auto gated_scales = [&](const void* scale, int expert, int inner, int at) {
-    const int each = blocks_of(inner);
-    const float* const from = static_cast<const float*>(scale) + (2ll * expert * each + at / kSegment) * blocks_of(p.d);
-    return ItemScales{from, from + static_cast<int64_t>(each) * blocks_of(p.d)};
-  };
-  uint32_t chosen = 0;
+  uint32_t choices = 0;
 #pragma unroll 1
-  for (int l = 0; l < p.layers; ++l) {
-    const ResidentLayer& layer = p.layer[l];
+  for (int l = 0; l <= p.layers; ++l) {
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = base + l + 1;
-    const auto compress_row = [&](int i) { return (parts.block + i * parts.blocks) * 16; };
-    const auto compress_scales = [&](int i) { return scales_of(layer.weight_scale, compress_row(i), p.d); };
-    epilogue.expect<W>(compress_scales(0), blocks_of(p.d));
+    const int32_t* const ids = shared.ids[l & 1];
+    const float* const weights = shared.weights[l & 1];
+    float sum = 0;
 #pragma unroll 1
-    for (int i = 0; i < parts.compress; ++i) {
-      const int n0 = compress_row(i);
-      const float value = epilogue.item<W>(p.d, compress_scales(i), [&] {
-        if (i + 1 < parts.compress) epilogue.expect<W>(compress_scales(i + 1), blocks_of(p.d));
-      });
-      if (n0 < nq) {
-        epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain(p.out.q, n0));
-      } else if (lane < 16) {
-        link_store(link_of(p, p.link.y, epoch) + n0 - nq + row, __float_as_uint(value), epoch);
-      }
-    }
-    stamp(l, 16);
-    if (parts.expand) {
-      const float value = epilogue.item<Bf16>(p.c, {});
-      epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain(p.out.o, column));
-    }
-    stamp(l, 17);
-    if (parts.columns) {
-      const int hv = p.heads * p.v;
-      residual = rounded_bf16(epilogue.item<W>(hv, scales_of(layer.o_scale, column, hv)) + residual);
-      give_x(p.link.mid, epoch, nullptr);
-    }
-    stamp(l, 18);
-    const bool dense = l < p.dense_layers;
-    const int items = dense ? parts.dense.count : parts.always.count + parts.chosen.count;
-    const auto hidden = [&](int i, ItemScales* scales) {  // the item's first hidden channel, of all columns' channels
-      if (dense) {
-        const int at = (parts.dense.first + i) * 8;
-        if (sizeof(W) == 1) *scales = gated_scales(layer.gate_up_scale, 0, p.dense_inner, at);
-        return at;
-      }
-      const GateUpItem it(p, parts, i);
-      if (sizeof(W) == 1) {
-        const int expert = i < parts.always.count ? p.experts + it.column - p.top_k : shared.ids[it.column];
-        *scales = gated_scales(layer.gate_up_scale, expert, p.inner, it.item * 8);
-      }
-      return it.column * p.inner + it.item * 8;
-    };
-#pragma unroll 1
-    for (int i = 0; i < items; ++i) {
-      // What has not been asked for: the first ones of the phase and of the chosen experts.
-      const bool unknown = !dense && i == parts.always.count;
-      if (sizeof(W) == 1 && unknown) {
-        watched_wait(shared_address(&shared.chosen), chosen++ & 1, Wait::kChosen, l);
-      }
-      ItemScales scales{};
-      const int at = hidden(i, &scales);
-      if (i == 0 || unknown) epilogue.expect<W>(scales, blocks_of(p.d));
-      const float value = epilogue.item<W>(p.d, scales, [&] {
-        if (i + 1 == items || (!dense && i + 1 == parts.always.count)) return;
-        ItemScales next{};
-        hidden(i + 1, &next);
-        epilogue.expect<W>(next, blocks_of(p.d));
-      });
-      const float h = gate_up(value, __shfl_down_sync(kFullWarp, value, 8));
-      const uint32_t pair = pack_bf16(h, __shfl_down_sync(kFullWarp, h, 1));
-      if (lane < 8 && lane % 2 == 0) {
-        link_store(link_of(p, p.link.h, epoch) + at / 2 + lane / 2, pair, epoch);
-        if (p.out.h != nullptr) static_cast<uint32_t*>(p.out.h)[at / 2 + lane / 2] = pair;
-      }
-      if (i + 1 == parts.always.count) stamp(l, 19);
-    }
-    stamp(l, 20);
-    if (!parts.columns) continue;
-    if (dense) {
-      residual = rounded_bf16(epilogue.item<W>(p.dense_inner, scales_of(layer.down_scale, column, p.dense_inner)) +
-                              residual);
-    } else {
-      float sum = 0;
-      const auto down_scales = [&](int i) {
-        if (sizeof(W) == 2) return ItemScales{};
-        const int64_t expert = i < p.shared ? p.experts + i : shared.ids[i - p.shared];
-        const int64_t first = expert * blocks_of(p.d) * blocks_of(p.inner);
-        return scales_of(static_cast<const float*>(layer.down_scale) + first, column, p.inner);
+    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
+      const Work work(p, parts, phase, dense, last);
+      if (phase == kChosen && !dense) watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+      const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
+      const auto scales = [&](int i) {
+        ItemScales out{};
+        if (sizeof(W) == 2 || wide) return out;
+        // Blocks of 128 rows and columns: of the experts before, and of the item's rows.
+        int64_t block = column / kSegment;
+        const void* from = layer.down_scale;
+        if (phase == kCompress) {
+          from = layer.weight_scale, block = (parts.block + i * parts.blocks) * 16 / kSegment;
+        } else if (phase == kOut) {
+          from = layer.o_scale;
+        } else if (phase == kAlways || phase == kChosen) {
+          from = layer.gate_up_scale;
+          int expert = 0, inner = p.dense_inner, at = (parts.dense.first + i) * 8;
+          if (!dense) {
+            const GateUpItem it(p, parts, phase, i);
+            expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
+            inner = p.inner, at = it.item * 8;
+          }
+          block = 2ll * expert * blocks_of(inner) + at / kSegment;
+          out.high = static_cast<const float*>(from) + (block + blocks_of(inner)) * blocks_of(work.k);
+        } else if (!dense) {
+          block += static_cast<int64_t>(phase == kAlwaysDown ? p.experts + i : ids[i]) * blocks_of(p.d);
+        }
+        out.low = static_cast<const float*>(from) + block * blocks_of(work.k);
+        if (out.high == nullptr) out.high = out.low;
+        return out;
       };
-      epilogue.expect<W>(down_scales(0), blocks_of(p.inner));
+      if (work.items > 0 && !wide) epilogue.expect<W>(scales(0), blocks_of(work.k));
 #pragma unroll 1
-      for (int i = 0; i < p.shared + p.top_k; ++i) {
-        const float part = rounded_bf16(epilogue.item<W>(p.inner, down_scales(i), [&] {
-          if (i + 1 < p.shared + p.top_k) epilogue.expect<W>(down_scales(i + 1), blocks_of(p.inner));
-        }));
-        if (i == 0) stamp(l, 21);
-        if (i < p.shared) {
-          shared.parts[i][row] = part;
+      for (int i = 0; i < work.items; ++i) {
+        const auto next = [&] {
+          if (i + 1 < work.items) epilogue.expect<W>(scales(i + 1), blocks_of(work.k));
+        };
+        float value;
+        if (wide) {
+          value = epilogue.item<Bf16>(work.k, {}, [] {});
         } else {
-          sum = fmaf(shared.weights[i - p.shared], part, sum);
+          value = epilogue.item<W>(work.k, scales(i), next);
+        }
+        if (phase == kCompress) {
+          const int n0 = (parts.block + i * parts.blocks) * 16;
+          if (last) {
+            if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
+          } else if (n0 < nq) {
+            epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain(p.out.q, n0));
+          } else if (lane < 16) {
+            link_store(link_of(p, p.link.y, epoch) + n0 - nq + row, __float_as_uint(value), epoch);
+          }
+        } else if (phase == kExpand) {
+          epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain(p.out.o, column));
+        } else if (phase == kOut) {
+          residual = rounded_bf16(value + residual);
+          give_x(p.link.mid, epoch, nullptr);
+        } else if (phase == kAlways || phase == kChosen) {
+          int at = (parts.dense.first + i) * 8;
+          if (!dense) {
+            const GateUpItem it(p, parts, phase, i);
+            at = it.column * p.inner + it.item * 8;
+          }
+          epilogue.give_hidden(value, at, epoch);
+        } else if (dense) {
+          residual = rounded_bf16(value + residual);
+        } else if (phase == kAlwaysDown) {
+          shared.parts[i][row] = rounded_bf16(value);
+        } else {
+          sum = fmaf(weights[i], rounded_bf16(value), sum);
         }
       }
-      for (int i = 0; i < p.shared; ++i) sum = fmaf(shared.weights[p.top_k + i], shared.parts[i][row], sum);
+      constexpr int kSlots[kPhases] = {16, 17, 18, 19, 21, 20, 30};
+      stamp(p, l, kSlots[phase]);
+    }
+    if (last || !parts.columns) continue;
+    if (!dense) {
+      for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.parts[j][row], sum);
       residual = rounded_bf16(sum + residual);
     }
     give_x(p.link.x, epoch + 1, l + 1 == p.layers ? p.x_out : nullptr);
-    stamp(l, 24);
-  }
-#pragma unroll 1
-  for (int i = 0; i < parts.head.count; ++i) {
-    const float value = epilogue.item<Bf16>(p.d, {});
-    if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
+    stamp(p, l, 24);
   }
 }
 
@@ -331,42 +287,54 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
   }
   sum = warp_sum(sum);
   if (lane == 0) link_store(link_of(p, p.link.logits, epoch) + parts.logit, __float_as_uint(sum), epoch);
-  stamp(l, 25);
+  stamp(p, l, 25);
 }
 
 /// The choice of experts, by each block for itself: helper 1.
 __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared& shared, const ResidentLayer& layer,
                                                uint32_t epoch, int l) {
   const int lane = threadIdx.x % 32;
-  uint32_t logits[2] = {};
-  if (2 * lane < p.experts) link_load<1>(link_of(p, p.link.logits, epoch) + 2 * lane, 2, epoch, logits, Wait::kLogits);
-  stamp(l, 26);
-  shared.logits[2 * lane] = __uint_as_float(logits[0]);
-  shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
-  __syncwarp();
+  int32_t* const ids = shared.ids[l & 1];
+  float* const weights = shared.weights[l & 1];
   SelectArgs a;
   a.logits = shared.logits;
   a.bias = static_cast<const float*>(layer.bias);
   a.positions = &shared.position;
-  a.ids = shared.ids;
-  a.weights = shared.weights;
+  a.ids = ids;
+  a.weights = weights;
   a.rows = 1;
   a.experts = p.experts, a.top_k = p.top_k, a.shared = p.shared, a.n_group = p.n_group, a.topk_group = p.topk_group;
   a.scale = p.routed_scale;
   a.sigmoid = p.sigmoid, a.group_top2 = p.group_top2, a.norm_topk = p.norm_topk;
-  select_row<kMostExperts / 32>(a, 0, shared.select_scratch);
-  __syncwarp();
+  // Every few looks the choice is made of what is there, so that its instructions are at hand when all logits are.
+  Watch watch;
+#pragma unroll 1
+  for (int look = 0;; ++look) {
+    uint32_t logits[2] = {};
+    const bool mine = 2 * lane < p.experts;
+    const bool there = __all_sync(
+        kFullWarp, !mine || link_look(link_of(p, p.link.logits, epoch) + 2 * lane, epoch, logits));
+    if (!there && look % 4 != 0) continue;
+    if (there) stamp(p, l, 26);
+    shared.logits[2 * lane] = __uint_as_float(logits[0]);
+    shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
+    __syncwarp();
+    select_row<kMostExperts / 32>(a, 0, shared.select_scratch);
+    __syncwarp();
+    if (there) break;
+    watch.tick(static_cast<int>(Wait::kLogits), epoch);
+  }
   const int columns = p.top_k + p.shared;
   if (lane < columns) {
-    const int id = shared.ids[lane];
+    const int id = ids[lane];
     if (blockIdx.x == 0 && p.out.ids != nullptr) p.out.ids[lane] = id;
-    if (blockIdx.x == 0 && p.out.weights != nullptr) p.out.weights[lane] = shared.weights[lane];
+    if (blockIdx.x == 0 && p.out.weights != nullptr) p.out.weights[lane] = weights[lane];
     // A row of no position chooses none, with weights of zero: something has to be read all the same.
-    shared.ids[lane] = min(max(id, 0), p.experts + p.shared - 1);
+    ids[lane] = min(max(id, 0), p.experts + p.shared - 1);
   }
   __syncwarp();
   if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
-  stamp(l, 27);
+  stamp(p, l, 27);
 }
 
 __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts, uint32_t base) {
@@ -399,7 +367,7 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
   }
 }
 
-template <class W>
+template <class W, class Cache>
 __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __grid_constant__ Resident p) {
   extern __shared__ __align__(128) unsigned char memory[];
   ResidentShared& shared = *reinterpret_cast<ResidentShared*>(memory);
@@ -423,9 +391,9 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
   const ResidentRing ring{shared.stages, shared_address(shared.full), shared_address(shared.empty)};
   const uint32_t base = shared.epoch;
   if (warp < kConsumers) {
-    consume<W>(p, shared, parts, ring, base);
+    consume<W, Cache>(p, shared, parts, ring, base);
   } else if (warp == kProducerWarp) {
-    produce<W>(p, shared, parts, ring);
+    produce<W, Cache>(p, shared, parts, ring);
   } else if (warp == kEpilogueWarp) {
     finish<W>(p, shared, parts, base);
     // Every block has begun, or x of the last layer would not be there.
@@ -460,7 +428,7 @@ int64_t resident_link_bytes(Resident* p, int blocks) {
   return int64_t{2} * at * static_cast<int64_t>(sizeof(LinkWord));
 }
 
-template <class W>
+template <class W, class Cache>
 cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t stream) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
@@ -472,19 +440,19 @@ cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, resident_kernel<W>, p);
+  return cudaLaunchKernelEx(&config, resident_kernel<W, Cache>, p);
 }
 
 cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStream_t stream) {
-  return launch_resident<Bf16>(p, multiprocessors, stream);
+  return launch_resident<Bf16, Bf16>(p, multiprocessors, stream);
 }
 
 cudaError_t launch_resident_f8(const Resident& p, int multiprocessors, cudaStream_t stream) {
-  return launch_resident<F8E4M3>(p, multiprocessors, stream);
+  return launch_resident<F8E4M3, F8E4M3>(p, multiprocessors, stream);
 }
 
 cudaError_t load_resident() {
-  for (const auto kernel : {resident_kernel<Bf16>, resident_kernel<F8E4M3>}) {
+  for (const auto kernel : {resident_kernel<Bf16, Bf16>, resident_kernel<F8E4M3, F8E4M3>}) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(sizeof(ResidentShared)));
     if (error != cudaSuccess) return error;
@@ -497,9 +465,6 @@ cudaError_t watch_resident(unsigned* out) {
   const Watched w{out};
   return cudaMemcpyToSymbol(watched, &w, sizeof w);
 }
-#endif
-#ifdef MLA_RESIDENT_STAMPS
-cudaError_t stamp_resident(unsigned long long* to) { return cudaMemcpyToSymbol(stamps, &to, sizeof to); }
 #endif
 
 }  // namespace mla::cuda
