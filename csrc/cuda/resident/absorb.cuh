@@ -20,13 +20,6 @@ constexpr int kAbsorbPieces = kLatentC / kAbsorbColumns;       // of a head
 constexpr int kAbsorbPairs = kKeyR / 2 / kAbsorbPieces;        // of the rope part, which are dealt over the pieces
 constexpr int kAbsorbSteps = kHeadN / 16;
 
-/// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
-/// follows from it in registers that there are not.
-__device__ __forceinline__ int in_place(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 /// What a warp keeps of w_uk.
 struct AbsorbWeights {
   uint32_t a[kAbsorbSteps][2][4];

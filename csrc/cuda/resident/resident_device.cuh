@@ -40,6 +40,13 @@ __device__ __forceinline__ void stamp(const Resident&, int, int) {}
 __device__ __forceinline__ void stamp_processor(const Resident&, int) {}
 #endif
 
+/// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
+/// follows from it in registers that there are not.
+__device__ __forceinline__ int in_place(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 /// How the weights of one type lie in stages.
 template <class W>
 struct StageShape {
@@ -47,23 +54,6 @@ struct StageShape {
   static constexpr int kSegments = kK / kSegment;
   static constexpr int kOwn = kSegments / ResidentRing::kTeamWarps;  // segments of a warp
   __device__ static int stages(int k) { return (k + kK - 1) / kK; }
-};
-
-struct alignas(128) ResidentShared {
-  unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
-  alignas(128) unsigned char operands[20480];          // of attention
-  alignas(16) Bf16 normed[kConsumers * kSegment];      // the row of x
-  alignas(16) Bf16 own[kConsumers][2 * kSegment];      // of a warp: segments of other operands
-  alignas(16) float sums[kSumStages][8][16];  // of each segment of a stage
-  float squares[kConsumers / 2];
-  float parts[kMostColumns][16];  // of always-on experts
-  alignas(8) float logits[kMostExperts];
-  uint32_t select_scratch[kMostExperts];
-  int32_t ids[2][kMostColumns];  // of odd and even layers
-  float weights[2][kMostColumns];
-  uint32_t epoch;
-  int32_t position;
-  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
 };
 
 /// A share of `count` things in order: the blocks from `turn` 0 on get one more of what is left.
@@ -76,7 +66,7 @@ struct Share {
   }
 };
 
-/// What this block does of each product: items of 16 weight rows.
+/// What this block does of each product: items of 16 weight rows. In shared memory: registers are few.
 struct Parts {
   int blocks, block;
   int columns;          // the block's 16 columns of x are block * 16 ..; 1 if it has any
@@ -85,6 +75,7 @@ struct Parts {
   Share always, chosen; // of gate_up, always-on experts' and chosen ones' items, one expert's after the other's
   Share dense, head;
   int logit;            // the expert whose logit is this block's; negative: none
+  int attended;         // stages of attention
   __device__ Parts(const Resident& p)
       : blocks(gridDim.x),
         block(blockIdx.x),
@@ -96,7 +87,26 @@ struct Parts {
         chosen(p.top_k * (p.inner / 8), block, blocks),
         dense(p.dense_inner / 8, block, blocks),
         head(p.vocab / 16, block, blocks),
-        logit(block - (blocks - p.experts)) {}
+        logit(block - (blocks - p.experts)),
+        attended(0) {}
+};
+
+struct alignas(128) ResidentShared {
+  unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
+  alignas(128) unsigned char operands[20480];          // of attention
+  alignas(16) Bf16 normed[kConsumers * kSegment];      // the row of x
+  alignas(16) Bf16 own[kConsumers][2 * kSegment];      // of a warp: segments of other operands
+  alignas(16) float sums[kSumStages][8][16];  // of each segment of a stage
+  float squares[kConsumers / 2];
+  float always_parts[kMostColumns][16];  // of always-on experts, what they add to the block's columns
+  alignas(8) float logits[kMostExperts];
+  uint32_t select_scratch[kMostExperts];
+  int32_t ids[2][kMostColumns];  // of odd and even layers
+  float weights[2][kMostColumns];
+  uint32_t epoch;
+  int32_t position;
+  Parts products;
+  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
 };
 
 /// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown are
@@ -184,18 +194,19 @@ struct Consumer {
   ResidentShared& shared;
   ResidentRing ring;
   uint32_t summable, summed;
-  int warp, lane;
   uint32_t s = 0;        // the phase's first stage
-  uint32_t skipped = 0;  // stages so far that had no sums
 
-  __device__ __forceinline__ int team() const { return warp / ResidentRing::kTeamWarps; }
-  __device__ __forceinline__ int member() const { return warp % ResidentRing::kTeamWarps; }
+  // Not kept: registers are few.
+  __device__ static __forceinline__ int thread() { return in_place(threadIdx.x); }
+  __device__ static __forceinline__ int team() { return thread() / 32 / ResidentRing::kTeamWarps; }
+  __device__ static __forceinline__ int member() { return thread() / 32 % ResidentRing::kTeamWarps; }
   /// Of the phase's stages, this team's first one.
   __device__ __forceinline__ int first_turn() const { return (team() - static_cast<int>(s)) & 3; }
 
   /// This lane's operands of the segment that lies at `x` in shared memory: the one row is column 0.
   template <class W>
   __device__ __forceinline__ void take(const Bf16* x, uint4 (&to)[4]) const {
+    const int lane = thread() % 32;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int k = sizeof(W) == 1 ? lane * 16 + j / 2 * 64 + j % 2 * 8 : lane * 8 + j * 32;
@@ -206,6 +217,7 @@ struct Consumer {
   /// The row of x, normed, into shared.normed: a warp 256 channels, as in norm_rows.cu. All consumers; it is there for
   /// them.
   __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what) {
+    const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int d = p.d, at = warp * 256 + lane * 8;
     const bool mine = at < d;
     uint32_t raw[4] = {};
@@ -252,28 +264,30 @@ struct Consumer {
   template <class W>
   __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what, int o,
                                           uint4 (&x)[4]) {
+    const int thread = in_place(threadIdx.x), lane = thread % 32;
     uint32_t data[2] = {0, 0};
     if (2 * lane < words) link_load<1>(from + 2 * lane, 2, epoch, data, what, from);
-    Bf16* const to = shared.own[warp] + o * kSegment;
+    Bf16* const to = shared.own[thread / 32] + o * kSegment;
     __syncwarp();  // the one before has been taken
     *reinterpret_cast<uint2*>(to + lane * 4) = make_uint2(data[0], data[1]);
     __syncwarp();
     take<W>(to, x);
   }
 
-  /// Multiplies stage s of the ring, which has `k` columns.
+  /// Multiplies stage `at` of the ring, the one of number `turn` that has sums; it has `k` columns.
   template <class W>
-  __device__ __forceinline__ void multiply(uint32_t at, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
+  __device__ __forceinline__ void multiply(uint32_t at, uint32_t turn, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
     using S = StageShape<W>;
     constexpr int kSegmentBytes = kSegment * static_cast<int>(sizeof(W)), kChunks = kSegmentBytes / 64;
+    const int thread = in_place(threadIdx.x), lane = thread % 32, member = thread / 32 % ResidentRing::kTeamWarps;
     const int g = lane / 4, q = lane % 4;
     ring.wait(at);
     const unsigned char* const from =
-        ring.at(at) + g * ResidentRing::kWeightPitch + member() * kSegmentBytes + q * 16;
+        ring.at(at) + g * ResidentRing::kWeightPitch + member * kSegmentBytes + q * 16;
     float acc[S::kOwn][4] = {};
 #pragma unroll
     for (int o = 0; o < S::kOwn; ++o) {
-      const int left = k - (member() + 4 * o) * kSegment;
+      const int left = k - (member + 4 * o) * kSegment;
       if (left <= 0) break;
       uint4 low[kChunks], high[kChunks];
 #pragma unroll
@@ -312,13 +326,13 @@ struct Consumer {
     }
     __syncwarp();
     if (lane == 0) ring.leave(at);
-    const uint32_t turn = at - skipped, slot = turn % kSumStages;
+    const uint32_t slot = turn % kSumStages;
     watched_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1, Wait::kSummed, at);
     if (q == 0) {
 #pragma unroll
       for (int o = 0; o < S::kOwn; ++o) {
-        shared.sums[slot][member() + 4 * o][g] = acc[o][0];
-        shared.sums[slot][member() + 4 * o][g + 8] = acc[o][2];
+        shared.sums[slot][member + 4 * o][g] = acc[o][0];
+        shared.sums[slot][member + 4 * o][g + 8] = acc[o][2];
       }
     }
     __syncwarp();
@@ -328,11 +342,14 @@ struct Consumer {
   /// A phase's stages: operands are the normed row, or with `from` a link's words, those of item i from from + i * step
   /// on.
   template <class W>
-  __device__ __forceinline__ void run(const Work& work, const LinkWord* from, int step, uint32_t epoch, Wait what) {
+  __device__ __forceinline__ void run(const Work& work, const LinkWord* from, int step, uint32_t epoch, Wait what,
+                                      int layer, int phase) {
     using S = StageShape<W>;
     const int each = S::stages(work.k), stages = each * work.items;
     uint4 x[S::kOwn][4] = {};
     if (from == nullptr && work.items > 0) take_normed<W>(x);
+    // Attention's stages have no sums.
+    const uint32_t turn = s - (layer + (phase >= kExpand ? 1 : 0)) * shared.products.attended;
     int item = 0, piece = first_turn();
 #pragma unroll 1
     for (int i = first_turn(); i < stages; i += ResidentRing::kTeams, piece += ResidentRing::kTeams) {
@@ -346,7 +363,7 @@ struct Consumer {
           receive<W>(words + at / 2, min(kSegment, work.k - k0 - at) / 2, epoch, what, o, x[o]);
         }
       }
-      multiply<W>(s + i, work.k - k0, x);
+      multiply<W>(s + i, turn + i, work.k - k0, x);
     }
     s += stages;
   }

@@ -28,11 +28,8 @@ __device__ __forceinline__ void prefetch_next(const Resident& p, const Parts& pa
 template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring) {
-  Producer producer{ring, 0, static_cast<uint32_t>(p.under_way)};
+  Producer producer{ring, 0, static_cast<uint32_t>(p.stream_under_way)};
   uint32_t choices = 0;
-#ifdef MLA_RESIDENT_ATTENTION
-  const int attended = attend_stages(p, *p.length, parts.block);
-#endif
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
     const bool last = l == p.layers, dense = l < p.dense_layers;
@@ -43,19 +40,20 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
 #ifdef MLA_RESIDENT_ATTENTION
       if (phase == kExpand) {
 #pragma unroll 1
-        for (int i = 0; i < attended; ++i) {
+        for (int i = 0; i < parts.attended; ++i) {
           producer.wait();
           attend_fill<Cache>(p, l, parts.block, i, shared_address(ring.at(producer.s)), ring.full_of(producer.s));
           ++producer.s;
         }
       }
 #endif
+      // Bytes come first where they are what is waited for: from the choice on, and of the head.
+      if (phase == kChosen || last) producer.under_way = p.stream_under_way;
       if (phase == kChosen && !dense) {
         stamp(p, l, 13);
         prefetch_next<W>(p, parts, l);
         watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
         stamp(p, l, 14);
-        producer.under_way = p.stream_under_way;
       }
       const Work work(p, parts, phase, dense, last);
       const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
@@ -88,27 +86,22 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
         }
         producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
       }
-      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l);
+      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l), producer.under_way = p.under_way;
       if (phase == kChosen) stamp(p, l, 15);
-      if (phase == kChosenDown) stamp(p, l, 22), producer.under_way = p.under_way;
+      if (phase == kChosenDown) stamp(p, l, 22);
     }
   }
 }
 
 template <class W, class Cache>
 __device__ __forceinline__ void consume(const Resident& p, ResidentShared& shared, const Parts& parts,
-                                        const ResidentRing& ring, uint32_t base) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Consumer consumer{p,    shared, ring, shared_address(shared.summable), shared_address(shared.summed), warp,
-                    lane};
-#ifdef MLA_RESIDENT_ATTENTION
-  const int attended = attend_stages(p, *p.length, parts.block);
-#endif
+                                        const ResidentRing& ring) {
+  Consumer consumer{p, shared, ring, shared_address(shared.summable), shared_address(shared.summed)};
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
-    const uint32_t epoch = base + l + 1;
+    const uint32_t epoch = shared.epoch + l + 1;
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
       const Work work(p, parts, phase, dense, last);
@@ -121,15 +114,14 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
                       last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
                       last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid);
         if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-        if (warp == 0) stamp(p, l, first ? 0 : 6);
+        if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
       } else if (phase == kExpand) {
 #ifdef MLA_RESIDENT_ATTENTION
-        attend<Cache>(p, l, epoch, ring, consumer.s, attended, shared.operands);
-        consumer.s += attended;
-        consumer.skipped += attended;
-        if (warp == 0) stamp(p, l, 2);
+        attend<Cache>(p, l, epoch, ring, consumer.s, parts.attended, shared.operands);
+        consumer.s += parts.attended;
+        if (threadIdx.x / 32 == 0) stamp(p, l, 2);
         merge<Cache>(p, l, epoch, shared.operands);
-        if (warp == 0) stamp(p, l, 3);
+        if (threadIdx.x / 32 == 0) stamp(p, l, 3);
         from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
 #else
         from = link_of(p, p.link.q, epoch) + parts.block * 16 / p.v * p.c / 2 % (p.heads * (p.n + p.r) / 2);
@@ -143,11 +135,11 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
         from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
       }
       if (sizeof(W) == 1 && (last || phase == kExpand)) {
-        consumer.run<Bf16>(work, from, step, epoch, what);
+        consumer.run<Bf16>(work, from, step, epoch, what, l, phase);
       } else {
-        consumer.run<W>(work, from, step, epoch, what);
+        consumer.run<W>(work, from, step, epoch, what, l, phase);
       }
-      if (warp == 0) {
+      if (threadIdx.x / 32 == 0) {
         constexpr int kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
         stamp(p, l, kSlots[phase]);
       }
@@ -156,7 +148,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
 }
 
 template <class W>
-__device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts, uint32_t base) {
+__device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
   const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
   Epilogue epilogue{p, shared, shared_address(shared.summable), shared_address(shared.summed), 0, lane};
   // The block's columns of the residual stream.
@@ -168,7 +160,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
   };
   if (parts.columns) {
     residual = to_float(static_cast<const Bf16*>(p.x)[column + row]);
-    give_x(p.link.x, base + 1, nullptr);
+    give_x(p.link.x, shared.epoch + 1, nullptr);
   }
   const auto blocks_of = [](int k) { return (k + kSegment - 1) / kSegment; };
   uint32_t choices = 0;
@@ -176,7 +168,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
   for (int l = 0; l <= p.layers; ++l) {
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
-    const uint32_t epoch = base + l + 1;
+    const uint32_t epoch = shared.epoch + l + 1;
     const int32_t* const ids = shared.ids[l & 1];
     const float* const weights = shared.weights[l & 1];
     float sum = 0;
@@ -248,7 +240,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
         } else if (dense) {
           residual = rounded_bf16(value + residual);
         } else if (phase == kAlwaysDown) {
-          shared.parts[i][row] = rounded_bf16(value);
+          shared.always_parts[i][row] = rounded_bf16(value);
         } else {
           sum = fmaf(weights[i], rounded_bf16(value), sum);
         }
@@ -258,7 +250,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     }
     if (last || !parts.columns) continue;
     if (!dense) {
-      for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.parts[j][row], sum);
+      for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.always_parts[j][row], sum);
       residual = rounded_bf16(sum + residual);
     }
     give_x(p.link.x, epoch + 1, l + 1 == p.layers ? p.x_out : nullptr);
@@ -270,7 +262,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
 __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShared& shared, const Parts& parts,
                                            const uint4 (&gate)[8], uint32_t epoch, int l) {
   if (parts.logit < 0) return;
-  const int lane = threadIdx.x % 32;
+  const int lane = in_place(threadIdx.x) % 32;
   named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
   float sum = 0;
 #pragma unroll
@@ -293,7 +285,7 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
 /// The choice of experts, by each block for itself: helper 1.
 __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared& shared, const ResidentLayer& layer,
                                                uint32_t epoch, int l) {
-  const int lane = threadIdx.x % 32;
+  const int lane = in_place(threadIdx.x) % 32;
   int32_t* const ids = shared.ids[l & 1];
   float* const weights = shared.weights[l & 1];
   SelectArgs a;
@@ -337,21 +329,20 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
   stamp(p, l, 27);
 }
 
-__device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts, uint32_t base) {
-  const int lane = threadIdx.x % 32, helper = threadIdx.x / 32 - kHelperWarp;
-#ifdef MLA_RESIDENT_ATTENTION
-  AbsorbWeights w;
-#endif
+__device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts) {
 #pragma unroll 1
   for (int l = 0; l < p.layers; ++l) {
-    const uint32_t epoch = base + l + 1;
+    const uint32_t epoch = shared.epoch + l + 1;
+    const int helper = in_place(threadIdx.x) / 32 - kHelperWarp;
     const ResidentLayer& layer = p.layer[l];
 #ifdef MLA_RESIDENT_ATTENTION
+    AbsorbWeights w;
     absorb_load(p, l, helper, w);
     absorb(p, l, epoch, helper, w);
 #endif
     if (l < p.dense_layers) continue;
     if (helper == 0) {
+      const int lane = in_place(threadIdx.x) % 32;
       uint4 gate[8];
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
@@ -385,21 +376,24 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
     mbarrier_fence_init();
     shared.epoch = *p.epoch;
     shared.position = *p.position;
+    shared.products = Parts(p);
+#ifdef MLA_RESIDENT_ATTENTION
+    shared.products.attended = attend_stages(p, *p.length, blockIdx.x);
+#endif
   }
   __syncthreads();
-  const Parts parts(p);
+  const Parts& parts = shared.products;
   const ResidentRing ring{shared.stages, shared_address(shared.full), shared_address(shared.empty)};
-  const uint32_t base = shared.epoch;
   if (warp < kConsumers) {
-    consume<W, Cache>(p, shared, parts, ring, base);
+    consume<W, Cache>(p, shared, parts, ring);
   } else if (warp == kProducerWarp) {
     produce<W, Cache>(p, shared, parts, ring);
   } else if (warp == kEpilogueWarp) {
-    finish<W>(p, shared, parts, base);
+    finish<W>(p, shared, parts);
     // Every block has begun, or x of the last layer would not be there.
-    if (parts.block == 0 && threadIdx.x % 32 == 0) *p.epoch = base + p.layers + 1;
+    if (parts.block == 0 && threadIdx.x % 32 == 0) *p.epoch = shared.epoch + p.layers + 1;
   } else {
-    help(p, shared, parts, base);
+    help(p, shared, parts);
   }
 }
 
