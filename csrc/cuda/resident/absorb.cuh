@@ -51,16 +51,29 @@ __device__ __forceinline__ void absorb_load(const Resident& p, int layer, int he
   }
 }
 
+/// Where a helper warp's piece lies. Worked out anew where it is needed: weights take the registers.
+struct AbsorbPlace {
+  int lane, piece, h, column, pair;
+  bool rotates;
+  __device__ __forceinline__ AbsorbPlace() {
+    const int thread = in_place(threadIdx.x);
+    lane = thread % 32;
+    piece = absorb_piece(thread / 32 - kHelperWarp);
+    h = piece / kAbsorbPieces;
+    column = piece % kAbsorbPieces * kAbsorbColumns + lane / 4 * 4;
+    pair = piece % kAbsorbPieces * kAbsorbPairs + lane;
+    rotates = lane < kAbsorbPairs;
+  }
+};
+
 /// The warp's piece of the absorbed query; `w` as absorb_load() has left it.
 __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, int helper, const AbsorbWeights& w) {
-  const int piece = absorb_piece(helper);
-  if (piece >= p.heads * kAbsorbPieces) return;
-  const int lane = in_place(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  const int h = piece / kAbsorbPieces, column = piece % kAbsorbPieces * kAbsorbColumns + g * 4;
+  if (absorb_piece(helper) >= p.heads * kAbsorbPieces) return;
   constexpr int q_words = (kHeadN + kKeyR) / 2, qa_words = kCacheRow / 2, nope = kHeadN / 2;
-  const LinkWord* const from = link_of(p, p.link.q, epoch) + h * q_words;
-  const int pair = piece % kAbsorbPieces * kAbsorbPairs + lane;
-  const bool rotates = lane < kAbsorbPairs;
+  const AbsorbPlace at;
+  const int lane = at.lane, g = lane / 4, q = lane % 4, pair = at.pair;
+  const LinkWord* const from = link_of(p, p.link.q, epoch) + at.h * q_words;
+  const bool rotates = at.rotates;
   const int position = *p.position;
   const bool exists = position >= 0 && position < p.position_end;
   float cosine = 0, sine = 0;
@@ -93,15 +106,16 @@ __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, i
     mma_bf16(acc[0], w.a[s][0], b);
     mma_bf16(acc[1], w.a[s][1], b);
   }
-  LinkWord* const to = link_of(p, p.link.qa, epoch) + h * qa_words;
-  Bf16* const plain = p.out.qa == nullptr ? nullptr : static_cast<Bf16*>(p.out.qa) + h * kCacheRow;
-  if (q == 0) {
+  const AbsorbPlace place;
+  LinkWord* const to = link_of(p, p.link.qa, epoch) + place.h * qa_words;
+  Bf16* const plain = p.out.qa == nullptr ? nullptr : static_cast<Bf16*>(p.out.qa) + place.h * kCacheRow;
+  if (place.lane % 4 == 0) {
     const uint32_t first = pack_bf16(0.0f + acc[0][0], 0.0f + acc[0][2]),
                    second = pack_bf16(0.0f + acc[1][0], 0.0f + acc[1][2]);
-    link_store2(to + column / 2, first, second, epoch);
-    if (plain != nullptr) *reinterpret_cast<uint2*>(plain + column) = make_uint2(first, second);
+    link_store2(to + place.column / 2, first, second, epoch);
+    if (plain != nullptr) *reinterpret_cast<uint2*>(plain + place.column) = make_uint2(first, second);
   }
-  if (rotates) {
+  if (place.rotates) {
     // Not fused, as in gemm/absorb_device.cuh.
     const float x = bf16_low(rope.data), y = bf16_high(rope.data);
     float a = 0, b = 0;
@@ -110,8 +124,8 @@ __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, i
       b = __fadd_rn(__fmul_rn(x, sine), __fmul_rn(y, cosine));
     }
     const uint32_t rotated = pack_bf16(a, b);
-    link_store(to + kLatentC / 2 + pair, rotated, epoch);
-    if (plain != nullptr) *reinterpret_cast<uint32_t*>(plain + kLatentC + 2 * pair) = rotated;
+    link_store(to + kLatentC / 2 + place.pair, rotated, epoch);
+    if (plain != nullptr) *reinterpret_cast<uint32_t*>(plain + kLatentC + 2 * place.pair) = rotated;
   }
 }
 

@@ -18,9 +18,11 @@ struct ResidentLayer {
 /// Plain outputs of the operations (ops.h), one row each, of the last layer in the end, as the operations share them
 /// among layers. Nobody in the kernel reads them; null is allowed.
 struct ResidentOutputs {
-  void *q, *qa, *u, *lse, *o, *normed, *h;
+  void *q, *qa, *u, *lse, *o, *normed;
+  void *dense_h, *h;  // [dense_inner] of dense layers; [top_k + shared, inner], rows as `order` has them
   int32_t *ids, *offsets, *order, *slots;
   float* weights;
+  void* final_normed;  // [d]
 };
 
 /// Where each link's words begin, in words from `links`; two buffers of `buffer` words each.
@@ -51,7 +53,6 @@ struct Resident {
   ResidentOutputs out;
   int under_way;  // stages of a block that may be on their way at a time, 1 to 6
   int stream_under_way;  // the same when experts are chosen
-  bool prefetch;  // the next layer's first weights into L2 before experts are chosen
 #ifdef MLA_RESIDENT_STAMPS
   unsigned long long* stamps;  // null, or when each block was where
 #endif

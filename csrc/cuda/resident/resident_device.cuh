@@ -103,8 +103,10 @@ struct alignas(128) ResidentShared {
   uint32_t select_scratch[kMostExperts];
   int32_t ids[2][kMostColumns];  // of odd and even layers
   float weights[2][kMostColumns];
+  int32_t slots[2][kMostColumns];
   uint32_t epoch;
   int32_t position;
+  int2 kept[kConsumers + 2];  // of each consumer and helper: what it need not keep in registers
   Parts products;
   uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
 };
@@ -215,8 +217,9 @@ struct Consumer {
   }
 
   /// The row of x, normed, into shared.normed: a warp 256 channels, as in norm_rows.cu. All consumers; it is there for
-  /// them.
-  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what) {
+  /// them. One block gives it to a plain tensor too, if there is one.
+  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what,
+                                       void* plain) {
     const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int d = p.d, at = warp * 256 + lane * 8;
     const bool mine = at < d;
@@ -246,37 +249,34 @@ struct Consumer {
       for (int i = 0; i < 4; ++i) {
         out[i] = pack_bf16(bf16_low(raw[i]) * factor * w[2 * i], bf16_high(raw[i]) * factor * w[2 * i + 1]);
       }
-      store16(shared.normed + at, make_uint4(out[0], out[1], out[2], out[3]));
+      const uint4 normed = make_uint4(out[0], out[1], out[2], out[3]);
+      store16(shared.normed + at, normed);
+      if (plain != nullptr && blockIdx.x == gridDim.x - 1) store16(static_cast<Bf16*>(plain) + at, normed);
     }
     named_barrier_sync(kConsumerBarrier, kConsumers * 32);
   }
 
-  /// Operands of the stages that come, of which a turn of all teams has a whole number of items, out of shared.normed.
+  /// The operands of a stage's segments that this warp multiplies, out of a link, of which the stage has `words` words
+  /// from `from` on; into shared.own.
   template <class W>
-  __device__ __forceinline__ void take_normed(uint4 (&x)[StageShape<W>::kOwn][4]) const {
-    using S = StageShape<W>;
-    const int first = first_turn() % S::stages(p.d) * S::kSegments + member();
+  __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what) {
+    const int thread = in_place(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    constexpr int kWords = kSegment / 2;  // of a segment: two a lane
+    __syncwarp();                         // the ones before have been taken
 #pragma unroll
-    for (int o = 0; o < S::kOwn; ++o) take<W>(shared.normed + (first + 4 * o) * kSegment, x[o]);
-  }
-
-  /// Operands of one segment, `words` (at most 64) of a link.
-  template <class W>
-  __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what, int o,
-                                          uint4 (&x)[4]) {
-    const int thread = in_place(threadIdx.x), lane = thread % 32;
-    uint32_t data[2] = {0, 0};
-    if (2 * lane < words) link_load<1>(from + 2 * lane, 2, epoch, data, what, from);
-    Bf16* const to = shared.own[thread / 32] + o * kSegment;
-    __syncwarp();  // the one before has been taken
-    *reinterpret_cast<uint2*>(to + lane * 4) = make_uint2(data[0], data[1]);
+    for (int o = 0; o < StageShape<W>::kOwn; ++o) {
+      const int at = (warp % ResidentRing::kTeamWarps + 4 * o) * kWords;
+      uint32_t data[2] = {0, 0};
+      if (at + 2 * lane < words) link_load<1>(from + at + 2 * lane, 2, epoch, data, what, from + at);
+      *reinterpret_cast<uint2*>(shared.own[warp] + o * kSegment + lane * 4) = make_uint2(data[0], data[1]);
+    }
     __syncwarp();
-    take<W>(to, x);
   }
 
-  /// Multiplies stage `at` of the ring, the one of number `turn` that has sums; it has `k` columns.
+  /// Multiplies stage `at` of the ring, the one of number `turn` that has sums; it has `k` columns. `x`: this
+  /// warp's segments of the row, x_step apart.
   template <class W>
-  __device__ __forceinline__ void multiply(uint32_t at, uint32_t turn, int k, const uint4 (&x)[StageShape<W>::kOwn][4]) {
+  __device__ __forceinline__ void multiply(uint32_t at, uint32_t turn, int k, const Bf16* x, int x_step) {
     using S = StageShape<W>;
     constexpr int kSegmentBytes = kSegment * static_cast<int>(sizeof(W)), kChunks = kSegmentBytes / 64;
     const int thread = in_place(threadIdx.x), lane = thread % 32, member = thread / 32 % ResidentRing::kTeamWarps;
@@ -289,6 +289,8 @@ struct Consumer {
     for (int o = 0; o < S::kOwn; ++o) {
       const int left = k - (member + 4 * o) * kSegment;
       if (left <= 0) break;
+      uint4 operands[4];
+      take<W>(x + o * x_step, operands);
       uint4 low[kChunks], high[kChunks];
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
@@ -304,8 +306,8 @@ struct Consumer {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         if constexpr (sizeof(W) == 2) {
-          mma_bf16(acc[o], {low[c].x, high[c].x, low[c].y, high[c].y}, {x[o][c].x, x[o][c].y});
-          mma_bf16(acc[o], {low[c].z, high[c].z, low[c].w, high[c].w}, {x[o][c].z, x[o][c].w});
+          mma_bf16(acc[o], {low[c].x, high[c].x, low[c].y, high[c].y}, {operands[c].x, operands[c].y});
+          mma_bf16(acc[o], {low[c].z, high[c].z, low[c].w, high[c].w}, {operands[c].z, operands[c].w});
         } else {
           const uint32_t lows[4] = {low[c].x, low[c].y, low[c].z, low[c].w};
           const uint32_t highs[4] = {high[c].x, high[c].y, high[c].z, high[c].w};
@@ -314,7 +316,7 @@ struct Consumer {
             uint32_t a[4];
             f8_to_bf16(lows[i], a[0], a[2]);
             f8_to_bf16(highs[i], a[1], a[3]);
-            const uint4& v = x[o][2 * c + i / 2];
+            const uint4& v = operands[2 * c + i / 2];
             if (i % 2 == 0) {
               mma_bf16(acc[o], a, {v.x, v.y});
             } else {
@@ -346,8 +348,6 @@ struct Consumer {
                                       int layer, int phase) {
     using S = StageShape<W>;
     const int each = S::stages(work.k), stages = each * work.items;
-    uint4 x[S::kOwn][4] = {};
-    if (from == nullptr && work.items > 0) take_normed<W>(x);
     // Attention's stages have no sums.
     const uint32_t turn = s - (layer + (phase >= kExpand ? 1 : 0)) * shared.products.attended;
     int item = 0, piece = first_turn();
@@ -355,15 +355,12 @@ struct Consumer {
     for (int i = first_turn(); i < stages; i += ResidentRing::kTeams, piece += ResidentRing::kTeams) {
       while (piece >= each) piece -= each, ++item;
       const int k0 = piece * S::kK;
+      const Bf16* x = shared.normed + k0 + member() * kSegment;
       if (from != nullptr) {
-        const LinkWord* const words = from + item * step + k0 / 2;
-#pragma unroll
-        for (int o = 0; o < S::kOwn; ++o) {
-          const int at = (member() + 4 * o) * kSegment;
-          receive<W>(words + at / 2, min(kSegment, work.k - k0 - at) / 2, epoch, what, o, x[o]);
-        }
+        receive<W>(from + item * step + k0 / 2, (work.k - k0) / 2, epoch, what);
+        x = shared.own[thread() / 32];
       }
-      multiply<W>(s + i, turn + i, work.k - k0, x);
+      multiply<W>(s + i, turn + i, work.k - k0, x, from != nullptr ? kSegment : 4 * kSegment);
     }
     s += stages;
   }
@@ -441,14 +438,14 @@ struct Epilogue {
     }
   }
 
-  /// Gives 8 hidden channels from channel `at` on; `value`: gates in lanes 0 to 7, ups in lanes 8 to 15.
-  __device__ __forceinline__ void give_hidden(float value, int at, uint32_t epoch) const {
+  /// Gives 8 hidden channels from channel `at` of the link on, and of `plain`; `value`: gates in lanes 0 to 7, ups in
+  /// lanes 8 to 15.
+  __device__ __forceinline__ void give_hidden(float value, LinkWord* to, uint32_t epoch, void* plain) const {
     const float h = gate_up(value, __shfl_down_sync(kFullWarp, value, 8));
     const uint32_t pair = pack_bf16(h, __shfl_down_sync(kFullWarp, h, 1));
     if (lane < 8 && lane % 2 == 0) {
-      const int word = at / 2 + lane / 2;
-      link_store(reinterpret_cast<LinkWord*>(p.links) + (epoch & 1) * p.link.buffer + p.link.h + word, pair, epoch);
-      if (p.out.h != nullptr) static_cast<uint32_t*>(p.out.h)[word] = pair;
+      link_store(to + lane / 2, pair, epoch);
+      if (plain != nullptr) static_cast<uint32_t*>(plain)[lane / 2] = pair;
     }
   }
 };

@@ -5,6 +5,7 @@
 // gives results to the other blocks (link.cuh), two helpers: logits, choice of experts, absorption of the query.
 // Formulas: ops/ops.h; order of sums: gemm/product.h, norm_rows.cu, router_select.cuh; so results have the bits of the
 // separate operations, attention aside.
+#include "cuda/device/launches.h"
 #include "cuda/resident/resident_device.cuh"
 #ifdef MLA_RESIDENT_ATTENTION
 #include "cuda/resident/attention.cuh"
@@ -12,18 +13,6 @@
 
 namespace mla::cuda {
 namespace {
-
-/// Into L2, while the memory has nothing else to do: what this block needs first of the next layer.
-template <class W>
-__device__ __forceinline__ void prefetch_next(const Resident& p, const Parts& parts, int l) {
-  if (!p.prefetch || l + 1 >= p.layers) return;
-  const int lane = threadIdx.x % 32, row_bytes = p.d * static_cast<int>(sizeof(W));
-  for (int i = 0; i < parts.compress; ++i) {
-    const int64_t row = (parts.block + i * parts.blocks) * 16 + lane % 16;
-    const int half = row_bytes / 2;
-    bulk_prefetch_l2(static_cast<const unsigned char*>(p.layer[l + 1].weight) + row * row_bytes + lane / 16 * half, half);
-  }
-}
 
 template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
@@ -51,7 +40,6 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
       if (phase == kChosen || last) producer.under_way = p.stream_under_way;
       if (phase == kChosen && !dense) {
         stamp(p, l, 13);
-        prefetch_next<W>(p, parts, l);
         watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
         stamp(p, l, 14);
       }
@@ -97,52 +85,61 @@ template <class W, class Cache>
 __device__ __forceinline__ void consume(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring) {
   Consumer consumer{p, shared, ring, shared_address(shared.summable), shared_address(shared.summed)};
+  // Place by place through all layers: one number to keep.
 #pragma unroll 1
-  for (int l = 0; l <= p.layers; ++l) {
+  for (int place = 0; place <= p.layers * kPhases; ++place) {
+#ifdef MLA_RESIDENT_ATTENTION
+    if (place % kPhases == kExpand) {
+      // Attention needs all registers.
+      int2& kept = shared.kept[threadIdx.x / 32];
+      kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
+      const auto layer = [&] { return kept.x / kPhases; };
+      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, parts.attended, shared.operands);
+      if (threadIdx.x / 32 == 0) stamp(p, layer(), 2);
+      merge<Cache>(p, layer(), shared.epoch + layer() + 1, shared.operands);
+      if (threadIdx.x / 32 == 0) stamp(p, layer(), 3);
+      place = kept.x;
+      consumer.s = kept.y;
+    }
+#endif
+    const int l = place / kPhases, phase = place - l * kPhases;
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = shared.epoch + l + 1;
-#pragma unroll 1
-    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-      const Work work(p, parts, phase, dense, last);
-      const LinkWord* from = nullptr;
-      int step = 0;
-      Wait what = Wait::kH;
-      if (phase == kCompress || phase == kAlways) {
-        const bool first = phase == kCompress;
-        consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
-                      last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
-                      last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid);
-        if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-        if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
-      } else if (phase == kExpand) {
+    const Work work(p, parts, phase, dense, last);
+    const LinkWord* from = nullptr;
+    int step = 0;
+    Wait what = Wait::kH;
+    if (phase == kCompress || phase == kAlways) {
+      const bool first = phase == kCompress;
+      consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
+                    last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
+                    last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid,
+                    last ? p.out.final_normed : first ? nullptr : p.out.normed);
+      if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
+      if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
+    } else if (phase == kExpand) {
 #ifdef MLA_RESIDENT_ATTENTION
-        attend<Cache>(p, l, epoch, ring, consumer.s, parts.attended, shared.operands);
-        consumer.s += parts.attended;
-        if (threadIdx.x / 32 == 0) stamp(p, l, 2);
-        merge<Cache>(p, l, epoch, shared.operands);
-        if (threadIdx.x / 32 == 0) stamp(p, l, 3);
-        from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
+      from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
 #else
-        from = link_of(p, p.link.q, epoch) + parts.block * 16 / p.v * p.c / 2 % (p.heads * (p.n + p.r) / 2);
+      from = link_of(p, p.link.q, epoch) + parts.block * 16 / p.v * p.c / 2 % (p.heads * (p.n + p.r) / 2);
 #endif
-        what = Wait::kU;
-      } else if (phase == kOut) {
-        from = link_of(p, p.link.o, epoch);
-        what = Wait::kO;
-      } else if (phase != kChosen) {
-        step = p.inner / 2;
-        from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
-      }
-      if (sizeof(W) == 1 && (last || phase == kExpand)) {
-        consumer.run<Bf16>(work, from, step, epoch, what, l, phase);
-      } else {
-        consumer.run<W>(work, from, step, epoch, what, l, phase);
-      }
-      if (threadIdx.x / 32 == 0) {
-        constexpr int kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
-        stamp(p, l, kSlots[phase]);
-      }
+      what = Wait::kU;
+    } else if (phase == kOut) {
+      from = link_of(p, p.link.o, epoch);
+      what = Wait::kO;
+    } else if (phase != kChosen) {
+      step = p.inner / 2;
+      from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
+    }
+    if (sizeof(W) == 1 && (last || phase == kExpand)) {
+      consumer.run<Bf16>(work, from, step, epoch, what, l, phase);
+    } else {
+      consumer.run<W>(work, from, step, epoch, what, l, phase);
+    }
+    if (threadIdx.x / 32 == 0) {
+      constexpr unsigned char kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
+      stamp(p, l, kSlots[phase]);
     }
   }
 }
@@ -231,12 +228,16 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
           residual = rounded_bf16(value + residual);
           give_x(p.link.mid, epoch, nullptr);
         } else if (phase == kAlways || phase == kChosen) {
-          int at = (parts.dense.first + i) * 8;
-          if (!dense) {
+          LinkWord* const to = link_of(p, p.link.h, epoch);
+          if (dense) {
+            const int at = (parts.dense.first + i) * 8;
+            epilogue.give_hidden(value, to + at / 2, epoch, plain(p.out.dense_h, at));
+          } else {
             const GateUpItem it(p, parts, phase, i);
-            at = it.column * p.inner + it.item * 8;
+            const int slot = phase == kAlways ? it.column : shared.slots[l & 1][it.column];
+            epilogue.give_hidden(value, to + (it.column * p.inner + it.item * 8) / 2, epoch,
+                                 plain(p.out.h, slot * p.inner + it.item * 8));
           }
-          epilogue.give_hidden(value, at, epoch);
         } else if (dense) {
           residual = rounded_bf16(value + residual);
         } else if (phase == kAlwaysDown) {
@@ -317,30 +318,58 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
     watch.tick(static_cast<int>(Wait::kLogits), epoch);
   }
   const int columns = p.top_k + p.shared;
+  const int id = lane < columns ? ids[lane] : -1;
+  int slot = 0, pairs = 0;  // where the column stands by expert, and how many there are
+#pragma unroll 1
+  for (int j = 0; j < columns; ++j) {
+    const int other = __shfl_sync(kFullWarp, id, j);
+    slot += other >= 0 && other < id;
+    pairs += other >= 0;
+  }
   if (lane < columns) {
-    const int id = ids[lane];
-    if (blockIdx.x == 0 && p.out.ids != nullptr) p.out.ids[lane] = id;
-    if (blockIdx.x == 0 && p.out.weights != nullptr) p.out.weights[lane] = weights[lane];
+    shared.slots[l & 1][lane] = slot;
     // A row of no position chooses none, with weights of zero: something has to be read all the same.
     ids[lane] = min(max(id, 0), p.experts + p.shared - 1);
   }
   __syncwarp();
   if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
+  if (blockIdx.x == 0) {
+    if (lane < columns) {
+      if (p.out.ids != nullptr) p.out.ids[lane] = id;
+      if (p.out.weights != nullptr) p.out.weights[lane] = weights[lane];
+      if (p.out.slots != nullptr) p.out.slots[lane] = id >= 0 ? slot : -1;
+      if (p.out.order != nullptr && id >= 0) p.out.order[slot] = lane;
+      if (p.out.order != nullptr && lane >= pairs) p.out.order[lane] = -1;
+    }
+    for (int group = lane; p.out.offsets != nullptr && group < (p.experts + p.shared + 32) / 32 * 32; group += 32) {
+      int before = 0;
+      for (int j = 0; j < columns; ++j) {
+        const int other = __shfl_sync(kFullWarp, id, j);
+        before += other >= 0 && other < group;
+      }
+      if (group <= p.experts + p.shared) p.out.offsets[group] = before;
+    }
+  }
   stamp(p, l, 27);
 }
 
 __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts) {
 #pragma unroll 1
   for (int l = 0; l < p.layers; ++l) {
-    const uint32_t epoch = shared.epoch + l + 1;
     const int helper = in_place(threadIdx.x) / 32 - kHelperWarp;
-    const ResidentLayer& layer = p.layer[l];
 #ifdef MLA_RESIDENT_ATTENTION
-    AbsorbWeights w;
-    absorb_load(p, l, helper, w);
-    absorb(p, l, epoch, helper, w);
+    {
+      AbsorbWeights w;  // most registers
+      int2& kept = shared.kept[kConsumers + helper];
+      kept.x = l;
+      absorb_load(p, l, helper, w);
+      absorb(p, l, shared.epoch + kept.x + 1, in_place(threadIdx.x) / 32 - kHelperWarp, w);
+      l = kept.x;
+    }
 #endif
     if (l < p.dense_layers) continue;
+    const uint32_t epoch = shared.epoch + l + 1;
+    const ResidentLayer& layer = p.layer[l];
     if (helper == 0) {
       const int lane = in_place(threadIdx.x) % 32;
       uint4 gate[8];
@@ -424,6 +453,8 @@ int64_t resident_link_bytes(Resident* p, int blocks) {
 
 template <class W, class Cache>
 cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t stream) {
+  note_launch(reinterpret_cast<const void*>(resident_kernel<W, Cache>));
+  late_trigger = true;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
