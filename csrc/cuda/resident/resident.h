@@ -7,6 +7,7 @@
 namespace mla::cuda {
 
 constexpr int kResidentLayers = 64;
+constexpr int kResidentUnderWay = 6;
 
 /// What a layer reads, as in ops.h. Dense layers have no gate: w_gate_up and w_down are swiglu's and the gemm's behind it.
 struct ResidentLayer {
@@ -19,10 +20,9 @@ struct ResidentLayer {
 /// among layers. Nobody in the kernel reads them; null is allowed.
 struct ResidentOutputs {
   void *q, *qa, *u, *lse, *o, *normed;
-  void *dense_h, *h;  // [dense_inner] of dense layers; [top_k + shared, inner], rows as `order` has them
+  void *swiglu_h, *h;  // [dense_inner] of dense layers; [top_k + shared, inner], rows as `order` has them
   int32_t *ids, *offsets, *order, *slots;
   float* weights;
-  void* final_normed;  // [d]
 };
 
 /// Where each link's words begin, in words from `links`; two buffers of `buffer` words each.
@@ -44,6 +44,7 @@ struct Resident {
   const float* cos_sin;        // [position_end, r / 2, 2]
   const void *final_norm, *head;
   float* logits;               // [vocab]
+  void* final_normed;          // [d], bf16: what the head multiplies; may be null
   void* x_out;                 // [d], bf16: the residual stream behind the last layer
   unsigned char* links;        // resident_link_bytes()
   uint32_t* epoch;             // behind which the links' words are older; the kernel adds `layers + 1`
@@ -51,13 +52,17 @@ struct Resident {
   bool fp8_cache;
   ResidentLinks link;
   ResidentOutputs out;
-  int under_way;  // stages of a block that may be on their way at a time, 1 to 6
-  int stream_under_way;  // the same when experts are chosen
+  // Stages of a block that may be on their way at a time, 1 to kResidentUnderWay (ring.cuh): until experts are chosen, and
+  // from then on. What all blocks ask for at once is a queue that every look at a link stands in.
+  int under_way, stream_under_way;
 #ifdef MLA_RESIDENT_STAMPS
   unsigned long long* stamps;  // null, or when each block was where
 #endif
   ResidentLayer layer[kResidentLayers];
 };
+
+/// Does the kernel take these sizes on so many multiprocessors?
+bool resident_fits(const Resident& p, int blocks);
 
 /// Fills in p.link; bytes that p.links needs, which begin as zeros.
 int64_t resident_link_bytes(Resident* p, int blocks);

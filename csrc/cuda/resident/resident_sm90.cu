@@ -17,7 +17,9 @@ namespace {
 template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring) {
-  Producer producer{ring, 0, static_cast<uint32_t>(p.stream_under_way)};
+  const auto bounded = [](int stages) { return static_cast<uint32_t>(min(max(stages, 1), kResidentUnderWay)); };
+  const uint32_t ahead = bounded(p.under_way), streaming = bounded(p.stream_under_way);
+  Producer producer{ring, 0, streaming};
   uint32_t choices = 0;
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
@@ -37,7 +39,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
       }
 #endif
       // Bytes come first where they are what is waited for: from the choice on, and of the head.
-      if (phase == kChosen || last) producer.under_way = p.stream_under_way;
+      if (phase == kChosen || last) producer.under_way = streaming;
       if (phase == kChosen && !dense) {
         stamp(p, l, 13);
         watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
@@ -74,7 +76,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
         }
         producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
       }
-      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l), producer.under_way = p.under_way;
+      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l), producer.under_way = ahead;
       if (phase == kChosen) stamp(p, l, 15);
       if (phase == kChosenDown) stamp(p, l, 22);
     }
@@ -115,7 +117,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
                     last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
                     last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid,
-                    last ? p.out.final_normed : first ? nullptr : p.out.normed);
+                    last ? p.final_normed : first ? nullptr : p.out.normed);
       if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
       if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
     } else if (phase == kExpand) {
@@ -231,7 +233,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
           LinkWord* const to = link_of(p, p.link.h, epoch);
           if (dense) {
             const int at = (parts.dense.first + i) * 8;
-            epilogue.give_hidden(value, to + at / 2, epoch, plain(p.out.dense_h, at));
+            epilogue.give_hidden(value, to + at / 2, epoch, plain(p.out.swiglu_h, at));
           } else {
             const GateUpItem it(p, parts, phase, i);
             const int slot = phase == kAlways ? it.column : shared.slots[l & 1][it.column];
@@ -427,6 +429,20 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
 }
 
 }  // namespace
+
+bool resident_fits(const Resident& p, int blocks) {
+  const int nq = p.heads * (p.n + p.r);
+  const bool row = p.d % kSegment == 0 && p.d <= kConsumers / 2 * 256 && p.d / 16 <= blocks && p.vocab % 16 == 0;
+  const bool attention = p.heads <= 16 && p.c == 512 && p.r == 64 && p.n == 128 && nq % 16 == 0 && p.v % 16 == 0 &&
+                         p.heads * p.v / 16 <= blocks && p.heads * 16 <= 2 * blocks;
+  // Each block takes part in each layer's feed-forward network: so none is a layer ahead of another (links).
+  const auto all_take_part = [&](int inner) { return inner % 16 == 0 && inner / 8 >= blocks; };
+  const bool dense = p.dense_layers == 0 || all_take_part(p.dense_inner);
+  const bool experts = p.dense_layers == p.layers ||
+                       (p.experts % 2 == 0 && p.experts <= kMostExperts && p.experts <= blocks && p.inner % 16 == 0 &&
+                        p.top_k + p.shared <= kMostColumns && all_take_part(p.top_k * p.inner));
+  return p.layers > 0 && p.layers <= kResidentLayers && row && attention && dense && experts;
+}
 
 int64_t resident_link_bytes(Resident* p, int blocks) {
   int at = 0;

@@ -1,11 +1,15 @@
 // ring.cuh - the stages in shared memory through which all weights and cache rows of a resident kernel go.
 //
 // One sequence of stages through all phases and layers, numbered from 0. A stage has up to 16 rows, of weights or of
-// the cache, and belongs to one team of four warps: stage number s to team s % kTeams. The producer fills stage s when
-// its team has left stage s - kStages, and never has more than Resident::under_way stages on their way: what all blocks ask for
-// at once is a queue in front of the memory, in which every small load of the kernel would stand.
+// the cache. Those of weights belong to one team of four warps: stage number s to team s % kTeams. The producer fills
+// stage s when stage s - kStages has been left, and never has more than Resident::under_way stages on their way: what all
+// blocks ask for at once is a queue in front of the memory, in which every small load of the kernel would stand.
+//
+// A barrier tells a phase from its neighbours only. A team may wait for stage s when it has seen stage s - kTeams, so
+// all up to s - kTeams - under_way have come; that has to include s - kStages, whose phase it would take for its own.
 #pragma once
 #include "cuda/resident/link.cuh"
+#include "cuda/resident/resident.h"
 
 namespace mla::cuda {
 
@@ -16,6 +20,7 @@ struct ResidentRing {
   static constexpr int kWeightRowBytes = 1024, kWeightPitch = 1088;  // which spreads 16-byte loads over all banks
   static constexpr int kCachePitch = 1168;                           // rows of up to 1152 bytes
   static constexpr int kStageBytes = kRows * kCachePitch;
+  static_assert(kResidentUnderWay <= kStages - kTeams);
 
   unsigned char* stages;  // kStages * kStageBytes
   uint32_t full, empty;   // shared addresses of kStages barriers each: 1 arrival and bytes; kTeams * kTeamWarps arrivals
