@@ -138,6 +138,7 @@ struct Work {
 /// kChosen.
 struct GateUpItem {
   int column, item;  // of the row's experts, of the expert
+  __device__ GateUpItem(int column, int item) : column(column), item(item) {}
   __device__ GateUpItem(const Resident& p, const Parts& parts, int phase, int i) {
     const int each = p.inner / 8, at = (phase == kChosen ? parts.chosen.first : parts.always.first) + i;
     column = at / each;

@@ -146,6 +146,59 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
   }
 }
 
+__device__ __forceinline__ int blocks_of(int k) { return (k + kSegment - 1) / kSegment; }
+
+/// Scales of the block's item i, of rows of k; `it` in kAlways and kChosen. Blocks of 128 rows and columns: those of the
+/// experts before, and those before the item's.
+__device__ __forceinline__ ItemScales item_scales(const Resident& p, const ResidentShared& shared, int l, int phase, int i,
+                                                  const GateUpItem& it, int k) {
+  const ResidentLayer& layer = p.layer[l];
+  const bool dense = l < p.dense_layers;
+  const Parts& parts = shared.products;
+  const int32_t* const ids = shared.ids[l & 1];
+  const int segments = blocks_of(k);
+  ItemScales out;
+  if (phase == kAlways || phase == kChosen) {
+    const int expert = dense ? 0 : phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
+    const int of_half = blocks_of(dense ? p.dense_inner : p.inner);
+    out.low = static_cast<const float*>(layer.gate_up_scale) +
+              static_cast<int64_t>(2 * expert * of_half + it.item / 16) * segments;
+    out.high = out.low + of_half * segments;
+    return out;
+  }
+  int block = parts.block * 16 / kSegment;
+  const void* from = layer.down_scale;
+  if (phase == kCompress) {
+    from = layer.weight_scale, block = (parts.block + i * parts.blocks) * 16 / kSegment;
+  } else if (phase == kOut) {
+    from = layer.o_scale;
+  } else if (!dense) {
+    block += (phase == kAlwaysDown ? p.experts + i : ids[i]) * blocks_of(p.d);
+  }
+  out.low = out.high = static_cast<const float*>(from) + static_cast<int64_t>(block) * segments;
+  return out;
+}
+
+/// Asks for the scales from layer l's chosen experts to the next layer's always-on ones, so that the epilogue finds them
+/// in L2. By one warp, a lane an item, of kAlways and kChosen the first and the last one.
+__device__ __forceinline__ void prefetch_scales(const Resident& p, const ResidentShared& shared, int l) {
+  const Parts& parts = shared.products;
+#pragma unroll 1
+  for (int place = l * kPhases + kChosen; place < min((l + 1) * kPhases + kChosen, p.layers * kPhases); ++place) {
+    const int layer = place / kPhases, phase = place - layer * kPhases, lane = in_place(threadIdx.x) % 32;
+    const bool dense = layer < p.dense_layers, hidden = phase == kAlways || phase == kChosen;
+    const Work work(p, parts, phase, dense, false);
+    if (phase == kExpand || lane >= (hidden ? 2 : work.items) || work.items == 0) continue;
+    const int i = hidden ? lane * (work.items - 1) : lane;
+    GateUpItem it(0, parts.dense.first + i);
+    if (hidden && !dense) it = GateUpItem(p, parts, phase, i);
+    const ItemScales scales = item_scales(p, shared, layer, phase, i, it, work.k);
+    prefetch_l2(scales.low);
+    prefetch_l2(scales.low + min(blocks_of(work.k), 32) - 1);
+    if (hidden) prefetch_l2(scales.high);
+  }
+}
+
 template <class W>
 __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
   const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
@@ -161,61 +214,53 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     residual = to_float(static_cast<const Bf16*>(p.x)[column + row]);
     give_x(p.link.x, shared.epoch + 1, nullptr);
   }
-  const auto blocks_of = [](int k) { return (k + kSegment - 1) / kSegment; };
   uint32_t choices = 0;
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = shared.epoch + l + 1;
-    const int32_t* const ids = shared.ids[l & 1];
     const float* const weights = shared.weights[l & 1];
     float sum = 0;
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-      const Work work(p, parts, phase, dense, last);
       if (phase == kChosen && !dense) watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+      const Work work(p, parts, phase, dense, last);
       const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
-      const auto scales = [&](int i) {
-        ItemScales out{};
-        if (sizeof(W) == 2 || wide) return out;
-        // Blocks of 128 rows and columns: of the experts before, and of the item's rows.
-        int64_t block = column / kSegment;
-        const void* from = layer.down_scale;
-        if (phase == kCompress) {
-          from = layer.weight_scale, block = (parts.block + i * parts.blocks) * 16 / kSegment;
-        } else if (phase == kOut) {
-          from = layer.o_scale;
-        } else if (phase == kAlways || phase == kChosen) {
-          from = layer.gate_up_scale;
-          int expert = 0, inner = p.dense_inner, at = (parts.dense.first + i) * 8;
-          if (!dense) {
-            const GateUpItem it(p, parts, phase, i);
-            expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
-            inner = p.inner, at = it.item * 8;
-          }
-          block = 2ll * expert * blocks_of(inner) + at / kSegment;
-          out.high = static_cast<const float*>(from) + (block + blocks_of(inner)) * blocks_of(work.k);
-        } else if (!dense) {
-          block += static_cast<int64_t>(phase == kAlwaysDown ? p.experts + i : ids[i]) * blocks_of(p.d);
-        }
-        out.low = static_cast<const float*>(from) + block * blocks_of(work.k);
-        if (out.high == nullptr) out.high = out.low;
-        return out;
+      const bool hidden = phase == kAlways || phase == kChosen;
+      // The place in the hidden channels: items of 8, `each` of an expert. One item a turn, so this is all that a turn
+      // works out.
+      const int each = (dense ? p.dense_inner : p.inner) / 8;
+      GateUpItem it(0, parts.dense.first);
+      if (hidden && !dense) it = GateUpItem(p, parts, phase, 0);
+      const int segments = blocks_of(work.k);
+      const auto scales = [&](int i, const GateUpItem& it) {
+        if (sizeof(W) == 2 || wide) return ItemScales{};
+        return item_scales(p, shared, l, phase, i, it, work.k);
       };
-      if (work.items > 0 && !wide) epilogue.expect<W>(scales(0), blocks_of(work.k));
+      ItemScales of_item = scales(0, it);
+      if (work.items > 0 && !wide) epilogue.expect<W>(of_item, segments);
+      LinkWord* const h = link_of(p, p.link.h, epoch);
 #pragma unroll 1
       for (int i = 0; i < work.items; ++i) {
-        const auto next = [&] {
-          if (i + 1 < work.items) epilogue.expect<W>(scales(i + 1), blocks_of(work.k));
-        };
+        GateUpItem behind(it.column, it.item + 1);
+        if (behind.item == each) behind = GateUpItem(it.column + 1, 0);
+        ItemScales of_next{};
         float value;
         if (wide) {
-          value = epilogue.item<Bf16>(work.k, {}, [] {});
+          value = epilogue.item<Bf16>(work.k, of_item, [] {});
         } else {
-          value = epilogue.item<W>(work.k, scales(i), next);
+          value = epilogue.item<W>(work.k, of_item, [&] {
+            if (i + 1 == work.items) return;
+            of_next = scales(i + 1, behind);
+            epilogue.expect<W>(of_next, segments);
+          });
         }
-        if (phase == kCompress) {
+        if (hidden) {
+          const int at = it.column * each + it.item, slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
+          epilogue.give_hidden(value, h + at * 4, epoch,
+                               dense ? plain(p.out.swiglu_h, at * 8) : plain(p.out.h, (slot * each + it.item) * 8));
+        } else if (phase == kCompress) {
           const int n0 = (parts.block + i * parts.blocks) * 16;
           if (last) {
             if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
@@ -229,17 +274,6 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
         } else if (phase == kOut) {
           residual = rounded_bf16(value + residual);
           give_x(p.link.mid, epoch, nullptr);
-        } else if (phase == kAlways || phase == kChosen) {
-          LinkWord* const to = link_of(p, p.link.h, epoch);
-          if (dense) {
-            const int at = (parts.dense.first + i) * 8;
-            epilogue.give_hidden(value, to + at / 2, epoch, plain(p.out.swiglu_h, at));
-          } else {
-            const GateUpItem it(p, parts, phase, i);
-            const int slot = phase == kAlways ? it.column : shared.slots[l & 1][it.column];
-            epilogue.give_hidden(value, to + (it.column * p.inner + it.item * 8) / 2, epoch,
-                                 plain(p.out.h, slot * p.inner + it.item * 8));
-          }
         } else if (dense) {
           residual = rounded_bf16(value + residual);
         } else if (phase == kAlwaysDown) {
@@ -247,12 +281,15 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
         } else {
           sum = fmaf(weights[i], rounded_bf16(value), sum);
         }
+        it = behind;
+        of_item = of_next;
       }
-      constexpr int kSlots[kPhases] = {16, 17, 18, 19, 21, 20, 30};
+      constexpr unsigned char kSlots[kPhases] = {16, 17, 18, 19, 21, 20, 30};
       stamp(p, l, kSlots[phase]);
     }
     if (last || !parts.columns) continue;
     if (!dense) {
+#pragma unroll 1
       for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.always_parts[j][row], sum);
       residual = rounded_bf16(sum + residual);
     }
@@ -355,6 +392,7 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
   stamp(p, l, 27);
 }
 
+template <class W>
 __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts) {
 #pragma unroll 1
   for (int l = 0; l < p.layers; ++l) {
@@ -369,10 +407,10 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
       l = kept.x;
     }
 #endif
-    if (l < p.dense_layers) continue;
+    // Behind this layer's choice, of the next one all that is known.
     const uint32_t epoch = shared.epoch + l + 1;
     const ResidentLayer& layer = p.layer[l];
-    if (helper == 0) {
+    if (l >= p.dense_layers && helper == 0) {
       const int lane = in_place(threadIdx.x) % 32;
       uint4 gate[8];
 #pragma unroll
@@ -383,9 +421,10 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
                       : make_uint4(0, 0, 0, 0);
       }
       give_logit(p, shared, parts, gate, epoch, l);
-    } else {
+    } else if (l >= p.dense_layers) {
       choose_experts(p, shared, layer, epoch, l);
     }
+    if (sizeof(W) == 1 && helper == 1) prefetch_scales(p, shared, l);
   }
 }
 
@@ -424,7 +463,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
     // Every block has begun, or x of the last layer would not be there.
     if (parts.block == 0 && threadIdx.x % 32 == 0) *p.epoch = shared.epoch + p.layers + 1;
   } else {
-    help(p, shared, parts);
+    help<W>(p, shared, parts);
   }
 }
 
