@@ -32,7 +32,7 @@ __device__ __forceinline__ int absorb_piece(int helper) { return blockIdx.x * kA
 __device__ __forceinline__ void absorb_load(const Resident& p, int layer, int helper, AbsorbWeights& w) {
   const int lane = in_place(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   // A warp that has none loads another's: weights must not live on from layer to layer.
-  const int piece = min(absorb_piece(helper), p.heads * kAbsorbPieces - 1);
+  const int piece = in_place(min(absorb_piece(helper), p.heads * kAbsorbPieces - 1));
   const int h = piece / kAbsorbPieces, column = piece % kAbsorbPieces * kAbsorbColumns + g * 4;
   const Bf16* const from =
       static_cast<const Bf16*>(p.layer[layer].w_uk) + in_place((h * kHeadN + 2 * q) * kLatentC + column);
@@ -68,9 +68,9 @@ struct AbsorbPlace {
 
 /// The warp's piece of the absorbed query; `w` as absorb_load() has left it.
 __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, int helper, const AbsorbWeights& w) {
-  if (absorb_piece(helper) >= p.heads * kAbsorbPieces) return;
   constexpr int q_words = (kHeadN + kKeyR) / 2, qa_words = kCacheRow / 2, nope = kHeadN / 2;
   const AbsorbPlace at;
+  if (at.piece >= p.heads * kAbsorbPieces) return;
   const int lane = at.lane, g = lane / 4, q = lane % 4, pair = at.pair;
   const LinkWord* const from = link_of(p, p.link.q, epoch) + at.h * q_words;
   const bool rotates = at.rotates;

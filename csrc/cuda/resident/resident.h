@@ -8,6 +8,8 @@ namespace mla::cuda {
 
 constexpr int kResidentLayers = 64;
 constexpr int kResidentUnderWay = 6;
+constexpr int kResidentExperts = 64;
+constexpr int kResidentColumns = 16;  // experts of a row: chosen and always-on ones
 
 /// What a layer reads, as in ops.h. Dense layers have no gate: w_gate_up and w_down are swiglu's and the gemm's behind it.
 struct ResidentLayer {
@@ -67,9 +69,13 @@ bool resident_fits(const Resident& p, int blocks);
 /// Fills in p.link; bytes that p.links needs, which begin as zeros.
 int64_t resident_link_bytes(Resident* p, int blocks);
 
-/// Enqueues the kernel: one block on each multiprocessor.
+/// Enqueues the kernel: one block on each multiprocessor. The _bf16 of bf16 weights takes no fp8 cache, for want of
+/// registers.
 cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_resident_f8(const Resident& p, int multiprocessors, cudaStream_t stream);
+cudaError_t load_resident_bf16();
+cudaError_t load_resident_f8();
+/// Both.
 cudaError_t load_resident();
 
 }  // namespace mla::cuda

@@ -1,4 +1,4 @@
-// resident_device.cuh - what the warps of a resident kernel (resident_sm90.cu) share: a block's memory, its part of each
+// resident_device.cuh - what the warps of a resident kernel (resident_kernel.cuh) share: a block's memory, its part of each
 // product, and how operands, stages and sums go from one role to the next.
 #pragma once
 #include "cuda/device/mma.cuh"
@@ -16,8 +16,8 @@ constexpr int kConsumers = 16;  // warps, and the segments that a row of x may h
 constexpr int kProducerWarp = kConsumers, kEpilogueWarp = kConsumers + 1, kHelperWarp = kConsumers + 2;
 constexpr int kResidentThreads = (kConsumers + 4) * 32;
 constexpr int kSumStages = 16;   // stages whose sums may wait
-constexpr int kMostExperts = 64;
-constexpr int kMostColumns = 16;  // of a row: chosen and always-on experts
+constexpr int kMostExperts = kResidentExperts;
+constexpr int kMostColumns = kResidentColumns;
 // Named barriers: all consumers; the same and the helper that waits for the normed row.
 constexpr int kConsumerBarrier = 1, kNormedBarrier = 2;
 

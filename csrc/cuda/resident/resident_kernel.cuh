@@ -1,18 +1,16 @@
-// resident_sm90.cu - a whole decode step of one row in one kernel that stays on the GPU.
+// resident_kernel.cuh - a whole decode step of one row in one kernel that stays on the GPU.
 //
 // Grid: a block on each multiprocessor, all resident. Block: 16 warps that multiply, a producer that copies the weights
 // of all layers and operations, one after the other, into a ring of stages (ring.cuh), an epilogue that adds up and
 // gives results to the other blocks (link.cuh), two helpers: logits, choice of experts, absorption of the query.
 // Formulas: ops/ops.h; order of sums: gemm/product.h, norm_rows.cu, router_select.cuh; so results have the bits of the
 // separate operations, attention aside.
+#pragma once
 #include "cuda/device/launches.h"
-#include "cuda/resident/resident_device.cuh"
-#ifdef MLA_RESIDENT_ATTENTION
 #include "cuda/resident/attention.cuh"
-#endif
+#include "cuda/resident/resident_device.cuh"
 
 namespace mla::cuda {
-namespace {
 
 template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
@@ -28,7 +26,6 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
     const int32_t* const ids = shared.ids[l & 1];
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-#ifdef MLA_RESIDENT_ATTENTION
       if (phase == kExpand) {
 #pragma unroll 1
         for (int i = 0; i < parts.attended; ++i) {
@@ -37,7 +34,6 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
           ++producer.s;
         }
       }
-#endif
       // Bytes come first where they are what is waited for: from the choice on, and of the head.
       if (phase == kChosen || last) producer.under_way = streaming;
       if (phase == kChosen && !dense) {
@@ -90,7 +86,6 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
   // Place by place through all layers: one number to keep.
 #pragma unroll 1
   for (int place = 0; place <= p.layers * kPhases; ++place) {
-#ifdef MLA_RESIDENT_ATTENTION
     if (place % kPhases == kExpand) {
       // Attention needs all registers.
       int2& kept = shared.kept[threadIdx.x / 32];
@@ -103,7 +98,6 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       place = kept.x;
       consumer.s = kept.y;
     }
-#endif
     const int l = place / kPhases, phase = place - l * kPhases;
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
@@ -121,11 +115,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
       if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
     } else if (phase == kExpand) {
-#ifdef MLA_RESIDENT_ATTENTION
       from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
-#else
-      from = link_of(p, p.link.q, epoch) + parts.block * 16 / p.v * p.c / 2 % (p.heads * (p.n + p.r) / 2);
-#endif
       what = Wait::kU;
     } else if (phase == kOut) {
       from = link_of(p, p.link.o, epoch);
@@ -394,20 +384,17 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
 
 template <class W>
 __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts) {
+  // The layer: not in a register while a helper has its weights there.
+  const auto here = [&]() -> int& { return shared.kept[kConsumers + in_place(threadIdx.x) / 32 - kHelperWarp].x; };
+  here() = 0;
 #pragma unroll 1
-  for (int l = 0; l < p.layers; ++l) {
-    const int helper = in_place(threadIdx.x) / 32 - kHelperWarp;
-#ifdef MLA_RESIDENT_ATTENTION
+  while (here() < p.layers) {
     {
-      AbsorbWeights w;  // most registers
-      int2& kept = shared.kept[kConsumers + helper];
-      kept.x = l;
-      absorb_load(p, l, helper, w);
-      absorb(p, l, shared.epoch + kept.x + 1, in_place(threadIdx.x) / 32 - kHelperWarp, w);
-      l = kept.x;
+      AbsorbWeights w;
+      absorb_load(p, here(), in_place(threadIdx.x) / 32 - kHelperWarp, w);
+      absorb(p, here(), shared.epoch + here() + 1, in_place(threadIdx.x) / 32 - kHelperWarp, w);
     }
-#endif
-    // Behind this layer's choice, of the next one all that is known.
+    const int l = here(), helper = in_place(threadIdx.x) / 32 - kHelperWarp;
     const uint32_t epoch = shared.epoch + l + 1;
     const ResidentLayer& layer = p.layer[l];
     if (l >= p.dense_layers && helper == 0) {
@@ -425,6 +412,9 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
       choose_experts(p, shared, layer, epoch, l);
     }
     if (sizeof(W) == 1 && helper == 1) prefetch_scales(p, shared, l);
+    __syncwarp();
+    here() = l + 1;
+    __syncwarp();
   }
 }
 
@@ -447,9 +437,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
     shared.epoch = *p.epoch;
     shared.position = *p.position;
     shared.products = Parts(p);
-#ifdef MLA_RESIDENT_ATTENTION
     shared.products.attended = attend_stages(p, *p.length, blockIdx.x);
-#endif
   }
   __syncthreads();
   const Parts& parts = shared.products;
@@ -467,44 +455,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
   }
 }
 
-}  // namespace
-
-bool resident_fits(const Resident& p, int blocks) {
-  const int nq = p.heads * (p.n + p.r);
-  const bool row = p.d % kSegment == 0 && p.d <= kConsumers / 2 * 256 && p.d / 16 <= blocks && p.vocab % 16 == 0;
-  const bool attention = p.heads <= 16 && p.c == 512 && p.r == 64 && p.n == 128 && nq % 16 == 0 && p.v % 16 == 0 &&
-                         p.heads * p.v / 16 <= blocks && p.heads * 16 <= 2 * blocks;
-  // Each block takes part in each layer's feed-forward network: so none is a layer ahead of another (links).
-  const auto all_take_part = [&](int inner) { return inner % 16 == 0 && inner / 8 >= blocks; };
-  const bool dense = p.dense_layers == 0 || all_take_part(p.dense_inner);
-  const bool experts = p.dense_layers == p.layers ||
-                       (p.experts % 2 == 0 && p.experts <= kMostExperts && p.experts <= blocks && p.inner % 16 == 0 &&
-                        p.top_k + p.shared <= kMostColumns && all_take_part(p.top_k * p.inner));
-  return p.layers > 0 && p.layers <= kResidentLayers && row && attention && dense && experts;
-}
-
-int64_t resident_link_bytes(Resident* p, int blocks) {
-  int at = 0;
-  const auto place = [&](int* link, int words) {
-    *link = at;
-    at += (words + 15) / 16 * 16;
-  };
-  ResidentLinks& link = p->link;
-  place(&link.x, p->d / 2);
-  place(&link.mid, p->d / 2);
-  place(&link.q, p->heads * (p->n + p->r) / 2);
-  place(&link.y, p->c + p->r);
-  place(&link.qa, p->heads * (p->c + p->r) / 2);
-  link.part_block = 4128;
-  place(&link.part, blocks * link.part_block);
-  place(&link.u, p->heads * p->c / 2);
-  place(&link.o, p->heads * p->v / 2);
-  place(&link.logits, p->experts);
-  const int h = (p->top_k + p->shared) * p->inner;
-  place(&link.h, (h > p->dense_inner ? h : p->dense_inner) / 2);
-  link.buffer = at;
-  return int64_t{2} * at * static_cast<int64_t>(sizeof(LinkWord));
-}
+// ---- host ----------------------------------------------------------------------------------------------------------
 
 template <class W, class Cache>
 cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t stream) {
@@ -523,28 +474,14 @@ cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t
   return cudaLaunchKernelEx(&config, resident_kernel<W, Cache>, p);
 }
 
-cudaError_t launch_resident_bf16(const Resident& p, int multiprocessors, cudaStream_t stream) {
-  return launch_resident<Bf16, Bf16>(p, multiprocessors, stream);
-}
-
-cudaError_t launch_resident_f8(const Resident& p, int multiprocessors, cudaStream_t stream) {
-  return launch_resident<F8E4M3, F8E4M3>(p, multiprocessors, stream);
-}
-
+template <class W, class Cache>
 cudaError_t load_resident() {
-  for (const auto kernel : {resident_kernel<Bf16, Bf16>, resident_kernel<F8E4M3, F8E4M3>}) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(sizeof(ResidentShared)));
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  cudaFuncAttributes attributes;
+  const auto kernel = resident_kernel<W, Cache>;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  return error != cudaSuccess ? error
+                              : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(sizeof(ResidentShared)));
 }
-
-#ifdef MLA_RESIDENT_WATCH
-cudaError_t watch_resident(unsigned* out) {
-  const Watched w{out};
-  return cudaMemcpyToSymbol(watched, &w, sizeof w);
-}
-#endif
 
 }  // namespace mla::cuda
