@@ -1,0 +1,109 @@
+// cache_range.cuh - which rows of the cache a block of a resident kernel attends to.
+//
+// Pages of 64 tokens are dealt over all blocks in order, the first blocks one more. A block takes its pages from the
+// last to the first, so that the newest token, which is not in the cache yet when its page is loaded, stands in the
+// block's first stages. A stage has up to 16 tokens of a page.
+#pragma once
+#include "cuda/attention/fp8_rows.cuh"
+#include "cuda/resident/absorb.cuh"
+
+namespace mla::cuda {
+
+struct CacheRange {
+  static constexpr int kPage = 64, kPageStages = kPage / ResidentRing::kRows;
+
+  int length;        // of the sequence
+  int parts;         // blocks that have pages: the first ones
+  int first, pages;  // of this block
+
+  __device__ __forceinline__ CacheRange(int length, int block, int blocks) : length(max(length, 0)) {
+    const int all = (this->length + kPage - 1) / kPage, each = all / blocks, more = all - each * blocks;
+    parts = min(all, blocks);
+    first = each * block + min(block, more);
+    pages = each + (block < more ? 1 : 0);
+  }
+
+  /// Stages of page i, counted from the block's last: 4 but for the sequence's last page.
+  __device__ __forceinline__ int page_of(int i) const { return first + pages - 1 - i; }
+  __device__ __forceinline__ int stages_of(int page) const {
+    return min(kPage, length - page * kPage + ResidentRing::kRows - 1) / ResidentRing::kRows;
+  }
+  __device__ __forceinline__ int stages() const {
+    return pages == 0 ? 0 : (pages - 1) * kPageStages + stages_of(first + pages - 1);
+  }
+  /// The block that norms the newest token's latent, and attends to it.
+  __device__ __forceinline__ bool newest(int block) const { return block == max(parts, 1) - 1; }
+};
+
+/// The newest token: is it written to the cache by this step, and is it what stands behind the others there?
+struct NewestToken {
+  int position, slot;
+  bool written, fresh;
+
+  __device__ __forceinline__ NewestToken(const Resident& p, int length) {
+    position = *p.position;
+    slot = *p.slot;
+    written = position >= 0 && position < p.position_end && slot >= 0 && slot < p.cache_slots;
+    const int last = length - 1;
+    fresh = written && last >= 0 && slot / CacheRange::kPage == p.block_table[last / CacheRange::kPage] &&
+            slot % CacheRange::kPage == last % CacheRange::kPage;
+  }
+};
+
+/// Rows of the cache: their bytes, and how far apart they lie in a stage, which spreads ldmatrix over all banks.
+template <class Cache>
+struct CacheRow {
+  static constexpr int kBytes = kCacheRow * 2, kPitch = ResidentRing::kCachePitch, kKeyAt = kLatentC * 2;
+};
+template <>
+struct CacheRow<F8E4M3> {
+  static constexpr Fp8Row kRow{kLatentC, kKeyR};
+  static constexpr int kBytes = kRow.bytes(), kPitch = kBytes, kKeyAt = kRow.rope_at();
+  static constexpr int kScaleAt = kRow.scale_at();
+  static_assert(kPitch % 128 == 16);
+};
+
+/// Stages that attention has in a block, the same number in each layer.
+__device__ __forceinline__ int attend_stages(const Resident& p, int length, int block) {
+  return CacheRange(length, block, gridDim.x).stages();
+}
+
+/// Asks for the block's stage i, by the whole producer warp. The newest token's row stays as it was.
+template <class Cache>
+__device__ __forceinline__ void attend_fill(const Resident& p, int layer, int block, int i, uint32_t to,
+                                            uint32_t barrier) {
+  const auto same = [](auto x) { return __shfl_sync(0xffffffffu, x, 0); };
+  const CacheRange range(*p.length, block, gridDim.x);
+  const int last_stages = range.stages_of(range.page_of(0));
+  const int behind = i - last_stages;  // stages since the block's last page
+  const int page = behind < 0 ? range.page_of(0) : range.page_of(1 + behind / CacheRange::kPageStages);
+  const int stage = behind < 0 ? i : behind % CacheRange::kPageStages;
+  const int token = page * CacheRange::kPage + stage * ResidentRing::kRows;
+  int rows = min(ResidentRing::kRows, range.length - token);
+  if (token + rows == range.length && NewestToken(p, range.length).fresh) --rows;
+  using Row = CacheRow<Cache>;
+  const int64_t row =
+      static_cast<int64_t>(p.block_table[page]) * CacheRange::kPage + stage * ResidentRing::kRows;
+  const uint64_t from = same(reinterpret_cast<uint64_t>(p.layer[layer].cache) + row * Row::kBytes);
+  rows = same(rows);
+  to = same(to);
+  barrier = same(barrier);
+  if (elect_lane()) {
+    mbarrier_arrive_expect(barrier, rows * Row::kBytes);
+    const auto copy = [&](int r) {
+      bulk_load(to + r * Row::kPitch, reinterpret_cast<const void*>(from + r * Row::kBytes), Row::kBytes, barrier);
+    };
+    if (Row::kPitch == Row::kBytes) {
+      if (rows > 0) bulk_load(to, reinterpret_cast<const void*>(from), rows * Row::kBytes, barrier);
+    } else if (rows == ResidentRing::kRows) {
+#pragma unroll
+      for (int r = 0; r < ResidentRing::kRows; ++r) copy(r);
+    } else {
+#pragma unroll 1
+      for (int r = 0; r < rows; ++r) copy(r);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace mla::cuda

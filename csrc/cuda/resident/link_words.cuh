@@ -1,0 +1,48 @@
+// link_words.cuh - single looks and stores of a link's words, and wide words.
+#pragma once
+#include "cuda/resident/link.cuh"
+
+namespace mla::cuda {
+
+/// Two neighbouring words; `to` is aligned to 16 bytes.
+__device__ __forceinline__ void link_store2(LinkWord* to, uint32_t first, uint32_t second, uint32_t epoch) {
+  const uint64_t up = static_cast<uint64_t>(epoch) << 32;
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(up | first), "l"(up | second) : "memory");
+}
+
+/// One look at a word, and at two neighbours.
+__device__ __forceinline__ LinkWord link_look(const LinkWord* from) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
+}
+__device__ __forceinline__ void link_look2(const LinkWord* from, uint64_t& first, uint64_t& second) {
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(from) : "memory");
+}
+
+/// A wide word: 96 bits of data and the epoch behind them, by one access of 16 bytes: .b128, unlike a vector of that
+/// size, is read and written whole.
+__device__ __forceinline__ void link_store_wide(uint4* to, uint32_t x, uint32_t y, uint32_t z, uint32_t epoch) {
+  asm volatile(
+      "{ .reg .b128 word;\n"
+      "mov.b128 word, {%1, %2};\n"
+      "st.relaxed.gpu.global.b128 [%0], word; }" ::"l"(to),
+      "l"(static_cast<uint64_t>(y) << 32 | x), "l"(static_cast<uint64_t>(epoch) << 32 | z)
+      : "memory");
+}
+
+/// One look; .w is the epoch.
+__device__ __forceinline__ uint4 link_look_wide(const uint4* from) {
+  uint64_t low, high;
+  asm volatile(
+      "{ .reg .b128 word;\n"
+      "ld.relaxed.gpu.global.b128 word, [%2];\n"
+      "mov.b128 {%0, %1}, word; }"
+      : "=l"(low), "=l"(high)
+      : "l"(from)
+      : "memory");
+  return make_uint4(static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
+                    static_cast<uint32_t>(high >> 32));
+}
+
+}  // namespace mla::cuda

@@ -1,0 +1,487 @@
+// resident_kernel.cuh - a whole decode step of one row in one kernel that stays on the GPU.
+//
+// Grid: a block on each multiprocessor, all resident. Block: 16 warps that multiply, a producer that copies the weights
+// of all layers and operations, one after the other, into a ring of stages (ring.cuh), an epilogue that adds up and
+// gives results to the other blocks (link.cuh), two helpers: logits, choice of experts, absorption of the query.
+// Formulas: ops/ops.h; order of sums: gemm/product.h, norm_rows.cu, router_select.cuh; so results have the bits of the
+// separate operations, attention aside.
+#pragma once
+#include "cuda/device/launches.h"
+#include "cuda/resident/attention.cuh"
+#include "cuda/resident/resident_device.cuh"
+
+namespace mla::cuda {
+
+template <class W, class Cache>
+__device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
+                                        const ResidentRing& ring) {
+  const auto bounded = [](int stages) { return static_cast<uint32_t>(min(max(stages, 1), kResidentUnderWay)); };
+  const uint32_t ahead = bounded(p.under_way), streaming = bounded(p.stream_under_way);
+  Producer producer{ring, 0, streaming};
+  uint32_t choices = 0;
+#pragma unroll 1
+  for (int l = 0; l <= p.layers; ++l) {
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
+    const int32_t* const ids = shared.ids[l & 1];
+#pragma unroll 1
+    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
+      if (phase == kExpand) {
+#pragma unroll 1
+        for (int i = 0; i < parts.attended; ++i) {
+          producer.wait();
+          attend_fill<Cache>(p, l, parts.block, i, shared_address(ring.at(producer.s)), ring.full_of(producer.s));
+          ++producer.s;
+        }
+      }
+      // Bytes come first where they are what is waited for: from the choice on, and of the head.
+      if (phase == kChosen || last) producer.under_way = streaming;
+      if (phase == kChosen && !dense) {
+        stamp(p, l, 13);
+        watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+        stamp(p, l, 14);
+      }
+      const Work work(p, parts, phase, dense, last);
+      const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
+#pragma unroll 1
+      for (int i = 0; i < work.items; ++i) {
+        const void* w = layer.w_down;
+        int64_t row = parts.block * 16;
+        switch (phase) {
+          case kCompress:
+            w = last ? p.head : layer.weight;
+            row = last ? (parts.head.first + i) * 16ll : (parts.block + i * parts.blocks) * 16ll;
+            break;
+          case kExpand: w = layer.w_uv; break;
+          case kOut: w = layer.w_o; break;
+          case kAlways:
+          case kChosen:
+            w = layer.w_gate_up;
+            if (dense) {
+              row = (parts.dense.first + i) * 16ll;
+            } else {
+              const GateUpItem it(p, parts, phase, i);
+              const int expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
+              row = expert * 2ll * p.inner + it.item * 16;
+            }
+            break;
+          case kAlwaysDown:
+            if (!dense) row += static_cast<int64_t>(p.experts + i) * p.d;
+            break;
+          default: row += static_cast<int64_t>(ids[i]) * p.d;
+        }
+        producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
+      }
+      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l), producer.under_way = ahead;
+      if (phase == kChosen) stamp(p, l, 15);
+      if (phase == kChosenDown) stamp(p, l, 22);
+    }
+  }
+}
+
+template <class W, class Cache>
+__device__ __forceinline__ void consume(const Resident& p, ResidentShared& shared, const Parts& parts,
+                                        const ResidentRing& ring) {
+  Consumer consumer{p, shared, ring, shared_address(shared.summable), shared_address(shared.summed)};
+  // Place by place through all layers: one number to keep.
+#pragma unroll 1
+  for (int place = 0; place <= p.layers * kPhases; ++place) {
+    if (place % kPhases == kExpand) {
+      // Attention needs all registers.
+      int2& kept = shared.kept[threadIdx.x / 32];
+      kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
+      const auto layer = [&] { return kept.x / kPhases; };
+      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, parts.attended, shared.operands);
+      if (threadIdx.x / 32 == 0) stamp(p, layer(), 2);
+      merge<Cache>(p, layer(), shared.epoch + layer() + 1, shared.operands);
+      if (threadIdx.x / 32 == 0) stamp(p, layer(), 3);
+      place = kept.x;
+      consumer.s = kept.y;
+    }
+    const int l = place / kPhases, phase = place - l * kPhases;
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
+    const uint32_t epoch = shared.epoch + l + 1;
+    const Work work(p, parts, phase, dense, last);
+    const LinkWord* from = nullptr;
+    int step = 0;
+    Wait what = Wait::kH;
+    if (phase == kCompress || phase == kAlways) {
+      const bool first = phase == kCompress;
+      consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
+                    last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
+                    last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid,
+                    last ? p.final_normed : first ? nullptr : p.out.normed);
+      if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
+      if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
+    } else if (phase == kExpand) {
+      from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
+      what = Wait::kU;
+    } else if (phase == kOut) {
+      from = link_of(p, p.link.o, epoch);
+      what = Wait::kO;
+    } else if (phase != kChosen) {
+      step = p.inner / 2;
+      from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
+    }
+    if (sizeof(W) == 1 && (last || phase == kExpand)) {
+      consumer.run<Bf16>(work, from, step, epoch, what, l, phase);
+    } else {
+      consumer.run<W>(work, from, step, epoch, what, l, phase);
+    }
+    if (threadIdx.x / 32 == 0) {
+      constexpr unsigned char kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
+      stamp(p, l, kSlots[phase]);
+    }
+  }
+}
+
+__device__ __forceinline__ int blocks_of(int k) { return (k + kSegment - 1) / kSegment; }
+
+/// Scales of the block's item i, of rows of k; `it` in kAlways and kChosen. Blocks of 128 rows and columns: those of the
+/// experts before, and those before the item's.
+__device__ __forceinline__ ItemScales item_scales(const Resident& p, const ResidentShared& shared, int l, int phase, int i,
+                                                  const GateUpItem& it, int k) {
+  const ResidentLayer& layer = p.layer[l];
+  const bool dense = l < p.dense_layers;
+  const Parts& parts = shared.products;
+  const int32_t* const ids = shared.ids[l & 1];
+  const int segments = blocks_of(k);
+  ItemScales out;
+  if (phase == kAlways || phase == kChosen) {
+    const int expert = dense ? 0 : phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
+    const int of_half = blocks_of(dense ? p.dense_inner : p.inner);
+    out.low = static_cast<const float*>(layer.gate_up_scale) +
+              static_cast<int64_t>(2 * expert * of_half + it.item / 16) * segments;
+    out.high = out.low + of_half * segments;
+    return out;
+  }
+  int block = parts.block * 16 / kSegment;
+  const void* from = layer.down_scale;
+  if (phase == kCompress) {
+    from = layer.weight_scale, block = (parts.block + i * parts.blocks) * 16 / kSegment;
+  } else if (phase == kOut) {
+    from = layer.o_scale;
+  } else if (!dense) {
+    block += (phase == kAlwaysDown ? p.experts + i : ids[i]) * blocks_of(p.d);
+  }
+  out.low = out.high = static_cast<const float*>(from) + static_cast<int64_t>(block) * segments;
+  return out;
+}
+
+/// Asks for the scales from layer l's chosen experts to the next layer's always-on ones, so that the epilogue finds them
+/// in L2. By one warp, a lane an item, of kAlways and kChosen the first and the last one.
+__device__ __forceinline__ void prefetch_scales(const Resident& p, const ResidentShared& shared, int l) {
+  const Parts& parts = shared.products;
+#pragma unroll 1
+  for (int place = l * kPhases + kChosen; place < min((l + 1) * kPhases + kChosen, p.layers * kPhases); ++place) {
+    const int layer = place / kPhases, phase = place - layer * kPhases, lane = in_place(threadIdx.x) % 32;
+    const bool dense = layer < p.dense_layers, hidden = phase == kAlways || phase == kChosen;
+    const Work work(p, parts, phase, dense, false);
+    if (phase == kExpand || lane >= (hidden ? 2 : work.items) || work.items == 0) continue;
+    const int i = hidden ? lane * (work.items - 1) : lane;
+    GateUpItem it(0, parts.dense.first + i);
+    if (hidden && !dense) it = GateUpItem(p, parts, phase, i);
+    const ItemScales scales = item_scales(p, shared, layer, phase, i, it, work.k);
+    prefetch_l2(scales.low);
+    prefetch_l2(scales.low + min(blocks_of(work.k), 32) - 1);
+    if (hidden) prefetch_l2(scales.high);
+  }
+}
+
+template <class W>
+__device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
+  const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
+  Epilogue epilogue{p, shared, shared_address(shared.summable), shared_address(shared.summed), 0, lane};
+  // The block's columns of the residual stream.
+  float residual = 0;
+  const int column = parts.block * 16;
+  const auto plain = [](void* to, int at) { return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at; };
+  const auto give_x = [&](int link, uint32_t epoch, void* to) {
+    epilogue.give(residual, link_of(p, link, epoch) + column / 2, epoch, plain(to, column));
+  };
+  if (parts.columns) {
+    residual = to_float(static_cast<const Bf16*>(p.x)[column + row]);
+    give_x(p.link.x, shared.epoch + 1, nullptr);
+  }
+  uint32_t choices = 0;
+#pragma unroll 1
+  for (int l = 0; l <= p.layers; ++l) {
+    const bool last = l == p.layers, dense = l < p.dense_layers;
+    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
+    const uint32_t epoch = shared.epoch + l + 1;
+    const float* const weights = shared.weights[l & 1];
+    float sum = 0;
+#pragma unroll 1
+    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
+      if (phase == kChosen && !dense) watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+      const Work work(p, parts, phase, dense, last);
+      const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
+      const bool hidden = phase == kAlways || phase == kChosen;
+      // The place in the hidden channels: items of 8, `each` of an expert. One item a turn, so this is all that a turn
+      // works out.
+      const int each = (dense ? p.dense_inner : p.inner) / 8;
+      GateUpItem it(0, parts.dense.first);
+      if (hidden && !dense) it = GateUpItem(p, parts, phase, 0);
+      const int segments = blocks_of(work.k);
+      const auto scales = [&](int i, const GateUpItem& it) {
+        if (sizeof(W) == 2 || wide) return ItemScales{};
+        return item_scales(p, shared, l, phase, i, it, work.k);
+      };
+      ItemScales of_item = scales(0, it);
+      if (work.items > 0 && !wide) epilogue.expect<W>(of_item, segments);
+      LinkWord* const h = link_of(p, p.link.h, epoch);
+#pragma unroll 1
+      for (int i = 0; i < work.items; ++i) {
+        GateUpItem behind(it.column, it.item + 1);
+        if (behind.item == each) behind = GateUpItem(it.column + 1, 0);
+        ItemScales of_next{};
+        float value;
+        if (wide) {
+          value = epilogue.item<Bf16>(work.k, of_item, [] {});
+        } else {
+          value = epilogue.item<W>(work.k, of_item, [&] {
+            if (i + 1 == work.items) return;
+            of_next = scales(i + 1, behind);
+            epilogue.expect<W>(of_next, segments);
+          });
+        }
+        if (hidden) {
+          const int at = it.column * each + it.item, slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
+          epilogue.give_hidden(value, h + at * 4, epoch,
+                               dense ? plain(p.out.swiglu_h, at * 8) : plain(p.out.h, (slot * each + it.item) * 8));
+        } else if (phase == kCompress) {
+          const int n0 = (parts.block + i * parts.blocks) * 16;
+          if (last) {
+            if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
+          } else if (n0 < nq) {
+            epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain(p.out.q, n0));
+          } else if (lane < 16) {
+            link_store(link_of(p, p.link.y, epoch) + n0 - nq + row, __float_as_uint(value), epoch);
+          }
+        } else if (phase == kExpand) {
+          epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain(p.out.o, column));
+        } else if (phase == kOut) {
+          residual = rounded_bf16(value + residual);
+          give_x(p.link.mid, epoch, nullptr);
+        } else if (dense) {
+          residual = rounded_bf16(value + residual);
+        } else if (phase == kAlwaysDown) {
+          shared.always_parts[i][row] = rounded_bf16(value);
+        } else {
+          sum = fmaf(weights[i], rounded_bf16(value), sum);
+        }
+        it = behind;
+        of_item = of_next;
+      }
+      constexpr unsigned char kSlots[kPhases] = {16, 17, 18, 19, 21, 20, 30};
+      stamp(p, l, kSlots[phase]);
+    }
+    if (last || !parts.columns) continue;
+    if (!dense) {
+#pragma unroll 1
+      for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.always_parts[j][row], sum);
+      residual = rounded_bf16(sum + residual);
+    }
+    give_x(p.link.x, epoch + 1, l + 1 == p.layers ? p.x_out : nullptr);
+    stamp(p, l, 24);
+  }
+}
+
+/// The gate's row of this block, if it has one, times the normed row: helper 0.
+__device__ __forceinline__ void give_logit(const Resident& p, const ResidentShared& shared, const Parts& parts,
+                                           const uint4 (&gate)[8], uint32_t epoch, int l) {
+  if (parts.logit < 0) return;
+  const int lane = in_place(threadIdx.x) % 32;
+  named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
+  float sum = 0;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const int at = c * 256 + lane * 8;
+    if (at >= p.d) break;
+    const uint4 x = load16(shared.normed + at);
+    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, gs[4] = {gate[c].x, gate[c].y, gate[c].z, gate[c].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum = fmaf(bf16_low(xs[i]), bf16_low(gs[i]), sum);
+      sum = fmaf(bf16_high(xs[i]), bf16_high(gs[i]), sum);
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) link_store(link_of(p, p.link.logits, epoch) + parts.logit, __float_as_uint(sum), epoch);
+  stamp(p, l, 25);
+}
+
+/// The choice of experts, by each block for itself: helper 1.
+__device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared& shared, const ResidentLayer& layer,
+                                               uint32_t epoch, int l) {
+  const int lane = in_place(threadIdx.x) % 32;
+  int32_t* const ids = shared.ids[l & 1];
+  float* const weights = shared.weights[l & 1];
+  SelectArgs a;
+  a.logits = shared.logits;
+  a.bias = static_cast<const float*>(layer.bias);
+  a.positions = &shared.position;
+  a.ids = ids;
+  a.weights = weights;
+  a.rows = 1;
+  a.experts = p.experts, a.top_k = p.top_k, a.shared = p.shared, a.n_group = p.n_group, a.topk_group = p.topk_group;
+  a.scale = p.routed_scale;
+  a.sigmoid = p.sigmoid, a.group_top2 = p.group_top2, a.norm_topk = p.norm_topk;
+  // Every few looks the choice is made of what is there, so that its instructions are at hand when all logits are.
+  Watch watch;
+#pragma unroll 1
+  for (int look = 0;; ++look) {
+    uint32_t logits[2] = {};
+    const bool mine = 2 * lane < p.experts;
+    const bool there = __all_sync(
+        kFullWarp, !mine || link_look(link_of(p, p.link.logits, epoch) + 2 * lane, epoch, logits));
+    if (!there && look % 4 != 0) continue;
+    if (there) stamp(p, l, 26);
+    shared.logits[2 * lane] = __uint_as_float(logits[0]);
+    shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
+    __syncwarp();
+    select_row<kMostExperts / 32>(a, 0, shared.select_scratch);
+    __syncwarp();
+    if (there) break;
+    watch.tick(static_cast<int>(Wait::kLogits), epoch);
+  }
+  const int columns = p.top_k + p.shared;
+  const int id = lane < columns ? ids[lane] : -1;
+  int slot = 0, pairs = 0;  // where the column stands by expert, and how many there are
+#pragma unroll 1
+  for (int j = 0; j < columns; ++j) {
+    const int other = __shfl_sync(kFullWarp, id, j);
+    slot += other >= 0 && other < id;
+    pairs += other >= 0;
+  }
+  if (lane < columns) {
+    shared.slots[l & 1][lane] = slot;
+    // A row of no position chooses none, with weights of zero: something has to be read all the same.
+    ids[lane] = min(max(id, 0), p.experts + p.shared - 1);
+  }
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
+  if (blockIdx.x == 0) {
+    if (lane < columns) {
+      if (p.out.ids != nullptr) p.out.ids[lane] = id;
+      if (p.out.weights != nullptr) p.out.weights[lane] = weights[lane];
+      if (p.out.slots != nullptr) p.out.slots[lane] = id >= 0 ? slot : -1;
+      if (p.out.order != nullptr && id >= 0) p.out.order[slot] = lane;
+      if (p.out.order != nullptr && lane >= pairs) p.out.order[lane] = -1;
+    }
+    for (int group = lane; p.out.offsets != nullptr && group < (p.experts + p.shared + 32) / 32 * 32; group += 32) {
+      int before = 0;
+      for (int j = 0; j < columns; ++j) {
+        const int other = __shfl_sync(kFullWarp, id, j);
+        before += other >= 0 && other < group;
+      }
+      if (group <= p.experts + p.shared) p.out.offsets[group] = before;
+    }
+  }
+  stamp(p, l, 27);
+}
+
+template <class W>
+__device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, const Parts& parts) {
+  // The layer: not in a register while a helper has its weights there.
+  const auto here = [&]() -> int& { return shared.kept[kConsumers + in_place(threadIdx.x) / 32 - kHelperWarp].x; };
+  here() = 0;
+#pragma unroll 1
+  while (here() < p.layers) {
+    {
+      AbsorbWeights w;
+      absorb_load(p, here(), in_place(threadIdx.x) / 32 - kHelperWarp, w);
+      absorb(p, here(), shared.epoch + here() + 1, in_place(threadIdx.x) / 32 - kHelperWarp, w);
+    }
+    const int l = here(), helper = in_place(threadIdx.x) / 32 - kHelperWarp;
+    const uint32_t epoch = shared.epoch + l + 1;
+    const ResidentLayer& layer = p.layer[l];
+    if (l >= p.dense_layers && helper == 0) {
+      const int lane = in_place(threadIdx.x) % 32;
+      uint4 gate[8];
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        const int at = c * 256 + lane * 8;
+        gate[c] = parts.logit >= 0 && at < p.d
+                      ? load16(static_cast<const Bf16*>(layer.gate) + static_cast<int64_t>(parts.logit) * p.d + at)
+                      : make_uint4(0, 0, 0, 0);
+      }
+      give_logit(p, shared, parts, gate, epoch, l);
+    } else if (l >= p.dense_layers) {
+      choose_experts(p, shared, layer, epoch, l);
+    }
+    if (sizeof(W) == 1 && helper == 1) prefetch_scales(p, shared, l);
+    __syncwarp();
+    here() = l + 1;
+    __syncwarp();
+  }
+}
+
+template <class W, class Cache>
+__global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __grid_constant__ Resident p) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  ResidentShared& shared = *reinterpret_cast<ResidentShared*>(memory);
+  const int warp = __shfl_sync(kFullWarp, threadIdx.x / 32, 0);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < ResidentRing::kStages; ++i) {
+      mbarrier_init(shared_address(&shared.full[i]), 1);
+      mbarrier_init(shared_address(&shared.empty[i]), ResidentRing::kTeams * ResidentRing::kTeamWarps);
+    }
+    for (int i = 0; i < kSumStages; ++i) {
+      mbarrier_init(shared_address(&shared.summable[i]), ResidentRing::kTeamWarps);
+      mbarrier_init(shared_address(&shared.summed[i]), 1);
+    }
+    mbarrier_init(shared_address(&shared.chosen), 1);
+    mbarrier_fence_init();
+    shared.epoch = *p.epoch;
+    shared.position = *p.position;
+    shared.products = Parts(p);
+    shared.products.attended = attend_stages(p, *p.length, blockIdx.x);
+  }
+  __syncthreads();
+  const Parts& parts = shared.products;
+  const ResidentRing ring{shared.stages, shared_address(shared.full), shared_address(shared.empty)};
+  if (warp < kConsumers) {
+    consume<W, Cache>(p, shared, parts, ring);
+  } else if (warp == kProducerWarp) {
+    produce<W, Cache>(p, shared, parts, ring);
+  } else if (warp == kEpilogueWarp) {
+    finish<W>(p, shared, parts);
+    // Every block has begun, or x of the last layer would not be there.
+    if (parts.block == 0 && threadIdx.x % 32 == 0) *p.epoch = shared.epoch + p.layers + 1;
+  } else {
+    help<W>(p, shared, parts);
+  }
+}
+
+// ---- host ----------------------------------------------------------------------------------------------------------
+
+template <class W, class Cache>
+cudaError_t launch_resident(const Resident& p, int multiprocessors, cudaStream_t stream) {
+  note_launch(reinterpret_cast<const void*>(resident_kernel<W, Cache>));
+  late_trigger = true;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(multiprocessors));
+  config.blockDim = dim3(kResidentThreads);
+  config.dynamicSmemBytes = sizeof(ResidentShared);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, resident_kernel<W, Cache>, p);
+}
+
+template <class W, class Cache>
+cudaError_t load_resident() {
+  cudaFuncAttributes attributes;
+  const auto kernel = resident_kernel<W, Cache>;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  return error != cudaSuccess ? error
+                              : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(sizeof(ResidentShared)));
+}
+
+}  // namespace mla::cuda
