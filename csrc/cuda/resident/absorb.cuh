@@ -14,10 +14,10 @@ namespace mla::cuda {
 // Of heads, the sizes that all models of this family have.
 constexpr int kHeadN = 128, kLatentC = 512, kKeyR = 64, kCacheRow = kLatentC + kKeyR;
 
-constexpr int kAbsorbWarps = 2;                                // of a block
-constexpr int kAbsorbColumns = 32;                             // of a warp
-constexpr int kAbsorbPieces = kLatentC / kAbsorbColumns;       // of a head
-constexpr int kAbsorbPairs = kKeyR / 2 / kAbsorbPieces;        // of the rope part, which are dealt over the pieces
+constexpr int kAbsorbWarps = 2;                           // of a block
+constexpr int kAbsorbColumns = 32;                        // of a warp
+constexpr int kAbsorbPieces = kLatentC / kAbsorbColumns;  // of a head
+constexpr int kAbsorbPairs = kKeyR / 2 / kAbsorbPieces;   // of the rope part, which are dealt over the pieces
 constexpr int kAbsorbSteps = kHeadN / 16;
 
 /// What a warp keeps of w_uk.
@@ -84,13 +84,11 @@ __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, i
   // Word i of the first part is in lane i % 32.
   static_assert(nope == 64 && kAbsorbPairs <= 32);
   LinkWord low, high, rope{0, epoch};
-  Watch watch;
   for (;;) {
     low = link_look(from + lane);
     high = link_look(from + 32 + lane);
     if (rotates) rope = link_look(from + nope + pair);
     if (low.epoch == epoch && high.epoch == epoch && rope.epoch == epoch) break;
-    watch.tick(static_cast<int>(Wait::kQ), epoch);
   }
   __syncwarp();
   if (!exists) low.data = high.data = 0;

@@ -11,7 +11,10 @@
 //
 // The block that has the newest token norms its latent and rotates its key out of y, with the bits of
 // latent/latent_few_sm90.cu, and puts them into the stage and into the cache.
-// Sums are in an order that follows from the length alone. Precision: float32 but for the probabilities (bf16).
+// Tried: keys in registers before the query is there, values before the probabilities are, two blocks a page up to 66
+// pages. From q to u of a chain of layers, H200, 2026-11, us, as here / so: 4096 tokens 10.5 / 11.3, 131,072
+// tokens 53.6 / 66.2. Sums are in an order that follows from the length alone. Precision: float32 but for the
+// probabilities (bf16).
 #pragma once
 #include "cuda/attention/softmax.cuh"
 #include "cuda/device/mma.cuh"
@@ -19,10 +22,6 @@
 #include "cuda/device/shared.cuh"
 #include "cuda/resident/absorb.cuh"
 #include "cuda/resident/cache_range.cuh"
-
-#ifndef LAB_STAMP
-#define LAB_STAMP(k)
-#endif
 
 namespace mla::cuda {
 
@@ -33,7 +32,7 @@ struct Attention {
   static constexpr int kWarpChannels = kC / kWarps;
   static constexpr int kPageTokens = CacheRange::kPage, kStageTokens = ResidentRing::kRows;
   // Shared memory. The query's place is that of the sums and probabilities as soon as it is in registers.
-  static constexpr int kQueryPitch = kRow * 2 + 16;  // bytes; spreads ldmatrix over all banks
+  static constexpr int kQueryPitch = kRow * 2 + 16;                 // bytes; spreads ldmatrix over all banks
   static constexpr int kTeamSums = 4 * kHeads * kStageTokens + 16;  // floats; likewise for reads of neighbouring teams
   static constexpr int kProbs = 4 * kTeamSums * 4, kProbPitch = kPageTokens * 2 + 16;
   static constexpr int kFactors = kProbs + kHeads * kProbPitch;
@@ -45,7 +44,7 @@ struct Attention {
   // each head.
   static constexpr int kPartAcc = kWarps * 2 * 2 * 32, kPartWords = (kPartAcc + kHeads) * 2;
   static constexpr int kMergeColumns = 64;
-  static constexpr int kMaxParts = 160;  // blocks
+  static constexpr int kMaxParts = 160;  // blocks; a thread of merge() has every 32nd
 
   /// Where a head's sum for a token lies, in an order that spreads what a warp writes over all banks.
   static __device__ __forceinline__ int sum_at(int h, int token) { return h * kStageTokens + (token ^ (h & 2) << 2); }
@@ -73,8 +72,8 @@ __device__ __forceinline__ float warp_max_fast(float x) {
 template <class Cache, class Put>
 __device__ __forceinline__ void put_latent(int channel, const float (&v)[kChunk], Put&& put) {
   if constexpr (sizeof(Cache) == 2) {
-    put(channel * 2, make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                                pack_bf16(v[6], v[7])));
+    put(channel * 2,
+        make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])));
   } else {
     static_assert(kRowScaleChannels == 16 * kChunk);
     uint32_t largest = 0, codes[2] = {};
@@ -87,8 +86,7 @@ __device__ __forceinline__ void put_latent(int channel, const float (&v)[kChunk]
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) codes[i / 4] |= uint32_t{from_float<F8E4M3>(v[i] * inverse).bits} << 8 * (i % 4);
     put(channel, make_uint2(codes[0], codes[1]));
-    if (channel % kRowScaleChannels == 0)
-      put(CacheRow<Cache>::kScaleAt + channel / kRowScaleChannels * 4, scale);
+    if (channel % kRowScaleChannels == 0) put(CacheRow<Cache>::kScaleAt + channel / kRowScaleChannels * 4, scale);
   }
 }
 
@@ -106,9 +104,9 @@ __device__ __forceinline__ void settle_newest(const Resident& p, const ResidentL
       *reinterpret_cast<const float2*>(p.cos_sin + static_cast<int64_t>(newest.position) * Attention::kR + 2 * lane);
   const LinkWord* const y = link_of(p, p.link.y, epoch);
   uint32_t raw[2][kChunk], key[2];
-  link_load<kChunk / 2>(y + lane * kChunk, 2, epoch, raw[0], Wait::kY);
-  link_load<kChunk / 2>(y + kHalf + lane * kChunk, 2, epoch, raw[1], Wait::kY);
-  link_load<1>(y + Attention::kC + 2 * lane, 2, epoch, key, Wait::kY);
+  link_load<kChunk / 2>(y + lane * kChunk, 2, epoch, raw[0]);
+  link_load<kChunk / 2>(y + kHalf + lane * kChunk, 2, epoch, raw[1]);
+  link_load<1>(y + Attention::kC + 2 * lane, 2, epoch, key);
   float v[2][kChunk], sums[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -134,8 +132,8 @@ __device__ __forceinline__ void settle_newest(const Resident& p, const ResidentL
     put_latent<Cache>(i * kHalf + lane * kChunk, v[i], put);
   }
   const float first = __uint_as_float(key[0]), second = __uint_as_float(key[1]);
-  put(CacheRow<Cache>::kKeyAt + 4 * lane, pack_bf16(fmaf(first, angle.x, -(second * angle.y)),
-                                                  fmaf(first, angle.y, second * angle.x)));
+  put(CacheRow<Cache>::kKeyAt + 4 * lane,
+      pack_bf16(fmaf(first, angle.x, -(second * angle.y)), fmaf(first, angle.y, second * angle.x)));
 }
 
 /// The block that has the sequence's last page: the newest token, and zeros behind it, which will be multiplied by
@@ -160,8 +158,9 @@ __device__ __forceinline__ void settle_last_page(const Resident& p, const Reside
   fence_proxy_async();  // the copy engine writes there next
 }
 
-/// The query into shared memory, zeros for heads that do not exist. By all consumers. For keys of 8 bits the 16 channels
-/// of a step are in the order that a lane's four codes have as operands: 4i, 4i + 1 in place 2i, the others 8 behind.
+/// The query into shared memory, zeros for heads that do not exist. By all consumers. For keys of 8 bits the 16
+/// channels of a step are in the order that a lane's four codes have as operands: 4i, 4i + 1 in place 2i, the others 8
+/// behind.
 template <class Cache>
 __device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, unsigned char* operands) {
   constexpr int kPairs = Attention::kHeads * Attention::kRow / 4, kRowPairs = Attention::kRow / 4;
@@ -169,10 +168,6 @@ __device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, un
   const LinkWord* const qa = link_of(p, p.link.qa, epoch);
   const int pairs = p.heads * kRowPairs, thread = in_place(threadIdx.x);
   uint64_t words[kEach][2];
-  Watch watch;
-#if LAB_SENTINEL
-  while (thread < pairs && link_look(qa + 2 * thread).epoch != epoch) watch.tick(static_cast<int>(Wait::kAttention) + 3, epoch);
-#endif
   for (bool there = false; !there;) {
     there = true;
 #pragma unroll
@@ -185,10 +180,6 @@ __device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, un
     for (int i = 0; i < kEach; ++i)
       there &= static_cast<uint32_t>(words[i][0] >> 32) == epoch && static_cast<uint32_t>(words[i][1] >> 32) == epoch;
     if (!there) {
-      watch.tick(static_cast<int>(Wait::kAttention), epoch);
-#if LAB_SLEEP
-      __nanosleep(LAB_SLEEP);
-#endif
     }
   }
 #pragma unroll
@@ -214,7 +205,7 @@ __device__ __forceinline__ void score(uint32_t stage, int quarter, int lane,
                                       const uint32_t (&query)[Attention::kSteps][4], float (&part)[2][4]) {
   using Row = CacheRow<Cache>;
   const uint32_t keys = stage + (lane % 8 + lane / 16 * 8) * Row::kPitch + lane / 8 % 2 * 16;
-  const auto multiply = [&](const uint32_t (&a)[4], uint32_t at) {
+  const auto multiply = [&](const uint32_t(&a)[4], uint32_t at) {
     uint32_t b[4];
     ldmatrix_x4(b, keys + at);
     mma_bf16(part[0], a, {b[0], b[1]});
@@ -255,7 +246,8 @@ __device__ __forceinline__ void score(uint32_t stage, int quarter, int lane,
 template <class Cache>
 __device__ __forceinline__ void weigh(uint32_t stage, int warp, int lane, uint32_t (&prob)[4], float (&acc)[4][4]) {
   using Row = CacheRow<Cache>;
-  const uint32_t values = stage + lane % 16 * Row::kPitch + (warp * Attention::kWarpChannels) * sizeof(Cache) + lane / 16 * 16;
+  constexpr int kBytes = Attention::kWarpChannels * static_cast<int>(sizeof(Cache));
+  const uint32_t values = stage + lane % 16 * Row::kPitch + warp * kBytes + lane / 16 * 16;
   if constexpr (sizeof(Cache) == 2) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -304,14 +296,14 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   const int thread = in_place(threadIdx.x);
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
   const int team = warp / 4, quarter = warp % 4;
+  // All teams have seen all stages before: none takes an earlier turn of a stage's barrier for what it waits for.
   A::sync();
-  if (warp == A::kWarps - 1 && range.newest(blockIdx.x)) settle_last_page<Cache>(p, p.layer[layer], epoch, range, ring, s);
+  if (warp == A::kWarps - 1 && range.newest(blockIdx.x))
+    settle_last_page<Cache>(p, p.layer[layer], epoch, range, ring, s);
   if (range.pages == 0) return;
   hold_query<Cache>(p, epoch, operands);
   A::sync();
-  LAB_STAMP(0);
 
-  LAB_STAMP(14);
   const uint32_t shared = shared_address(operands);
   const auto channel = [&](int step) { return step < 8 ? quarter * 128 + step * 16 : A::kC + quarter * 16; };
   uint32_t query[A::kSteps][4];
@@ -332,9 +324,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
       ring.wait(s + team);
       score<Cache>(shared_address(ring.at(s + team)), quarter, lane, query, part);
     }
-    LAB_STAMP(1 + (i > 0) * 16);
     if (i == 0) A::sync();  // the query is in registers everywhere
-    LAB_STAMP(2 + (i > 0) * 16);
     float* const to = sums + team * A::kTeamSums + quarter * (A::kHeads * A::kStageTokens);
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
@@ -345,7 +335,6 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
       }
     }
     A::sync();
-      LAB_STAMP(3 + (i > 0) * 16);
     {  // Two tokens of the head a lane.
       const float* const from = sums + lane / 8 * A::kTeamSums + A::sum_at(warp, lane % 8 * 2);
       float2 x = *reinterpret_cast<const float2*>(from);
@@ -367,9 +356,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
       *reinterpret_cast<uint32_t*>(operands + A::kProbs + warp * A::kProbPitch + lane * 4) = pack_bf16(x.x, x.y);
       if (lane == 0) factors[warp] = factor;
     }
-    LAB_STAMP(4 + (i > 0) * 16);
     A::sync();
-    LAB_STAMP(5 + (i > 0) * 16);
     const float low = factors[g], high = factors[g + 8];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -390,7 +377,6 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
       for (int stage = 0; stage < stages; ++stage) mbarrier_arrive(ring.empty_of(s + stage));
     }
     s += stages;
-    LAB_STAMP(6 + (i > 0) * 16);
   }
 
   uint4* const to = reinterpret_cast<uint4*>(link_of(p, p.link.part, epoch) + blockIdx.x * A::kPartWords);
@@ -404,9 +390,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
     }
   }
   sum = warp_sum(sum);
-  if (lane == 0)
-    link_store_wide(to + A::kPartAcc + warp, __float_as_uint(largest), __float_as_uint(sum), 0, epoch);
-  LAB_STAMP(7);
+  if (lane == 0) link_store_wide(to + A::kPartAcc + warp, __float_as_uint(largest), __float_as_uint(sum), 0, epoch);
 }
 
 /// u of 64 channels of a head out of all blocks' parts. By all consumers, right behind attend().
@@ -423,7 +407,8 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
   float2* const stats = reinterpret_cast<float2*>(operands + A::kMergeStats);
   for (int item = blockIdx.x; item < p.heads * kBlocks; item += gridDim.x) {
     const int h = item / kBlocks, column = item % kBlocks * A::kMergeColumns;
-    const int at = (((column / A::kWarpChannels + word / 8) * 2 + h / 8) * 2 + word / 4 % 2) * 32 + h % 8 * 4 + word % 4;
+    const int tiles = ((column / A::kWarpChannels + word / 8) * 2 + h / 8) * 2 + word / 4 % 2;
+    const int at = tiles * 32 + h % 8 * 4 + word % 4;
     // A thread has four channels of every 32nd part; the order of all sums follows from that.
     uint4 x[kEach], stat[kEach];
 #pragma unroll
@@ -431,13 +416,6 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
       x[i] = make_uint4(0, 0, 0, epoch);
       stat[i] = make_uint4(__float_as_uint(-INFINITY), 0, 0, epoch);
     }
-    Watch watch;
-#if LAB_SENTINEL
-    if (group < parts) {
-      const uint4* const from = all + static_cast<int64_t>((parts - 1 - group) / kGroups * kGroups + group) * (A::kPartWords / 2);
-      while (link_look_wide(from + at).w != epoch) watch.tick(static_cast<int>(Wait::kAttention) + 2, epoch);
-    }
-#endif
     for (bool there = false, first = true; !there; first = false) {
       there = true;
 #pragma unroll
@@ -452,14 +430,9 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
 #pragma unroll
       for (int i = 0; i < kEach; ++i) there &= x[i].w == epoch && stat[i].w == epoch;
       if (!there) {
-        watch.tick(static_cast<int>(Wait::kAttention) + 1, epoch);
-#if LAB_SLEEP
-        __nanosleep(LAB_SLEEP);
-#endif
       }
     }
     __syncwarp();
-      LAB_STAMP(8);
     float largest = -INFINITY, sum = 0;
     float4 out = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -490,7 +463,6 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
       if (lane == 0) stats[warp] = make_float2(largest, sum);
     }
     A::sync();
-    LAB_STAMP(9);
     if (warp == 0) {  // two channels a lane
       const float2 mine = lane < A::kWarps ? stats[lane] : make_float2(-INFINITY, 0);
       const float most = warp_max_fast(mine.x), most_shift = softmax_shift(most);
@@ -514,7 +486,6 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
         *reinterpret_cast<uint32_t*>(static_cast<Bf16*>(p.out.u) + h * A::kC + column + 2 * lane) = pair;
       if (p.out.lse != nullptr && column == 0 && lane == 0)
         static_cast<float*>(p.out.lse)[h] = natural_lse(most, total);
-      LAB_STAMP(10);
     }
     if (item + gridDim.x < p.heads * kBlocks) A::sync();
   }

@@ -82,8 +82,7 @@ __device__ __forceinline__ void attend_fill(const Resident& p, int layer, int bl
   int rows = min(ResidentRing::kRows, range.length - token);
   if (token + rows == range.length && NewestToken(p, range.length).fresh) --rows;
   using Row = CacheRow<Cache>;
-  const int64_t row =
-      static_cast<int64_t>(p.block_table[page]) * CacheRange::kPage + stage * ResidentRing::kRows;
+  const int64_t row = static_cast<int64_t>(p.block_table[page]) * CacheRange::kPage + stage * ResidentRing::kRows;
   const uint64_t from = same(reinterpret_cast<uint64_t>(p.layer[layer].cache) + row * Row::kBytes);
   rows = same(rows);
   to = same(to);

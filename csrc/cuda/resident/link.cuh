@@ -15,41 +15,6 @@
 
 namespace mla::cuda {
 
-/// What a wait is for, told by a build that watches (MLA_RESIDENT_WATCH): a wait of more than two seconds ends the
-/// kernel and leaves its name.
-enum class Wait : int { kX, kMid, kQ, kY, kO, kU, kLogits, kH, kFull, kEmpty, kPaced, kSummable, kSummed, kChosen,
-                        kAttention = 16 };
-
-#ifdef MLA_RESIDENT_WATCH
-struct Watched {
-  volatile unsigned* out;  // host memory: block, thread, wait, number
-};
-__device__ Watched watched;
-struct Watch {
-  unsigned start = 0;
-  __device__ __forceinline__ void tick(int what, unsigned number) {
-    unsigned now;  // in 2^32 clocks, two seconds
-    asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(now));
-    if (start == 0) start = now + 2;
-    if (now < start) return;
-    if (watched.out != nullptr) {
-      watched.out[0] = blockIdx.x, watched.out[1] = threadIdx.x, watched.out[2] = what, watched.out[3] = number;
-      __threadfence_system();
-    }
-    __trap();
-  }
-};
-#else
-struct Watch {
-  __device__ __forceinline__ void tick(int, unsigned) {}
-};
-#endif
-
-__device__ __forceinline__ void watched_wait(uint32_t barrier, uint32_t parity, Wait what, unsigned number) {
-  Watch watch;
-  while (!mbarrier_try_wait(barrier, parity)) watch.tick(static_cast<int>(what), number);
-}
-
 /// `data` of a float or of two bf16 in ascending order.
 struct LinkWord {
   uint32_t data, epoch;
@@ -74,8 +39,7 @@ __device__ __forceinline__ bool link_look(const LinkWord* from, uint32_t epoch, 
 /// first, the same one for a whole warp: what all blocks look at all the time is what writers have to get past.
 template <int kPairs>
 __device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint32_t epoch,
-                                          uint32_t (&data)[2 * kPairs], Wait what, const LinkWord* sign = nullptr) {
-  Watch watch;
+                                          uint32_t (&data)[2 * kPairs], const LinkWord* sign = nullptr) {
   for (;;) {
     bool there = true;
     uint64_t words[2 * kPairs];
@@ -92,12 +56,10 @@ __device__ __forceinline__ void link_load(const LinkWord* from, int stride, uint
       there &= static_cast<uint32_t>(words[i] >> 32) == epoch;
     }
     if (there) break;
-    watch.tick(static_cast<int>(what), epoch);
     while (sign != nullptr) {
       uint64_t word;
       asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(sign) : "memory");
       if (static_cast<uint32_t>(word >> 32) == epoch) break;
-      watch.tick(static_cast<int>(what), epoch);
     }
   }
 }

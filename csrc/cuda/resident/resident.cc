@@ -7,14 +7,16 @@ bool resident_fits(const Resident& p, int blocks) {
   const int nq = p.heads * (p.n + p.r);
   const bool row = p.d % 128 == 0 && p.d <= 2048 && p.d / 16 <= blocks && p.vocab % 16 == 0;
   const bool attention = p.heads <= 16 && p.c == 512 && p.r == 64 && p.n == 128 && nq % 16 == 0 && p.v % 16 == 0 &&
-                         p.heads * p.v / 16 <= blocks && p.heads * 16 <= 2 * blocks;
+                         p.heads * p.v / 16 <= blocks && p.heads * 16 <= 2 * blocks && blocks <= 160;  // kMaxParts
   // Each block takes part in each layer's feed-forward network: so none is a layer ahead of another (links).
   const auto all_take_part = [&](int inner) { return inner % 16 == 0 && inner / 8 >= blocks; };
   const bool dense = p.dense_layers == 0 || all_take_part(p.dense_inner);
-  const bool experts = p.dense_layers == p.layers ||
-                       (p.experts % 2 == 0 && p.experts <= kResidentExperts && p.experts <= blocks && p.inner % 16 == 0 &&
-                        p.top_k + p.shared <= kResidentColumns && all_take_part(p.top_k * p.inner));
-  return p.layers > 0 && p.layers <= kResidentLayers && row && attention && dense && experts;
+  const bool experts =
+      p.dense_layers == p.layers ||
+      (p.experts % 2 == 0 && p.experts <= kResidentExperts && p.experts <= blocks && p.inner % 16 == 0 &&
+       p.top_k + p.shared <= kResidentColumns && all_take_part(p.top_k * p.inner));
+  const bool types = p.fp8_weights || !p.fp8_cache;
+  return types && p.layers > 0 && p.layers <= kResidentLayers && row && attention && dense && experts;
 }
 
 int64_t resident_link_bytes(Resident* p, int blocks) {

@@ -1,4 +1,5 @@
-// resident.h - a run of operations of one row in one kernel that stays on the GPU: parameters, shared by host and device.
+// resident.h - a run of operations of one row in one kernel that stays on the GPU: parameters, shared by host and
+// device.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -11,7 +12,8 @@ constexpr int kResidentUnderWay = 6;
 constexpr int kResidentExperts = 64;
 constexpr int kResidentColumns = 16;  // experts of a row: chosen and always-on ones
 
-/// What a layer reads, as in ops.h. Dense layers have no gate: w_gate_up and w_down are swiglu's and the gemm's behind it.
+/// What a layer reads, as in ops.h. Dense layers have no gate: w_gate_up and w_down are swiglu's and the gemm's behind
+/// it.
 struct ResidentLayer {
   const void *norm, *weight, *weight_scale, *latent_norm, *w_uk, *w_uv, *w_o, *o_scale;
   const void *ffn_norm, *gate, *bias, *w_gate_up, *gate_up_scale, *w_down, *down_scale;
@@ -40,26 +42,23 @@ struct Resident {
   float eps, latent_eps, ffn_eps, final_eps, attention_scale, routed_scale;
   bool sigmoid, norm_topk, group_top2;
   int n_group, topk_group;
-  int position_end;            // of cos_sin
-  const void* x;               // [d], bf16: of gatherRows
+  int position_end;  // of cos_sin
+  const void* x;     // [d], bf16: of gatherRows
   const int32_t *position, *slot, *length, *block_table;
-  const float* cos_sin;        // [position_end, r / 2, 2]
+  const float* cos_sin;  // [position_end, r / 2, 2]
   const void *final_norm, *head;
-  float* logits;               // [vocab]
-  void* final_normed;          // [d], bf16: what the head multiplies; may be null
-  void* x_out;                 // [d], bf16: the residual stream behind the last layer
-  unsigned char* links;        // resident_link_bytes()
-  uint32_t* epoch;             // behind which the links' words are older; the kernel adds `layers + 1`
-  int64_t cache_slots;  // of a layer's cache: a slot outside is not written
-  bool fp8_cache;
+  float* logits;         // [vocab]
+  void* final_normed;    // [d], bf16: what the head multiplies; may be null
+  void* x_out;           // [d], bf16: the residual stream behind the last layer
+  unsigned char* links;  // resident_link_bytes()
+  uint32_t* epoch;       // behind which the links' words are older; the kernel adds `layers + 1`
+  int64_t cache_slots;   // of a layer's cache: a slot outside is not written
+  bool fp8_weights, fp8_cache;
   ResidentLinks link;
   ResidentOutputs out;
-  // Stages of a block that may be on their way at a time, 1 to kResidentUnderWay (ring.cuh): until experts are chosen, and
-  // from then on. What all blocks ask for at once is a queue that every look at a link stands in.
+  // Stages of a block that may be on their way at a time, 1 to kResidentUnderWay (ring.cuh): until experts are chosen,
+  // and from then on. What all blocks ask for at once is a queue that every look at a link stands in.
   int under_way, stream_under_way;
-#ifdef MLA_RESIDENT_STAMPS
-  unsigned long long* stamps;  // null, or when each block was where
-#endif
   ResidentLayer layer[kResidentLayers];
 };
 

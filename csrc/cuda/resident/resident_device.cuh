@@ -1,5 +1,5 @@
-// resident_device.cuh - what the warps of a resident kernel (resident_kernel.cuh) share: a block's memory, its part of each
-// product, and how operands, stages and sums go from one role to the next.
+// resident_device.cuh - what the warps of a resident kernel (resident_kernel.cuh) share: a block's memory, its part of
+// each product, and how operands, stages and sums go from one role to the next.
 #pragma once
 #include "cuda/device/mma.cuh"
 #include "cuda/device/rows.cuh"
@@ -15,30 +15,11 @@ namespace mla::cuda {
 constexpr int kConsumers = 16;  // warps, and the segments that a row of x may have where it is normed
 constexpr int kProducerWarp = kConsumers, kEpilogueWarp = kConsumers + 1, kHelperWarp = kConsumers + 2;
 constexpr int kResidentThreads = (kConsumers + 4) * 32;
-constexpr int kSumStages = 16;   // stages whose sums may wait
+constexpr int kSumStages = 16;  // stages whose sums may wait
 constexpr int kMostExperts = kResidentExperts;
 constexpr int kMostColumns = kResidentColumns;
 // Named barriers: all consumers; the same and the helper that waits for the normed row.
 constexpr int kConsumerBarrier = 1, kNormedBarrier = 2;
-
-#ifdef MLA_RESIDENT_STAMPS
-// p.stamps: [blocks][kResidentLayers][32]
-__device__ __forceinline__ void stamp(const Resident& p, int layer, int slot) {
-  if (p.stamps == nullptr || threadIdx.x % 32 != 0 || layer >= p.layers) return;
-  unsigned long long now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  p.stamps[(blockIdx.x * kResidentLayers + layer) * 32 + slot] = now;
-}
-__device__ __forceinline__ void stamp_processor(const Resident& p, int layer) {
-  if (p.stamps == nullptr || threadIdx.x % 32 != 0 || layer >= p.layers) return;
-  unsigned id;
-  asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
-  p.stamps[(blockIdx.x * kResidentLayers + layer) * 32 + 31] = id;
-}
-#else
-__device__ __forceinline__ void stamp(const Resident&, int, int) {}
-__device__ __forceinline__ void stamp_processor(const Resident&, int) {}
-#endif
 
 /// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
 /// follows from it in registers that there are not.
@@ -69,13 +50,13 @@ struct Share {
 /// What this block does of each product: items of 16 weight rows. In shared memory: registers are few.
 struct Parts {
   int blocks, block;
-  int columns;          // the block's 16 columns of x are block * 16 ..; 1 if it has any
-  int compress;         // items block, block + blocks, ...
-  int expand;           // item `block`
-  Share always, chosen; // of gate_up, always-on experts' and chosen ones' items, one expert's after the other's
+  int columns;           // the block's 16 columns of x are block * 16 ..; 1 if it has any
+  int compress;          // items block, block + blocks, ...
+  int expand;            // item `block`
+  Share always, chosen;  // of gate_up, always-on experts' and chosen ones' items, one expert's after the other's
   Share dense, head;
-  int logit;            // the expert whose logit is this block's; negative: none
-  int attended;         // stages of attention
+  int logit;     // the expert whose logit is this block's; negative: none
+  int attended;  // stages of attention
   __device__ Parts(const Resident& p)
       : blocks(gridDim.x),
         block(blockIdx.x),
@@ -93,10 +74,10 @@ struct Parts {
 
 struct alignas(128) ResidentShared {
   unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
-  alignas(128) unsigned char operands[20480];          // of attention
-  alignas(16) Bf16 normed[kConsumers * kSegment];      // the row of x
-  alignas(16) Bf16 own[kConsumers][2 * kSegment];      // of a warp: segments of other operands
-  alignas(16) float sums[kSumStages][8][16];  // of each segment of a stage
+  alignas(128) unsigned char operands[20480];      // of attention
+  alignas(16) Bf16 normed[kConsumers * kSegment];  // the row of x
+  alignas(16) Bf16 own[kConsumers][2 * kSegment];  // of a warp: segments of other operands
+  alignas(16) float sums[kSumStages][8][16];       // of each segment of a stage
   float squares[kConsumers / 2];
   float always_parts[kMostColumns][16];  // of always-on experts, what they add to the block's columns
   alignas(8) float logits[kMostExperts];
@@ -111,8 +92,8 @@ struct alignas(128) ResidentShared {
   uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
 };
 
-/// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown are
-/// its feed-forward network, and nothing is chosen. Behind the last layer kCompress is the head.
+/// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown
+/// are its feed-forward network, and nothing is chosen. Behind the last layer kCompress is the head.
 enum Phase : int { kCompress, kExpand, kOut, kAlways, kAlwaysDown, kChosen, kChosenDown, kPhases };
 
 /// This block's items of 16 weight rows of k in a phase.
@@ -197,7 +178,7 @@ struct Consumer {
   ResidentShared& shared;
   ResidentRing ring;
   uint32_t summable, summed;
-  uint32_t s = 0;        // the phase's first stage
+  uint32_t s = 0;  // the phase's first stage
 
   // Not kept: registers are few.
   __device__ static __forceinline__ int thread() { return in_place(threadIdx.x); }
@@ -219,7 +200,7 @@ struct Consumer {
 
   /// The row of x, normed, into shared.normed: a warp 256 channels, as in norm_rows.cu. All consumers; it is there for
   /// them. One block gives it to a plain tensor too, if there is one.
-  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, Wait what,
+  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps,
                                        void* plain) {
     const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int d = p.d, at = warp * 256 + lane * 8;
@@ -228,7 +209,7 @@ struct Consumer {
     float w[8] = {};
     if (mine) load_weight_chunk(weight, p.norm_bf16, at, d, true, w);
     if (warp * 256 < d) {
-      if (mine) link_load<2>(from + at / 2, 2, epoch, raw, what, from + warp * 128 + blockIdx.x % 16 * 8);
+      if (mine) link_load<2>(from + at / 2, 2, epoch, raw, from + warp * 128 + blockIdx.x % 16 * 8);
       __syncwarp();
       float sum = 0;
 #pragma unroll
@@ -260,7 +241,7 @@ struct Consumer {
   /// The operands of a stage's segments that this warp multiplies, out of a link, of which the stage has `words` words
   /// from `from` on; into shared.own.
   template <class W>
-  __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch, Wait what) {
+  __device__ __forceinline__ void receive(const LinkWord* from, int words, uint32_t epoch) {
     const int thread = in_place(threadIdx.x), lane = thread % 32, warp = thread / 32;
     constexpr int kWords = kSegment / 2;  // of a segment: two a lane
     __syncwarp();                         // the ones before have been taken
@@ -268,7 +249,7 @@ struct Consumer {
     for (int o = 0; o < StageShape<W>::kOwn; ++o) {
       const int at = (warp % ResidentRing::kTeamWarps + 4 * o) * kWords;
       uint32_t data[2] = {0, 0};
-      if (at + 2 * lane < words) link_load<1>(from + at + 2 * lane, 2, epoch, data, what, from + at);
+      if (at + 2 * lane < words) link_load<1>(from + at + 2 * lane, 2, epoch, data, from + at);
       *reinterpret_cast<uint2*>(shared.own[warp] + o * kSegment + lane * 4) = make_uint2(data[0], data[1]);
     }
     __syncwarp();
@@ -283,8 +264,7 @@ struct Consumer {
     const int thread = in_place(threadIdx.x), lane = thread % 32, member = thread / 32 % ResidentRing::kTeamWarps;
     const int g = lane / 4, q = lane % 4;
     ring.wait(at);
-    const unsigned char* const from =
-        ring.at(at) + g * ResidentRing::kWeightPitch + member * kSegmentBytes + q * 16;
+    const unsigned char* const from = ring.at(at) + g * ResidentRing::kWeightPitch + member * kSegmentBytes + q * 16;
     float acc[S::kOwn][4] = {};
 #pragma unroll
     for (int o = 0; o < S::kOwn; ++o) {
@@ -330,7 +310,7 @@ struct Consumer {
     __syncwarp();
     if (lane == 0) ring.leave(at);
     const uint32_t slot = turn % kSumStages;
-    watched_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1, Wait::kSummed, at);
+    mbarrier_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1);
     if (q == 0) {
 #pragma unroll
       for (int o = 0; o < S::kOwn; ++o) {
@@ -345,8 +325,8 @@ struct Consumer {
   /// A phase's stages: operands are the normed row, or with `from` a link's words, those of item i from from + i * step
   /// on.
   template <class W>
-  __device__ __forceinline__ void run(const Work& work, const LinkWord* from, int step, uint32_t epoch, Wait what,
-                                      int layer, int phase) {
+  __device__ __forceinline__ void run(const Work& work, const LinkWord* from, int step, uint32_t epoch, int layer,
+                                      int phase) {
     using S = StageShape<W>;
     const int each = S::stages(work.k), stages = each * work.items;
     // Attention's stages have no sums.
@@ -358,7 +338,7 @@ struct Consumer {
       const int k0 = piece * S::kK;
       const Bf16* x = shared.normed + k0 + member() * kSegment;
       if (from != nullptr) {
-        receive<W>(from + item * step + k0 / 2, (work.k - k0) / 2, epoch, what);
+        receive<W>(from + item * step + k0 / 2, (work.k - k0) / 2, epoch);
         x = shared.own[thread() / 32];
       }
       multiply<W>(s + i, turn + i, work.k - k0, x, from != nullptr ? kSegment : 4 * kSegment);
@@ -410,7 +390,7 @@ struct Epilogue {
           next();
         }
       }
-      watched_wait(summable + 8 * slot, s / kSumStages & 1, Wait::kSummable, s);
+      mbarrier_wait(summable + 8 * slot, s / kSumStages & 1);
       const int count = min(S::kSegments, segments - at);
       float part[S::kSegments];
 #pragma unroll

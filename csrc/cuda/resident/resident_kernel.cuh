@@ -37,9 +37,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
       // Bytes come first where they are what is waited for: from the choice on, and of the head.
       if (phase == kChosen || last) producer.under_way = streaming;
       if (phase == kChosen && !dense) {
-        stamp(p, l, 13);
-        watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
-        stamp(p, l, 14);
+        mbarrier_wait(shared_address(&shared.chosen), choices++ & 1);
       }
       const Work work(p, parts, phase, dense, last);
       const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
@@ -72,9 +70,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
         }
         producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
       }
-      if (phase == kCompress) stamp(p, l, 23), stamp_processor(p, l), producer.under_way = ahead;
-      if (phase == kChosen) stamp(p, l, 15);
-      if (phase == kChosenDown) stamp(p, l, 22);
+      if (phase == kCompress) producer.under_way = ahead;
     }
   }
 }
@@ -92,9 +88,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
       const auto layer = [&] { return kept.x / kPhases; };
       attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, parts.attended, shared.operands);
-      if (threadIdx.x / 32 == 0) stamp(p, layer(), 2);
       merge<Cache>(p, layer(), shared.epoch + layer() + 1, shared.operands);
-      if (threadIdx.x / 32 == 0) stamp(p, layer(), 3);
       place = kept.x;
       consumer.s = kept.y;
     }
@@ -105,43 +99,41 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
     const Work work(p, parts, phase, dense, last);
     const LinkWord* from = nullptr;
     int step = 0;
-    Wait what = Wait::kH;
     if (phase == kCompress || phase == kAlways) {
       const bool first = phase == kCompress;
       consumer.norm(link_of(p, first ? p.link.x : p.link.mid, epoch), epoch,
-                    last ? p.final_norm : first ? layer.norm : layer.ffn_norm,
-                    last ? p.final_eps : first ? p.eps : p.ffn_eps, first ? Wait::kX : Wait::kMid,
-                    last ? p.final_normed : first ? nullptr : p.out.normed);
+                    last    ? p.final_norm
+                    : first ? layer.norm
+                            : layer.ffn_norm,
+                    last    ? p.final_eps
+                    : first ? p.eps
+                            : p.ffn_eps,
+                    last    ? p.final_normed
+                    : first ? nullptr
+                            : p.out.normed);
       if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-      if (threadIdx.x / 32 == 0) stamp(p, l, first ? 0 : 6);
     } else if (phase == kExpand) {
       from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
-      what = Wait::kU;
     } else if (phase == kOut) {
       from = link_of(p, p.link.o, epoch);
-      what = Wait::kO;
     } else if (phase != kChosen) {
       step = p.inner / 2;
       from = link_of(p, p.link.h, epoch) + (phase == kAlwaysDown && !dense ? p.top_k * step : 0);
     }
     if (sizeof(W) == 1 && (last || phase == kExpand)) {
-      consumer.run<Bf16>(work, from, step, epoch, what, l, phase);
+      consumer.run<Bf16>(work, from, step, epoch, l, phase);
     } else {
-      consumer.run<W>(work, from, step, epoch, what, l, phase);
-    }
-    if (threadIdx.x / 32 == 0) {
-      constexpr unsigned char kSlots[kPhases] = {1, 4, 5, 7, 10, 8, 9};
-      stamp(p, l, kSlots[phase]);
+      consumer.run<W>(work, from, step, epoch, l, phase);
     }
   }
 }
 
 __device__ __forceinline__ int blocks_of(int k) { return (k + kSegment - 1) / kSegment; }
 
-/// Scales of the block's item i, of rows of k; `it` in kAlways and kChosen. Blocks of 128 rows and columns: those of the
-/// experts before, and those before the item's.
-__device__ __forceinline__ ItemScales item_scales(const Resident& p, const ResidentShared& shared, int l, int phase, int i,
-                                                  const GateUpItem& it, int k) {
+/// Scales of the block's item i, of rows of k; `it` in kAlways and kChosen. Blocks of 128 rows and columns: those of
+/// the experts before, and those before the item's.
+__device__ __forceinline__ ItemScales item_scales(const Resident& p, const ResidentShared& shared, int l, int phase,
+                                                  int i, const GateUpItem& it, int k) {
   const ResidentLayer& layer = p.layer[l];
   const bool dense = l < p.dense_layers;
   const Parts& parts = shared.products;
@@ -169,8 +161,8 @@ __device__ __forceinline__ ItemScales item_scales(const Resident& p, const Resid
   return out;
 }
 
-/// Asks for the scales from layer l's chosen experts to the next layer's always-on ones, so that the epilogue finds them
-/// in L2. By one warp, a lane an item, of kAlways and kChosen the first and the last one.
+/// Asks for the scales from layer l's chosen experts to the next layer's always-on ones, so that the epilogue finds
+/// them in L2. By one warp, a lane an item, of kAlways and kChosen the first and the last one.
 __device__ __forceinline__ void prefetch_scales(const Resident& p, const ResidentShared& shared, int l) {
   const Parts& parts = shared.products;
 #pragma unroll 1
@@ -214,7 +206,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     float sum = 0;
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-      if (phase == kChosen && !dense) watched_wait(shared_address(&shared.chosen), choices++ & 1, Wait::kChosen, l);
+      if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.chosen), choices++ & 1);
       const Work work(p, parts, phase, dense, last);
       const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
       const bool hidden = phase == kAlways || phase == kChosen;
@@ -247,7 +239,8 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
           });
         }
         if (hidden) {
-          const int at = it.column * each + it.item, slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
+          const int at = it.column * each + it.item,
+                    slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
           epilogue.give_hidden(value, h + at * 4, epoch,
                                dense ? plain(p.out.swiglu_h, at * 8) : plain(p.out.h, (slot * each + it.item) * 8));
         } else if (phase == kCompress) {
@@ -274,8 +267,6 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
         it = behind;
         of_item = of_next;
       }
-      constexpr unsigned char kSlots[kPhases] = {16, 17, 18, 19, 21, 20, 30};
-      stamp(p, l, kSlots[phase]);
     }
     if (last || !parts.columns) continue;
     if (!dense) {
@@ -284,7 +275,6 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
       residual = rounded_bf16(sum + residual);
     }
     give_x(p.link.x, epoch + 1, l + 1 == p.layers ? p.x_out : nullptr);
-    stamp(p, l, 24);
   }
 }
 
@@ -309,7 +299,6 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
   }
   sum = warp_sum(sum);
   if (lane == 0) link_store(link_of(p, p.link.logits, epoch) + parts.logit, __float_as_uint(sum), epoch);
-  stamp(p, l, 25);
 }
 
 /// The choice of experts, by each block for itself: helper 1.
@@ -329,22 +318,19 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
   a.scale = p.routed_scale;
   a.sigmoid = p.sigmoid, a.group_top2 = p.group_top2, a.norm_topk = p.norm_topk;
   // Every few looks the choice is made of what is there, so that its instructions are at hand when all logits are.
-  Watch watch;
 #pragma unroll 1
   for (int look = 0;; ++look) {
     uint32_t logits[2] = {};
     const bool mine = 2 * lane < p.experts;
-    const bool there = __all_sync(
-        kFullWarp, !mine || link_look(link_of(p, p.link.logits, epoch) + 2 * lane, epoch, logits));
+    const bool there =
+        __all_sync(kFullWarp, !mine || link_look(link_of(p, p.link.logits, epoch) + 2 * lane, epoch, logits));
     if (!there && look % 4 != 0) continue;
-    if (there) stamp(p, l, 26);
     shared.logits[2 * lane] = __uint_as_float(logits[0]);
     shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
     __syncwarp();
     select_row<kMostExperts / 32>(a, 0, shared.select_scratch);
     __syncwarp();
     if (there) break;
-    watch.tick(static_cast<int>(Wait::kLogits), epoch);
   }
   const int columns = p.top_k + p.shared;
   const int id = lane < columns ? ids[lane] : -1;
@@ -379,7 +365,6 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
       if (group <= p.experts + p.shared) p.out.offsets[group] = before;
     }
   }
-  stamp(p, l, 27);
 }
 
 template <class W>

@@ -2,8 +2,8 @@
 //
 // One sequence of stages through all phases and layers, numbered from 0. A stage has up to 16 rows, of weights or of
 // the cache. Those of weights belong to one team of four warps: stage number s to team s % kTeams. The producer fills
-// stage s when stage s - kStages has been left, and never has more than Resident::under_way stages on their way: what all
-// blocks ask for at once is a queue in front of the memory, in which every small load of the kernel would stand.
+// stage s when stage s - kStages has been left, and never has more than Resident::under_way stages on their way: what
+// all blocks ask for at once is a queue in front of the memory, in which every small load of the kernel would stand.
 //
 // A barrier tells a phase from its neighbours only. A team may wait for stage s when it has seen stage s - kTeams, so
 // all up to s - kTeams - under_way have come; that has to include s - kStages, whose phase it would take for its own.
@@ -23,15 +23,13 @@ struct ResidentRing {
   static_assert(kResidentUnderWay <= kStages - kTeams);
 
   unsigned char* stages;  // kStages * kStageBytes
-  uint32_t full, empty;   // shared addresses of kStages barriers each: 1 arrival and bytes; kTeams * kTeamWarps arrivals
+  uint32_t full, empty;  // shared addresses of kStages barriers each: 1 arrival and bytes; kTeams * kTeamWarps arrivals
 
   __device__ __forceinline__ unsigned char* at(uint32_t s) const { return stages + s % kStages * kStageBytes; }
   __device__ __forceinline__ uint32_t full_of(uint32_t s) const { return full + 8 * (s % kStages); }
   __device__ __forceinline__ uint32_t empty_of(uint32_t s) const { return empty + 8 * (s % kStages); }
   /// Consumers: until the stage's rows are there.
-  __device__ __forceinline__ void wait(uint32_t s) const {
-    watched_wait(full_of(s), s / kStages & 1, Wait::kFull, s);
-  }
+  __device__ __forceinline__ void wait(uint32_t s) const { mbarrier_wait(full_of(s), s / kStages & 1); }
   /// One lane of each of the team's warps, when the warp has read what it needs. Counts for four: a stage that all 16
   /// warps read is left by single arrivals.
   __device__ __forceinline__ void leave(uint32_t s) const {
@@ -39,8 +37,8 @@ struct ResidentRing {
   }
   /// Producer: until stage s may be filled.
   __device__ __forceinline__ void wait_to_fill(uint32_t s, uint32_t under_way) const {
-    watched_wait(empty_of(s), (s / kStages & 1) ^ 1, Wait::kEmpty, s);
-    if (s >= under_way) watched_wait(full_of(s - under_way), (s - under_way) / kStages & 1, Wait::kPaced, s);
+    mbarrier_wait(empty_of(s), (s / kStages & 1) ^ 1);
+    if (s >= under_way) mbarrier_wait(full_of(s - under_way), (s - under_way) / kStages & 1);
   }
 };
 

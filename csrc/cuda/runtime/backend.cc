@@ -10,6 +10,7 @@
 
 #include "cuda/device/launches.h"
 #include "cuda/launch.h"
+#include "cuda/resident/resident_ops.h"
 #include "cuda/runtime/completion.h"
 #include "cuda/runtime/file_reader.h"
 #include "cuda/runtime/gpu_facts.h"
@@ -133,7 +134,7 @@ class CudaPlanner final : public Planner {
   explicit CudaPlanner(const Traits& traits) : traits_(traits) {}
   int64_t workspace_bytes(const Op& op) const override { return std::visit(WorkspaceOf{traits_}, op); }
   int64_t decode_plan_ints(int64_t max_sequences, int64_t heads) const override {
-    return cuda::decode_plan_ints(max_sequences, heads, traits_);
+    return resident_plan_ints(cuda::decode_plan_ints(max_sequences, heads, traits_), heads, traits_);
   }
 
  private:
@@ -317,6 +318,7 @@ class CudaBackend final : public Backend {
     MLA_RETURN_IF_ERROR(load_moe_kernels(traits_));
     MLA_RETURN_IF_ERROR(load_norm_kernels(traits_));
     MLA_RETURN_IF_ERROR(load_quant_kernels(traits_));
+    MLA_RETURN_IF_ERROR(load_resident_kernels(traits_));
     MLA_RETURN_IF_ERROR(load_rope_kernels(traits_));
     return load_sampling_kernels(traits_);
   }

@@ -3,10 +3,12 @@
 #include <variant>
 
 #include "cuda/attention/merge_expand.h"
+#include "cuda/resident/resident_ops.h"
 
 namespace mla::cuda {
 
 size_t together(std::span<const Op> ops, const Traits& traits) {
+  if (const size_t count = resident_ops(ops, traits); count > 0) return count;
   if (ops.size() < 2) return 1;
   const auto* const decode = std::get_if<MlaDecodeParams>(&ops[0]);
   const auto* const expand = std::get_if<ValueExpandParams>(&ops[1]);
@@ -14,6 +16,7 @@ size_t together(std::span<const Op> ops, const Traits& traits) {
 }
 
 Status run_together(std::span<const Op> ops, const Launch& launch) noexcept {
+  if (std::holds_alternative<LatentCompressParams>(ops[0])) return run_resident(ops, launch);
   return decode_expand(std::get<MlaDecodeParams>(ops[0]), std::get<ValueExpandParams>(ops[1]), launch);
 }
 
