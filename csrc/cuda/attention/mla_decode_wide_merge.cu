@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "cuda/attention/decode_item.cuh"
+#include "cuda/attention/f16_part.cuh"
 #include "cuda/attention/fixed_sum.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/wide_plan.h"
@@ -25,84 +26,117 @@ namespace mla::cuda {
 namespace {
 
 constexpr int kC = 512;
-constexpr int kChunks = kC / 128;  // warps of a team
-constexpr int kTeams = 4;
-constexpr int kTeamThreads = 32 * kChunks, kThreads = kTeams * kTeamThreads;
+constexpr int kThreads = 512;
 // Parts on their way at once, and blocks of a multiprocessor. Few rows have many parts each, and every wait for memory
 // counts; many rows have few, and blocks hide one another's waits: 128 heads, 32 sequences of 4,096 keys 87 to 78 us
 // (H200, 2026-11-26).
 constexpr int kFewRowsAtOnce = 16, kFewRowsBlocks = 1;
-constexpr int kManyRowsAtOnce = 6, kManyRowsBlocks = 2;
+constexpr int kManyRowsAtOnce = 4, kManyRowsBlocks = 2;
 
+/// What is read of a partial result at once: 16 bytes. Fixed parts are float32, others f16 (f16_part.cuh).
+template <bool kFixed>
+constexpr int kColumns = kFixed ? 4 : 8;
+template <bool kFixed>
+constexpr int kTeamThreads = kC / kColumns<kFixed>;
+template <bool kFixed>
+constexpr int kTeams = kThreads / kTeamThreads<kFixed>;
+
+/// Some columns of a sum over keys, relative to 2^largest.
+template <bool kFixed>
 struct Part {
   float largest, sum;
-  float4 out;
+  float out[kColumns<kFixed>];
 };
 
-/// What has been summed up, brought to what other sums are relative to.
-__device__ __forceinline__ void add(Part& to, float weight, const float4& out) {
-  to.out.x += weight * out.x;
-  to.out.y += weight * out.y;
-  to.out.z += weight * out.z;
-  to.out.w += weight * out.w;
+template <bool kFixed>
+__device__ __forceinline__ void unpack(const uint4& x, float (&out)[kColumns<kFixed>]) {
+  const uint32_t words[] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kFixed) {
+      out[i] = __uint_as_float(words[i]);
+    } else {
+      const float2 pair = unpack_f16(words[i]);
+      out[2 * i] = pair.x;
+      out[2 * i + 1] = pair.y;
+    }
+  }
 }
 
-/// Sums up `parts` of a row, `stride` rows of partial results apart, for four columns of each lane.
+/// Sums up `parts` of a row, `stride` rows of partial results apart, for the columns of each thread of a team.
 template <int kAtOnce, bool kFixed>
-__device__ Part sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, int parts, int column) {
+__device__ Part<kFixed> sum_parts(const DecodeArgs& a, int64_t first, int64_t stride, int parts, int in_team) {
   const int lane = threadIdx.x % 32;
-  Part part{-INFINITY, 0, make_float4(0, 0, 0, 0)};
+  const uint4* const rows = reinterpret_cast<const uint4*>(a.partial_out) + in_team;
+  Part<kFixed> part{-INFINITY, 0, {}};
   for (int begin = 0; begin < parts; begin += kAtOnce) {
     const int count = min(parts - begin, kAtOnce);
     const int64_t from = first + begin * stride;
-    float4 out[kAtOnce];
+    uint4 out[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (i < count) out[i] = *reinterpret_cast<const float4*>(a.partial_out + (from + i * stride) * kC + column);
+      if (i < count) out[i] = rows[(from + i * stride) * kTeamThreads<kFixed>];
     }
     const float2 mine = lane < count ? a.max_sum[from + lane * stride] : make_float2(-INFINITY, 0);
+    float now[kColumns<kFixed>];
     if constexpr (kFixed) {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const SumWeights w(part.largest, __shfl_sync(kFullWarp, mine.x, i));
         const float sum = __shfl_sync(kFullWarp, mine.y, i);
-        if (begin + i == 0) {
-          part = {w.largest, sum, out[i]};
-        } else if (i < count) {
-          part = {w.largest, w.added(part.sum, sum),
-                  make_float4(w.added(part.out.x, out[i].x), w.added(part.out.y, out[i].y),
-                              w.added(part.out.z, out[i].z), w.added(part.out.w, out[i].w))};
-        }
-      }
-      continue;
-    }
-    const float largest = fmaxf(warp_max(mine.x), part.largest), shift = softmax_shift(largest);
-    const float keep = exp2f(part.largest - shift), weight = exp2f(mine.x - shift);
-    part.largest = largest;
-    part.sum = part.sum * keep + warp_sum(weight * mine.y);
-    part.out = make_float4(part.out.x * keep, part.out.y * keep, part.out.z * keep, part.out.w * keep);
+        if (i >= count) continue;
+        unpack<kFixed>(out[i], now);
+        part.sum = begin + i == 0 ? sum : w.added(part.sum, sum);
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float w = __shfl_sync(kFullWarp, weight, i);
-      if (i < count) add(part, w, out[i]);
+        for (int c = 0; c < kColumns<kFixed>; ++c)
+          part.out[c] = begin + i == 0 ? now[c] : w.added(part.out[c], now[c]);
+        part.largest = w.largest;
+      }
+    } else {
+      const float largest = fmaxf(warp_max(mine.x), part.largest), shift = softmax_shift(largest);
+      const float keep = exp2f(part.largest - shift), weight = exp2f(mine.x - shift);
+      part.largest = largest;
+      part.sum = part.sum * keep + warp_sum(weight * mine.y);
+#pragma unroll
+      for (int c = 0; c < kColumns<kFixed>; ++c) part.out[c] *= keep;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float w = __shfl_sync(kFullWarp, weight, i);
+        if (i >= count) continue;
+        unpack<kFixed>(out[i], now);
+#pragma unroll
+        for (int c = 0; c < kColumns<kFixed>; ++c) part.out[c] += w * now[c];
+      }
     }
   }
   return part;
 }
 
-__device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, const Part& part, int column) {
+template <bool kFixed>
+__device__ __forceinline__ void write_row(const DecodeArgs& a, int64_t row, const Part<kFixed>& part, int in_team) {
   const float inverse = inverse_sum(part.sum);
-  *reinterpret_cast<uint2*>(static_cast<Bf16*>(a.out) + row * kC + column) = make_uint2(
-      pack_bf16(part.out.x * inverse, part.out.y * inverse), pack_bf16(part.out.z * inverse, part.out.w * inverse));
-  if (column == 0) a.lse[row] = natural_lse(part.largest, part.sum);
+  Bf16* const to = static_cast<Bf16*>(a.out) + row * kC;
+  uint32_t pairs[kColumns<kFixed> / 2];
+#pragma unroll
+  for (int i = 0; i < kColumns<kFixed> / 2; ++i)
+    pairs[i] = pack_bf16(part.out[2 * i] * inverse, part.out[2 * i + 1] * inverse);
+  if constexpr (kFixed) {
+    *reinterpret_cast<uint2*>(to + in_team * 4) = make_uint2(pairs[0], pairs[1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint32_t*>(to + in_team / 4 * 32 + i * 8 + in_team % 4 * 2) = pairs[i];
+  }
+  if (in_team == 0) a.lse[row] = natural_lse(part.largest, part.sum);
 }
 
 template <int kAtOnce, int kBlocks, bool kFixed>
 __global__ __launch_bounds__(kThreads, kBlocks) void mla_decode_wide_merge_kernel(DecodeArgs a, int records,
                                                                                   int tiles) {
+  constexpr int kTeams = cuda::kTeams<kFixed>, kTeamThreads = cuda::kTeamThreads<kFixed>;
+  using Part = cuda::Part<kFixed>;
   __shared__ Part s_parts[kTeams][kTeamThreads];
   const int lane = threadIdx.x % 32, team = threadIdx.x / kTeamThreads, in_team = threadIdx.x % kTeamThreads;
-  const int column = in_team * 4;
   // Everything before the kernel that leaves the partial results is complete: it waited before it let this one start.
   // What no true plan exceeds bounds the loops under one that makes no sense.
   const int all = a.tokens * a.heads, merge_rows = min(max(a.plan[kWideMergeRows], 0), all);
@@ -115,14 +149,20 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mla_decode_wide_merge_kerne
   const int after = min(max(a.q_start[a.sequences], 0), a.tokens) * a.heads;
   const int64_t rows = int64_t{merge_rows} + before + max(all - after, 0);
 
-  // Whichever goes less often to memory.
+  // Teams that share a row's parts: as many as go least often to memory. Fixed parts are added up in their order, so by
+  // one team.
   const int64_t blocks = gridDim.x, most = max(a.plan[kWideMostParts], 0);
-  const bool shared = !kFixed && div_up(rows, blocks) * div_up(most, int64_t{kTeams * kAtOnce}) <
-                                     div_up(rows, blocks * kTeams) * div_up(most, int64_t{kAtOnce});
-  // Fixed parts are added up in their order, so by one team.
-  const int step = kFixed ? max(min(static_cast<int>(div_up(rows, blocks)), kTeams), 1) : shared ? 1 : kTeams;
+  int sharers = 1;
+  if constexpr (!kFixed) {
+    int64_t fewest = INT64_MAX;
+    for (int s = 1; s <= kTeams; s *= 2) {
+      const int64_t trips = div_up(rows, blocks * (kTeams / s)) * div_up(most, int64_t{s * kAtOnce});
+      if (trips < fewest) fewest = trips, sharers = s;
+    }
+  }
+  const int step = max(min(static_cast<int>(div_up(rows, blocks)), kTeams / sharers), 1);
   for (int64_t first = int64_t{blockIdx.x} * step; first < rows; first += int64_t{gridDim.x} * step) {
-    const int64_t index = shared ? first : first + team;
+    const int64_t index = first + team / sharers;
     int64_t row = -1, from = 0;
     int parts = 0;
     if (index < merge_rows) {
@@ -146,35 +186,35 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mla_decode_wide_merge_kerne
       row = index - merge_rows;
       if (row >= before) row += after - before;
     }
-    if (!shared && team >= step) row = -1;
+    if (team / sharers >= step) row = -1;
     if (row < 0) parts = 0;
     const int64_t stride = int64_t{tiles} * teams * slot_rows;
     if (first == int64_t{blockIdx.x} * step) {
       pdl_wait();
       pdl_launch_dependents();
     }
-    if (!shared) {
-      const Part part = sum_parts<kAtOnce, kFixed>(a, from, stride, parts, column);
-      if (row >= 0) write_row(a, row, part, column);
+    if (sharers == 1) {
+      const Part part = sum_parts<kAtOnce, kFixed>(a, from, stride, parts, in_team);
+      if (row >= 0) write_row<kFixed>(a, row, part, in_team);
       continue;
     }
-    const int share = (parts + kTeams - 1) / kTeams, begin = min(team * share, parts);
+    const int share = div_up(parts, sharers), begin = min(team % sharers * share, parts);
     s_parts[team][in_team] =
-        sum_parts<kAtOnce, kFixed>(a, from + begin * stride, stride, min(share, parts - begin), column);
+        sum_parts<kAtOnce, kFixed>(a, from + begin * stride, stride, min(share, parts - begin), in_team);
     __syncthreads();
-    if (team == 0 && row >= 0) {
-      Part part = s_parts[0][in_team];
-      for (int t = 1; t < kTeams; ++t) part.largest = fmaxf(part.largest, s_parts[t][in_team].largest);
+    if (team % sharers == 0 && row >= 0) {
+      Part part = s_parts[team][in_team];
+      for (int t = 1; t < sharers; ++t) part.largest = fmaxf(part.largest, s_parts[team + t][in_team].largest);
       const float shift = softmax_shift(part.largest);
       part.sum = 0;
-      part.out = make_float4(0, 0, 0, 0);
-      for (int t = 0; t < kTeams; ++t) {
-        const Part& x = s_parts[t][in_team];
+      for (float& x : part.out) x = 0;
+      for (int t = 0; t < sharers; ++t) {
+        const Part& x = s_parts[team + t][in_team];
         const float weight = exp2f(x.largest - shift);
         part.sum += weight * x.sum;
-        add(part, weight, x.out);
+        for (int c = 0; c < kColumns<kFixed>; ++c) part.out[c] += weight * x.out[c];
       }
-      write_row(a, row, part, column);
+      write_row<kFixed>(a, row, part, in_team);
     }
     __syncthreads();  // s_parts may be written again
   }
@@ -190,7 +230,7 @@ constexpr auto* kMergeFixedParts = mla_decode_wide_merge_kernel<kFewRowsAtOnce, 
 Status launch_decode_wide_merge(const MlaDecodeParams& p, const DecodePartials& partials, const Launch& launch) {
   const DecodeArgs args = make_decode_args(p, partials);
   const int64_t rows = p.q.dim(0) * p.q.dim(1), multiprocessors = launch.traits->multiprocessors;
-  const bool many = !partials.fixed_parts && rows > kTeams * multiprocessors;
+  const bool many = !partials.fixed_parts && rows > kTeams<false> * multiprocessors;
   // As many as run at once: later ones keep the multiprocessors from the next operation.
   const int64_t blocks = many ? kManyRowsBlocks * multiprocessors : std::min(rows, multiprocessors);
   return cuda_status(launch_pdl(partials.fixed_parts ? kMergeFixedParts

@@ -27,6 +27,7 @@
 #include <cuda_runtime.h>
 
 #include "common/checked.h"
+#include "cuda/attention/f16_part.cuh"
 #include "cuda/attention/fixed_sum.cuh"
 #include "cuda/attention/kernels.h"
 #include "cuda/attention/wide_worker.cuh"
@@ -82,7 +83,10 @@ struct Figures {
   float largest[kRows];
   float factor[2][kRows];  // by page 0, by page 1
   float sum[2][kRows];
-  float2 kept[2][kRows];  // maxima and sums of what add_kept() has kept, in turns
+  union {
+    float2 kept[2][kRows];  // fixed parts: maxima and sums of what add_kept() has kept, in turns
+    float most[2][kRows];   // others: the largest magnitude of either half of the output
+  };
 };
 
 __device__ constexpr int filled_at(int buffer, int tile) { return kBarriersAt + 16 + (buffer * kTiles + tile) * 8; }
@@ -380,9 +384,33 @@ struct Half {
     named_barrier_sync(kZeroed + group, kWarpgroup);
   }
 
+  /// The largest magnitude in this half of row my_row + 8 * h.
+  __device__ __forceinline__ float most_of(int h) const {
+    float even = 0, odd = 0;
+#pragma unroll
+    for (int n = 0; n < kHalf / 8; ++n) {
+      even = fmaxf(even, fabsf(out[4 * n + 2 * h]));
+      odd = fmaxf(odd, fabsf(out[4 * n + 2 * h + 1]));
+    }
+    float most = fmaxf(even, odd);
+    most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 1));
+    return fmaxf(most, __shfl_xor_sync(kFullWarp, most, 2));
+  }
+  /// Writes this half of row my_row + 8 * h, times `factor`: of each 32 columns a lane's eight side by side
+  /// (f16_part.cuh).
+  __device__ __forceinline__ void write_part(uint16_t* to, int h, float factor) const {
+    to += threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int n = 0; n < kHalf / 8; n += 4) {
+      const float* const x = &out[4 * n + 2 * h];
+      *reinterpret_cast<uint4*>(to + n * 8) =
+          make_uint4(pack_f16(x[0] * factor, x[1] * factor), pack_f16(x[4] * factor, x[5] * factor),
+                     pack_f16(x[8] * factor, x[9] * factor), pack_f16(x[12] * factor, x[13] * factor));
+    }
+  }
   /// Writes this half of row my_row + 8 * h, if it is one. A lane has two columns in every 8: neighbours exchange
   /// theirs, so that each has four and every write fills its sectors. All lanes of the warp take part.
-  __device__ __forceinline__ void write_partial(float* to, int h, bool live) {
+  __device__ __forceinline__ void write_fixed_part(float* to, int h, bool live) {
     const bool odd = threadIdx.x % 2 != 0;
     to += odd * 8 + threadIdx.x % 4 / 2 * 4;
 #pragma unroll
@@ -448,12 +476,16 @@ struct Half {
     const DecodeArgs& a = x.a;
     const DecodeItem& item = segment().item;
     const int lane = threadIdx.x % 32;
+    const bool rounds = !kFixed && item.slot >= 0;  // to f16
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float total = sum[h];
       total += __shfl_xor_sync(kFullWarp, total, 1);
       total += __shfl_xor_sync(kFullWarp, total, 2);
       if (lane % 4 == 0) x.s_figures->sum[group][my_row + 8 * h] = total;
+      if (!rounds) continue;
+      const float most = most_of(h);
+      if (lane % 4 == 0) x.s_figures->most[group][my_row + 8 * h] = most;
     }
     named_barrier_sync(kSums, kMathThreads);
     float total[2], largest[2];
@@ -469,12 +501,18 @@ struct Half {
     for (int h = 0; h < 2; ++h) {
       const int row = my_row + 8 * h;
       const bool live = row < item.rows && !keeps;
-      if (item.slot >= 0) {
-        const int64_t at = int64_t{item.slot} + row;
+      const int64_t at = int64_t{item.slot >= 0 ? item.slot : item.row} + row;
+      if (rounds) {
+        if (!live) continue;
+        const int power = part_power(fmaxf(x.s_figures->most[0][row], x.s_figures->most[1][row]));
+        const float factor = power_of_two(power);
+        if (group == 0 && lane % 4 == 0)
+          a.max_sum[at] = make_float2(largest[h] - static_cast<float>(power), total[h] * factor);
+        write_part(reinterpret_cast<uint16_t*>(a.partial_out) + at * kC + group * kHalf, h, factor);
+      } else if (item.slot >= 0) {
         if (live && group == 0 && lane % 4 == 0) a.max_sum[at] = make_float2(largest[h], total[h]);
-        write_partial(a.partial_out + at * kC + group * kHalf, h, live);
+        write_fixed_part(a.partial_out + at * kC + group * kHalf, h, live);
       } else {
-        const int64_t at = int64_t{item.row} + row;
         if (live && group == 0 && lane % 4 == 0) a.lse[at] = natural_lse(largest[h], total[h]);
         write_out(static_cast<Bf16*>(a.out) + at * kC + group * kHalf, h, live, inverse_sum(total[h]));
       }
