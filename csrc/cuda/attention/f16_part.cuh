@@ -1,13 +1,13 @@
-// f16_part.cuh - partial results of attention over a part of the keys, in f16: half the bytes of float32 to write and to
-// read again, which is what batches of few sequences wait for.
+// f16_part.cuh - partial results of attention over a part of the keys, in f16: half the bytes of float32 to write and
+// to read again, which is what batches of few sequences wait for.
 //
 // A row of a part is u = sum p * latent, l = sum p, both relative to m: a merge adds up u * 2^m and l * 2^m. So
 // (m - k, l * 2^k, u * 2^k) is the same row. k brings the largest |u| of the row to the upper end of f16's range; what
 // is rounded then is off by 2^-12 of itself, an eighth of what the rounding of probabilities and results to bf16 is,
 // down to 2^-28 of the row's largest.
 //
-// Columns: a lane of a product's output has two in every 8 of a row. Of each 32 columns its eight stand side by side, so
-// that writing them takes no exchange: place 32 b + 8 q + 2 i + j is column 32 b + 8 i + 2 q + j.
+// Columns: a lane of a product's output has two in every 8 of a row. Of each 32 columns its eight stand side by side,
+// so that writing them takes no exchange: place 32 b + 8 q + 2 i + j is column 32 b + 8 i + 2 q + j.
 #pragma once
 #include <cstdint>
 

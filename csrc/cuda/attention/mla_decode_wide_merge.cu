@@ -3,10 +3,10 @@
 //
 //   M = max m_i;  out = sum u_i * 2^(m_i - M) / sum l_i * 2^(m_i - M);  lse = (M + log2 sum) * ln 2
 //
-// Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: 4 teams of 4 warps, a warp for 128
-// columns. Each team takes a row; or, where rows are few and parts are many, the teams share a row's parts and their
-// sums are added in ascending order. Which of the two depends on shapes and plan alone, so that equal calls give equal
-// bits. All in float32, rounded once. Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits:
+// Grid: blocks loop over the rows of the plan's merges (wide_plan.h). Block: teams of 2 warps, of 4 where parts are
+// fixed. A team takes a row; or, where rows are few and parts are many, several share a row's parts and their sums are
+// added in ascending order. How many depends on shapes and plan alone, so that equal calls give equal bits. All in
+// float32, rounded once. Bound by memory: 16 bytes a lane, kAtOnce parts on their way at a time. Limits:
 // bf16, c = 512. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
 
@@ -88,8 +88,7 @@ __device__ Part<kFixed> sum_parts(const DecodeArgs& a, int64_t first, int64_t st
         unpack<kFixed>(out[i], now);
         part.sum = begin + i == 0 ? sum : w.added(part.sum, sum);
 #pragma unroll
-        for (int c = 0; c < kColumns<kFixed>; ++c)
-          part.out[c] = begin + i == 0 ? now[c] : w.added(part.out[c], now[c]);
+        for (int c = 0; c < kColumns<kFixed>; ++c) part.out[c] = begin + i == 0 ? now[c] : w.added(part.out[c], now[c]);
         part.largest = w.largest;
       }
     } else {
