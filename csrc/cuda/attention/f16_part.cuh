@@ -13,6 +13,11 @@
 
 namespace mla::cuda {
 
+/// The column at a place of a row.
+__device__ __forceinline__ int part_column(int place) {
+  return place / 32 * 32 + place % 8 / 2 * 8 + place % 32 / 8 * 2 + place % 2;
+}
+
 /// k of a row. It has bounds: parts must not come to be further apart than the exponents of float32.
 __device__ __forceinline__ int part_power(float largest) {
   const int exponent = (__float_as_int(largest) >> 23) - 127;

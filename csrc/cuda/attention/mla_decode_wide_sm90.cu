@@ -622,7 +622,7 @@ __device__ __forceinline__ void compute(const Context<kBlocks, kFixed>& x, int g
 }
 
 template <int kBlocks, bool kFixed>
-__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(DecodeArgs a, bool early,
+__global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(DecodeArgs a, bool early, int records,
                                                                            const __grid_constant__ CUtensorMap q_map,
                                                                            const __grid_constant__ CUtensorMap cache) {
   extern __shared__ __align__(1024) uint8_t s_memory[];
@@ -632,6 +632,18 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   Figures* const s_figures = reinterpret_cast<Figures*>(s_memory + kFiguresAt);
   static_assert(sizeof(Figures) <= kBarriersAt - kFiguresAt);
   const Context<kBlocks, kFixed> x{a, s_base, s_figures};
+  // What the merge kernel looks up first: it may come when all else has been done.
+  if (blockIdx.x == 0 && warpgroup == 2) {
+    const int32_t* const entries = a.plan + kWideHeader + kWideRecord * records;
+    constexpr int kLine = 128 / sizeof(int32_t);
+    for (int i = threadIdx.x % kWarpgroup * kLine; i < 4 * a.sequences; i += kWarpgroup * kLine)
+      prefetch_l2(entries + i);
+    if (threadIdx.x == kMathThreads) {
+      prefetch_l2(a.plan);
+      prefetch_l2(a.q_start);
+      prefetch_l2(a.q_start + a.sequences);
+    }
+  }
   if (threadIdx.x == kMathThreads) {
     prefetch_tensor_map(&cache);
     prefetch_tensor_map(&q_map);
@@ -690,9 +702,9 @@ Status launch_decode_wide(const MlaDecodeParams& p, const DecodePartials& partia
   const int blocks = wide_tiles(p.q.dim(1));
   const dim3 grid(static_cast<unsigned>(wide_workers(*launch.traits, p.q.dim(1)) * blocks));
   auto* const kernel = partials.fixed_parts ? pick_kernel<true>(blocks) : pick_kernel<false>(blocks);
-  return cuda_status(
-      launch_clusters(kernel, grid, dim3(kThreads), blocks, kSharedBytes, launch.stream, args, early, q_map, cache),
-      "mla_decode_wide_sm90_kernel");
+  return cuda_status(launch_clusters(kernel, grid, dim3(kThreads), blocks, kSharedBytes, launch.stream, args, early,
+                                     wide_records(*launch.traits), q_map, cache),
+                     "mla_decode_wide_sm90_kernel");
 }
 
 Status load_decode_wide_kernels() {
