@@ -66,7 +66,7 @@ constexpr int kOtherProbabilitiesAt = kOutTiles * kTileBytes;  // the queries' l
 constexpr int kFiguresAt = kProbabilitiesAt + kTileBytes;
 constexpr int kBarriersAt = kFiguresAt + 10 * kRows * 4;
 constexpr int kParts = 4;  // that a page pair is loaded in: left and right half of each page
-constexpr int kBarriers = 2 + 2 * kTiles + kParts + kOutTiles;
+constexpr int kBarriers = 3 + 2 * kTiles + kParts + kOutTiles;
 constexpr int kSharedBytes = kBarriersAt + kBarriers * 8;
 
 // Named barriers. Each is waited for by one warpgroup and arrived at by the other.
@@ -110,6 +110,8 @@ struct Context {
   __device__ uint32_t read(int buffer, int half) const {
     return s_base + kBarriersAt + (2 + 2 * kTiles + buffer * 2 + half) * 8;
   }
+  /// The first segment's queries have been asked for.
+  __device__ uint32_t opened() const { return s_base + kBarriersAt + (kBarriers - 1) * 8; }
   /// Sub-tile `tile` of the segment's queries is there; of the last one begun() tells.
   __device__ uint32_t asked(int tile) const { return s_base + asked_at(tile); }
 };
@@ -139,7 +141,9 @@ __device__ __forceinline__ void begin_segment(const Context<kBlocks, kFixed>& x,
 
 /// One thread for each half of the two pages: loads it as soon as it has been read, by all blocks of the cluster, which
 /// share the sub-tiles out and load each into all of them. What lies outside of the cache arrives as zeros. The first
-/// of the four threads begins the segments, too; the first pages may be under way before the queries have been written.
+/// of the four threads begins the segments, too; the first page may be under way before the queries have been written.
+/// The second one comes behind them: queries are needed sooner, and while the operation before ends, it has memory to
+/// itself (64 heads, 8 x 8,192 keys 37.2 to 32.6 us, H200, 2026-11-27).
 template <int kBlocks, bool kFixed>
 __device__ __forceinline__ void load_half(const Context<kBlocks, kFixed>& x, const CUtensorMap* q,
                                           const CUtensorMap* cache, int buffer, int half) {
@@ -150,6 +154,7 @@ __device__ __forceinline__ void load_half(const Context<kBlocks, kFixed>& x, con
   uint32_t parity = 1, index = 0;
   for (; worker.next(); ++index) {
     for (int i = buffer; i < worker.pages(); i += 2, parity ^= 1) {
+      if (index == 0 && i == 1) mbarrier_wait(x.opened(), 0);
       const int page = worker.table()[i], row = (page >= 0 && page < x.a.pages ? page : x.a.pages) * kPageTokens;
       mbarrier_wait(x.read(buffer, half), parity);
 #pragma unroll 1
@@ -166,6 +171,7 @@ __device__ __forceinline__ void load_half(const Context<kBlocks, kFixed>& x, con
       if (begins && i == 0) {
         if (index == 0) pdl_wait();
         begin_segment(x, q, &worker, index);
+        if (index == 0) mbarrier_arrive(x.opened());
       }
     }
   }
@@ -651,6 +657,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_wide_sm90_kernel(Decod
   if (threadIdx.x == 0) {
     mbarrier_init(x.begun(), 1);
     mbarrier_init(x.ended(), kMathThreads / 32);
+    mbarrier_init(x.opened(), 1);
     for (int i = 0; i < 2 * kTiles; ++i) mbarrier_init(x.filled(i / kTiles, i % kTiles), 1);
     for (int i = 0; i < kOutTiles; ++i) mbarrier_init(x.asked(i), 1);
     for (int i = 0; i < kParts; ++i) mbarrier_init(x.read(i / 2, i % 2), kWarpgroup / 32 * kBlocks);
