@@ -13,7 +13,7 @@ export interface PrefixNode {
   /** pages from the root to here, this one included */
   readonly depth: number;
   readonly page: number;
-  readonly tokens: Int32Array;
+  readonly tokens: readonly number[];
   /** null until there is one */
   children: Children | null;
 }
@@ -65,8 +65,8 @@ export class PrefixIndex {
     const hash = hashOf(tokens, start);
     const known = childOf(children, hash, tokens, start);
     if (known !== undefined) return known;
-    const copy = Int32Array.from(tokens.slice(start, start + PAGE_TOKENS));
-    const node: PrefixNode = { parent, depth: depth + 1, page, tokens: copy, children: null };
+    const own = tokens.slice(start, start + PAGE_TOKENS);
+    const node: PrefixNode = { parent, depth: depth + 1, page, tokens: own, children: null };
     children.set(hash, [...(children.get(hash) ?? []), node]);
     this.#size++;
     this.pool.keepContent(page, () => {

@@ -1,5 +1,5 @@
 // seeded_bugs.cu - one bug for each tool of compute-sanitizer, to prove that the tool, as scripts/gpu-run.sh calls it,
-// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail. And three right programs that
+// finds such a bug on this machine: a run of `seeded_bugs TOOL` under TOOL must fail. And four right programs that
 // racecheck blames nevertheless: they show which ways of synchronising it does not follow, so why scripts/gpu-run.sh
 // leaves the kernels that are built on them out of it (docs/gpu-tests.md).
 // Built as the target seeded-bugs.
@@ -102,6 +102,16 @@ __global__ void hand_over_at_a_named_barrier(int* out) {
   }
 }
 
+/// right: a half of the block meets twice at a named barrier of its own, then all meet between a write and a read. As
+/// the warps that choose in route_large_one meet during the choice. Among fewer threads it is not blamed every time.
+__global__ void meet_by_half_before(int* out) {
+  __shared__ int s_values[1024];
+  for (int meeting = 0; meeting < 2 && threadIdx.x < 512; ++meeting) mla::cuda::named_barrier_sync(1, 512);
+  s_values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  out[threadIdx.x % 128] = s_values[(threadIdx.x + 33) % 1024];
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -122,10 +132,12 @@ int main(int argc, char** argv) {
     refill_after_one_lane_has_arrived<<<1, 64>>>(in, out);
   } else if (std::strcmp(tool, "racecheck-handover") == 0) {
     hand_over_at_a_named_barrier<<<1, 256>>>(out);
+  } else if (std::strcmp(tool, "racecheck-detour") == 0) {
+    meet_by_half_before<<<1, 1024>>>(out);
   } else {
     std::fprintf(stderr,
                  "usage: seeded-bugs memcheck | racecheck | initcheck | synccheck | racecheck-relay | "
-                 "racecheck-refill | racecheck-handover\n");
+                 "racecheck-refill | racecheck-handover | racecheck-detour\n");
     return 2;
   }
   cudaDeviceSynchronize();  // whether it complains is the tool's business

@@ -19,6 +19,7 @@
 //   scores   k 2q, 2q + 1, 2q + 8, 2q + 9 are channels 4q .. 4q + 3: the query is put into that order when it arrives
 //   output   rows g and g + 8 are channels 2g and 2g + 1
 #pragma once
+#include "cuda/attention/f16_part.cuh"
 #include "cuda/attention/few_item.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/numeric.cuh"
@@ -52,12 +53,6 @@ MLA_WGMMA_F16(24, 12, 13, 14, 15, 16, 17)
 MLA_WGMMA_F16(32, 16, 17, 18, 19, 20, 21)
 MLA_WGMMA_F16(48, 24, 25, 26, 27, 28, 29)
 #undef MLA_WGMMA_F16
-
-__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
-  uint32_t out;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
 
 __device__ __forceinline__ uint32_t f16_times(uint32_t x, uint32_t y) {
   uint32_t out;

@@ -28,6 +28,7 @@ bool aligned(const View& view) { return reinterpret_cast<uintptr_t>(view.data) %
 
 struct Shape {
   int64_t slots, row_tile, c;
+  int64_t element = 4;  // bytes, in a partial result
 
   explicit Shape(const MlaDecodeParams& p, const Traits& traits) {
     const int64_t rows = p.q.dim(0) * p.q.dim(1), sequences = p.lengths.dim(0);
@@ -39,7 +40,8 @@ struct Shape {
     slots = traits.deterministic ? 0 : decode_max_slots(traits.multiprocessors, row_tiles);
     if (slots > most) slots = most;
   }
-  Shape(int64_t slots, int64_t row_tile, int64_t c) : slots(slots), row_tile(row_tile), c(c) {}
+  Shape(int64_t slots, int64_t row_tile, int64_t c, int64_t element = 4)
+      : slots(slots), row_tile(row_tile), c(c), element(element) {}
 
   /// Of the Hopper kernel for few rows, with tiles of so many.
   static Shape few(int row_tile, const MlaDecodeParams& p, const Traits& traits) {
@@ -56,10 +58,10 @@ struct Shape {
       const int64_t row_tiles = decode_max_row_tiles(p.q.dim(0) * heads, p.lengths.dim(0), heads, kWideRows * tiles);
       slots = parts == 1 ? 0 : std::min(slots, parts * row_tiles * tiles) + wide_workers(traits, heads) * tiles;
     }
-    return {slots, kWideRows, p.out.dim(2)};
+    return {slots, kWideRows, p.out.dim(2), traits.deterministic ? 4 : 2};
   }
 
-  int64_t out_bytes() const { return round_up(slots * row_tile * c * 4, kAlign); }
+  int64_t out_bytes() const { return round_up(slots * row_tile * c * element, kAlign); }
   int64_t max_sum_bytes() const { return round_up(slots * row_tile * 2 * 4, kAlign); }
   int64_t bytes() const { return out_bytes() + max_sum_bytes(); }
 };

@@ -7,12 +7,12 @@
 // sequences have different numbers of groups); worker w belongs to team w % teams. The pages of a team's groups
 // (sequence after sequence, group after group) are dealt out to its workers as one list, in equal shares: a worker has
 // parts of at most two groups, and between them whole ones. A whole group is written to `out` at once; a part of one
-// leaves a partial result for each tile in the workspace, in place (slot * teams + team) * tiles + tile, slots in the
-// order of the list.
+// leaves a partial result for each tile in the workspace, in f16 (f16_part.cuh), in place (slot * teams + team) * tiles
+// + tile, slots in the order of the list.
 //
 // Deterministic: a row's keys are summed up in fixed parts, which end at the same keys whatever the lengths, and the
-// parts are added up in ascending order (fixed_sum.cuh). Workers begin and end at ends of fixed parts; of
-// a group that several workers share each fixed part leaves a partial result, and of a whole group the worker keeps the
+// parts are added up in ascending order (fixed_sum.cuh). Workers begin and end at ends of fixed parts; of a group that
+// several workers share each fixed part leaves a partial result, in float32, and of a whole group the worker keeps the
 // running sum in a slot of its own, behind those of the plan.
 //
 // part = header [kWideHeader], workers [wide_records][kWideRecord], merges [B + multiprocessors][4]:

@@ -33,8 +33,10 @@ int tile_rows(const Product& p, int multiprocessors) {
 /// with fp8 weights 5/3 (k 2048, H200, 2026-11); what counts is how many a multiprocessor has one after the other.
 bool chains(const Product& p, const Traits& traits) {
   if (traits.deterministic || mean_rows(p) <= 96 || p.k == 0) return false;
-  // Pieces of x are counted with 32 bits.
-  if ((p.order == nullptr ? p.rows : p.x_rows) * (p.x_row / 8) > INT32_MAX) return false;
+  // Pieces of x are counted with 32 bits, and the bytes of 64 rows of w.
+  const int64_t x_rows = p.order == nullptr ? p.rows : p.x_rows;
+  if ((x_rows * p.x_row + (p.offsets == nullptr ? p.groups * p.x_group : 0)) / 8 > INT32_MAX || p.k > 1 << 20)
+    return false;
   const int64_t row_tiles =
       p.offsets == nullptr ? p.groups * ceil_div(p.rows, 128) : p.rows / 128 + std::min(p.groups, p.rows);
   const int64_t chained = ceil_div(row_tiles * ceil_div(p.n, kChainColumns), traits.multiprocessors);

@@ -33,6 +33,7 @@ struct ChainShape {
   static constexpr int kBlocks = kBlocksAtMost;  // of a multiprocessor
   static constexpr int kStages = kRing, kStageK = kK;
   static constexpr int kSteps = kStageK / 16;
+  static constexpr int kTurn = sizeof(W) == 1 ? kSegment / kStageK : 1;  // stages of a loop's turn
   static constexpr bool kScaled = sizeof(W) == 1;
   static constexpr int kXRow = kStageK * 2, kWRow = kStageK * static_cast<int>(sizeof(W));  // bytes of a row
   static constexpr int kXBytes = kRows * kXRow, kStageBytes = kXBytes + kColumns * kWRow;
@@ -46,6 +47,7 @@ struct ChainShape {
   static constexpr int kSharedBytes = kRowTiles + static_cast<int>(sizeof(int4));
   static_assert(kXPieces * kThreads * 16 == kXBytes && kWPieces * kThreads * 16 == kColumns * kWRow);
   static_assert(kWarps * 8 * kResultPitch * 4 <= kStageBytes);
+  static_assert((kStages - 1) % kTurn == 0);  // tiles begin with a turn, for the loader too
 };
 
 /// What piece numbers of a row are exclusive-ored with. ldmatrix reads one piece of eight rows at a time, 16-byte loads
@@ -65,22 +67,20 @@ struct ChainLoader {
   using W = typename S::W;
   static constexpr int kXRowPieces = S::kXRow / 16, kWRowPieces = S::kWRow / 16;
   static constexpr int kXStep = S::kThreads / kXRowPieces, kWStep = S::kThreads / kWRowPieces;  // to its next row
-  const Bf16* x;
-  int x_piece[S::kXPieces];  // 16-byte pieces behind x; negative where there is no row
-  const W* w;                // its first row
-  int w_rows;                // rows of w from there on
-  int step;                  // the stage to ask for; past the last one where there is no tile
+  int x[S::kXPieces];  // 16-byte pieces behind p.x; negative where there is no row
+  const W* w;          // its first row
+  int w_rows;          // rows of w from there on
+  int step;            // the stage to ask for; past the last one where there is no tile
 
   __device__ __forceinline__ void aim(const Product& p, RowTile tile, int64_t n0) {
     const int piece = threadIdx.x % kXRowPieces, row = threadIdx.x / kXRowPieces;
-    x = static_cast<const Bf16*>(p.x) + tile.group * p.x_group;
 #pragma unroll
     for (int j = 0; j < S::kXPieces; ++j) {
       const int r = row + j * kXStep;
-      x_piece[j] = -1;
+      x[j] = -1;
       if (r >= tile.count) continue;
       const int64_t from = operand_row(p, tile.row0 + r);
-      if (from >= 0) x_piece[j] = static_cast<int>(from * (p.x_row / 8)) + piece;
+      if (from >= 0) x[j] = static_cast<int>((tile.group * p.x_group + from * p.x_row) / 8) + piece;
     }
     const int w_row = threadIdx.x / kWRowPieces;
     w = static_cast<const W*>(p.w) + tile.group * p.w_group + (n0 + w_row) * p.k +
@@ -92,22 +92,25 @@ struct ChainLoader {
 
   __device__ __forceinline__ void load_x(const Product& p, uint32_t stage) const {
     const int piece = threadIdx.x % kXRowPieces, row = threadIdx.x / kXRowPieces, k0 = step * S::kStageK;
-    const bool inside = k0 + piece * 8 < p.k;
+    const bool inside = k0 < static_cast<int>(p.k) - piece * 8;
     const uint32_t at = stage + row * S::kXRow + (piece ^ turn_x<S>(row)) * 16;
-    const Bf16* const from = x + k0;
+    const Bf16* const from = static_cast<const Bf16*>(p.x) + k0;
 #pragma unroll
     for (int j = 0; j < S::kXPieces; ++j)
-      cp_async16(at + j * kXStep * S::kXRow, from + int64_t{x_piece[j]} * 8, inside && x_piece[j] >= 0);
+      cp_async16(at + j * kXStep * S::kXRow, reinterpret_cast<const char*>(from) + int64_t{x[j]} * 16,
+                 inside && x[j] >= 0);
   }
 
   __device__ __forceinline__ void load_w(const Product& p, uint32_t stage) const {
     const int piece = threadIdx.x % kWRowPieces, row = threadIdx.x / kWRowPieces, k0 = step * S::kStageK;
-    const bool inside = k0 + piece * Chunk<W>::kLoad < p.k;
+    const int rows = k0 < static_cast<int>(p.k) - piece * Chunk<W>::kLoad ? w_rows : 0;
     const uint32_t at = stage + S::kXBytes + row * S::kWRow + (piece ^ turn_w<S>(row)) * 16;
+    // Registers are scarcer with fp8 weights, and 5 % faster so; bf16 weights 1 % slower (H200, 2026-11).
+    const int row_step = kWStep * static_cast<int>(p.k);
     const W* from = w + k0;
 #pragma unroll
     for (int j = 0; j < S::kWPieces; ++j) {
-      cp_async16(at + j * kWStep * S::kWRow, from, inside && j * kWStep < w_rows);
+      cp_async16(at + j * kWStep * S::kWRow, S::kScaled ? w + k0 + int64_t{row_step} * j : from, j * kWStep < rows);
       from += kWStep * p.k;
     }
   }
@@ -123,8 +126,58 @@ struct ChainAddress {
   __device__ __forceinline__ ChainAddress operator+(uint32_t stage) const { return {x + stage, w + stage}; }
 };
 
+/// Scales of fp8 weights: of even and of odd 8-row pieces of a warp's w (gate and up), asked for a segment ahead.
+template <class S>
+struct ChainScales {
+  int at = 0;  // of the next segment's, in p.scale; that of odd pieces is a constant behind it
+  float next_low = 1, next_high = 1;
+  SplitScale low{0, 1}, high{0, 1};
+  float by_low = 1, by_high = 1;
+
+  /// column: the warp's first row of w.
+  __device__ __forceinline__ void begin(const Product& p, int group, int64_t column) {
+    if constexpr (!S::kScaled) return;
+    const int64_t segments = div_up<int64_t>(p.k, kSegment);
+    const int64_t last = div_up<int64_t>(p.gated ? p.n / 2 : p.n, kSegment) - 1;
+    const int64_t block = (p.gated ? column / 2 : column) / kSegment;
+    at = static_cast<int>(group * p.scale_group + (block < last ? block : last) * segments);
+    ask(p);
+    low = high = SplitScale(0, 1);
+  }
+  /// Asks for the next segment's.
+  __device__ __forceinline__ void ask(const Product& p) {
+    const float* const from = p.scale + at;
+    next_low = from[0];
+    next_high = from[p.gated ? div_up<int64_t>(p.n / 2, kSegment) * div_up<int64_t>(p.k, kSegment) : 0];
+    ++at;
+  }
+  /// At the first k of a segment: its scales, and what brings sums into their unit. `more`: there is another one.
+  __device__ __forceinline__ void take(const Product& p, bool more) {
+    if constexpr (!S::kScaled) return;
+    const float low_before = low.factor, high_before = high.factor;
+    low = SplitScale(next_low, low_before);
+    high = SplitScale(next_high, high_before);
+    by_low = __fdividef(low_before, low.factor);
+    by_high = __fdividef(high_before, high.factor);
+    if (more) ask(p);
+  }
+  /// The end of a tile: sums in units of one.
+  __device__ __forceinline__ void finish(ChainSums& sums) const {
+    if constexpr (S::kScaled) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+          for (int v = 0; v < 4; ++v) sums[i][j][v] *= v < 2 ? low.factor : high.factor;
+        }
+      }
+    }
+  }
+};
+
 /// Operands of a warp. step<s>() multiplies 16 k, the first or the second of 32, and loads ahead: bf16 what the next
-/// step takes, fp8 in the second step what the next two take.
+/// step takes, fp8 in the second step what the next two take. kFirst: of a segment; sums change their unit.
 template <class S, bool kScaled = S::kScaled>
 struct ChainOperands;
 
@@ -145,8 +198,8 @@ struct ChainOperands<S, false> {
       ldmatrix_x4(x[s % 2][i], (from.x ^ s * 32) + i * 16 * S::kXRow);
     }
   }
-  template <int kStep>
-  __device__ __forceinline__ void step(ChainAddress next, int next_step, SplitScale, SplitScale, ChainSums& sums) {
+  template <int kStep, bool kFirst>
+  __device__ __forceinline__ void step(ChainAddress next, int next_step, const ChainScales<S>&, ChainSums& sums) {
     load(next, next_step);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -167,84 +220,40 @@ struct ChainOperands<S, true> {
     return {(warp_row + g) * S::kXRow + (q ^ turn_x<S>(g)) * 16u,
             S::kXBytes + (warp_column + g) * S::kWRow + (q / 2 ^ turn_w<S>(g)) * 16u + q % 2 * 8u};
   }
-  __device__ __forceinline__ void load_w(ChainAddress from, int s) {
+  __device__ __forceinline__ void load_w(ChainAddress from, int s, int i) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float2 eight = shared_load2((from.w ^ s * 16) + i * 8 * S::kWRow);
-      w[i / 2][i % 2] = {__float_as_uint(eight.x), __float_as_uint(eight.y)};
+    for (int h = 0; h < 2; ++h) {
+      const float2 eight = shared_load2((from.w ^ s * 16) + (2 * i + h) * 8 * S::kWRow);
+      w[i][h] = {__float_as_uint(eight.x), __float_as_uint(eight.y)};
     }
   }
   __device__ __forceinline__ void load_x(ChainAddress from, int s, int j) {
     x[j] = shared_load4((from.x ^ s * 32) + j * 8 * S::kXRow);
   }
   __device__ __forceinline__ void load(ChainAddress from, int s) {
-    load_w(from, s);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) load_w(from, s, i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) load_x(from, s, j);
   }
-  template <int kStep>
-  __device__ __forceinline__ void step(ChainAddress next, int next_step, SplitScale low, SplitScale high,
+  template <int kStep, bool kFirst>
+  __device__ __forceinline__ void step(ChainAddress next, int next_step, const ChainScales<S>& scales,
                                        ChainSums& sums) {
-    uint32_t a[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      codes_to_bf16(kStep == 0 ? w[i][0].x : w[i][0].y, low.power, a[i][0], a[i][2]);
-      codes_to_bf16(kStep == 0 ? w[i][1].x : w[i][1].y, high.power, a[i][1], a[i][3]);
-    }
-    if constexpr (kStep == 1) load_w(next, next_step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const uint32_t b[2] = {kStep == 0 ? x[j].x : x[j].z, kStep == 0 ? x[j].y : x[j].w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mma_bf16(sums[i][j], a[i], b);
-      if constexpr (kStep == 1) load_x(next, next_step, j);
-    }
-  }
-};
-
-/// Scales of a warp's columns: of even and of odd 8-row pieces of w, asked for a segment ahead.
-template <class S>
-struct ChainScales {
-  const float *low_at = nullptr, *high_at = nullptr;
-  float next_low = 1, next_high = 1;
-  SplitScale low{0, 1}, high{0, 1};
-
-  /// column: the warp's first row of w.
-  __device__ __forceinline__ void begin(const Product& p, int group, int64_t column) {
-    if constexpr (!S::kScaled) return;
-    const int64_t segments = div_up<int64_t>(p.k, kSegment);
-    const int64_t last = div_up<int64_t>(p.gated ? p.n / 2 : p.n, kSegment) - 1;
-    const int64_t block = (p.gated ? column / 2 : column) / kSegment;
-    low_at = high_at = p.scale + group * p.scale_group + (block < last ? block : last) * segments;
-    if (p.gated) high_at += (last + 1) * segments;
-    next_low = *low_at;
-    next_high = *high_at;
-    low = high = SplitScale(0, 1);
-  }
-  /// At the first k of segment `s`: its scales, and sums in their unit. `more`: there is another one behind it.
-  __device__ __forceinline__ void take(int s, bool more, ChainSums& sums) {
-    if constexpr (!S::kScaled) return;
-    const float low_before = low.factor, high_before = high.factor;
-    low = SplitScale(next_low, low_before);
-    high = SplitScale(next_high, high_before);
-    if (more) {
-      next_low = low_at[s + 1];
-      next_high = high_at[s + 1];
-    }
-    if (s > 0) rescale(low_before / low.factor, high_before / high.factor, sums);
-  }
-  __device__ __forceinline__ void finish(ChainSums& sums) const {
-    if constexpr (S::kScaled) rescale(low.factor, high.factor, sums);
-  }
-
- private:
-  static __device__ __forceinline__ void rescale(float by_low, float by_high, ChainSums& sums) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+      uint32_t a[4];
+      codes_to_bf16(kStep == 0 ? w[i][0].x : w[i][0].y, scales.low.power, a[0], a[2]);
+      codes_to_bf16(kStep == 0 ? w[i][1].x : w[i][1].y, scales.high.power, a[1], a[3]);
+      if constexpr (kStep == 1) load_w(next, next_step, i);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
+        if constexpr (kFirst) {
 #pragma unroll
-        for (int v = 0; v < 4; ++v) sums[i][j][v] *= v < 2 ? by_low : by_high;
+          for (int v = 0; v < 4; ++v) sums[i][j][v] *= v < 2 ? scales.by_low : scales.by_high;
+        }
+        mma_bf16(sums[i][j], a, {kStep == 0 ? x[j].x : x[j].z, kStep == 0 ? x[j].y : x[j].w});
+        if constexpr (kStep == 1)
+          if (i == 3) load_x(next, next_step, j);
       }
     }
   }
@@ -299,7 +308,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) product_chain_kernel(
   int& row_tiles = *reinterpret_cast<int*>(shared + S::kRowTiles);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp % S::kWarpsDown * 64, warp_column = warp / S::kWarpsDown * 64;
-  const int steps = static_cast<int>((p.k + S::kStageK - 1) / S::kStageK);  // in stages
+  constexpr int kTurnK = S::kTurn * S::kStageK;
+  const int steps = static_cast<int>((p.k + kTurnK - 1) / kTurnK) * S::kTurn;  // in stages
 
   pdl_wait();
   {
@@ -353,33 +363,38 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) product_chain_kernel(
       }
     }
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      constexpr int kStagesOfSegment = kSegment / S::kStageK;
-      if (step % kStagesOfSegment == 0) scales.take(step / kStagesOfSegment, step + kStagesOfSegment < steps, sums);
-      const int before = stage == 0 ? S::kStages - 1 : stage - 1;
+    for (int step = 0; step < steps; step += S::kTurn) {
+      scales.take(p, step + S::kTurn < steps);
 #pragma unroll
-      for (int s = 0; s < S::kSteps; ++s) {
+      for (int t = 0; t < S::kTurn * S::kSteps; ++t) {
+        constexpr int kPart = S::kSteps == 2 ? 0 : 1;
+        const int s = t % S::kSteps;
+        const int before = stage == 0 ? S::kStages - 1 : stage - 1;
+        // Copies are asked for in two parts, so that operands need not wait behind all of them; behind the last tile
+        // they are zeros.
+        if (s == 0) loader.load_w(p, stages + before * S::kStageBytes);
+        if (s == kPart) {
+          loader.load_x(p, stages + before * S::kStageBytes);
+          cp_async_commit();
+          ++loader.step;
+        }
         if (s == S::kSteps - 1) {
           // The next stage has arrived for everyone, and nobody reads this one any more: it is loaded next.
           stage = stage == S::kStages - 1 ? 0 : stage + 1;
           cp_async_wait<S::kStages - 2>();
           __syncthreads();
         }
-        // Copies are asked for in two parts, so that operands need not wait behind all of them; behind the last tile
-        // they are zeros.
-        if (s == 0) loader.load_w(p, stages + before * S::kStageBytes);
-        if (s == (S::kSteps == 2 ? 0 : 1)) {
-          loader.load_x(p, stages + before * S::kStageBytes);
-          cp_async_commit();
-        }
         const ChainAddress next = first + stage * S::kStageBytes;
-        if (s % 2 == 0) {
-          operands.template step<0>(next, (s + 1) % S::kSteps, scales.low, scales.high, sums);
+        const int next_step = (s + 1) % S::kSteps;
+        if (t == 0) {
+          operands.template step<0, true>(next, next_step, scales, sums);
+        } else if (t % 2 == 0) {
+          operands.template step<0, false>(next, next_step, scales, sums);
         } else {
-          operands.template step<1>(next, (s + 1) % S::kSteps, scales.low, scales.high, sums);
+          operands.template step<1, false>(next, next_step, scales, sums);
         }
       }
-      if (++loader.step >= steps) aim();
+      if (loader.step >= steps) aim();
     }
     scales.finish(sums);
     const int4 tile = list[turn % S::kListed];
