@@ -292,7 +292,7 @@ template <class Cache>
 __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t epoch, const ResidentRing& ring,
                                        uint32_t s, int, unsigned char* operands) {
   using A = Attention;
-  const CacheRange range(*p.length, blockIdx.x, gridDim.x);
+  const CacheRange range(p, blockIdx.x, gridDim.x);
   const int thread = in_place(threadIdx.x);
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
   const int team = warp / 4, quarter = warp % 4;
@@ -399,7 +399,7 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
   using A = Attention;
   constexpr int kGroups = A::kThreads / 16, kEach = A::kMaxParts / kGroups;
   constexpr int kBlocks = A::kC / A::kMergeColumns;  // of a head
-  const int parts = CacheRange(*p.length, blockIdx.x, gridDim.x).parts;
+  const int parts = CacheRange(p, blockIdx.x, gridDim.x).parts;
   const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32, word = lane % 16,
             group = thread / 16;
   const uint4* const all = reinterpret_cast<const uint4*>(link_of(p, p.link.part, epoch));

@@ -23,6 +23,9 @@ struct CacheRange {
     pages = each + (block < more ? 1 : 0);
   }
 
+  __device__ __forceinline__ CacheRange(const Resident& p, int block, int blocks)
+      : CacheRange(min(*p.length, p.max_pages * kPage), block, blocks) {}
+
   /// Stages of page i, counted from the block's last: 4 but for the sequence's last page.
   __device__ __forceinline__ int page_of(int i) const { return first + pages - 1 - i; }
   __device__ __forceinline__ int stages_of(int page) const {
@@ -64,8 +67,8 @@ struct CacheRow<F8E4M3> {
 };
 
 /// Stages that attention has in a block, the same number in each layer.
-__device__ __forceinline__ int attend_stages(const Resident& p, int length, int block) {
-  return CacheRange(length, block, gridDim.x).stages();
+__device__ __forceinline__ int attend_stages(const Resident& p, int block) {
+  return CacheRange(p, block, gridDim.x).stages();
 }
 
 /// Asks for the block's stage i, by the whole producer warp. The newest token's row stays as it was.
@@ -73,7 +76,7 @@ template <class Cache>
 __device__ __forceinline__ void attend_fill(const Resident& p, int layer, int block, int i, uint32_t to,
                                             uint32_t barrier) {
   const auto same = [](auto x) { return __shfl_sync(0xffffffffu, x, 0); };
-  const CacheRange range(*p.length, block, gridDim.x);
+  const CacheRange range(p, block, gridDim.x);
   const int last_stages = range.stages_of(range.page_of(0));
   const int behind = i - last_stages;  // stages since the block's last page
   const int page = behind < 0 ? range.page_of(0) : range.page_of(1 + behind / CacheRange::kPageStages);
@@ -82,7 +85,10 @@ __device__ __forceinline__ void attend_fill(const Resident& p, int layer, int bl
   int rows = min(ResidentRing::kRows, range.length - token);
   if (token + rows == range.length && NewestToken(p, range.length).fresh) --rows;
   using Row = CacheRow<Cache>;
-  const int64_t row = static_cast<int64_t>(p.block_table[page]) * CacheRange::kPage + stage * ResidentRing::kRows;
+  // A page that does not exist is read as the first one.
+  const uint32_t number = static_cast<uint32_t>(p.block_table[page]);
+  const bool exists = number < static_cast<uint32_t>(p.cache_slots / CacheRange::kPage);
+  const int64_t row = int64_t{exists ? number : 0} * CacheRange::kPage + stage * ResidentRing::kRows;
   const uint64_t from = same(reinterpret_cast<uint64_t>(p.layer[layer].cache) + row * Row::kBytes);
   rows = same(rows);
   to = same(to);

@@ -45,6 +45,7 @@ struct Resident {
   int position_end;  // of cos_sin
   const void* x;     // [d], bf16: of gatherRows
   const int32_t *position, *slot, *length, *block_table;
+  int max_pages;         // of block_table; a longer length is cut to them
   const float* cos_sin;  // [position_end, r / 2, 2]
   const void *final_norm, *head;
   float* logits;         // [vocab]

@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
     shared.epoch = *p.epoch;
     shared.position = *p.position;
     shared.products = Parts(p);
-    shared.products.attended = attend_stages(p, *p.length, blockIdx.x);
+    shared.products.attended = attend_stages(p, blockIdx.x);
   }
   __syncthreads();
   const Parts& parts = shared.products;

@@ -122,6 +122,7 @@ class Run {
     out->slot = compress->slots.as<const int32_t>();
     out->length = decode->lengths.as<const int32_t>();
     out->block_table = decode->block_table.as<const int32_t>();
+    out->max_pages = static_cast<int>(decode->block_table.dim(1));
     out->cos_sin = compress->cos_sin.as<const float>();
     out->out.q = compress->q.data;
     out->out.qa = absorb->out.data;
