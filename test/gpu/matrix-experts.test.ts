@@ -284,7 +284,7 @@ for (const [act, weight, fp8] of KINDS) {
 }
 
 /**
- * Enough experts and rows for tiles of 160 tokens, one to two of an expert, and for sums of several tokens at a time: of
+ * Enough experts and rows for tiles of 160 and of 208 tokens, one to two of an expert, and for sums of several tokens at a time: of
  * eight, of four and of two.
  */
 test('experts, many of them with many rows', async () => {
@@ -292,6 +292,8 @@ test('experts, many of them with many rows', async () => {
   for (const [d, width, perToken, tokens] of [
     [1024, 64, 1, 8300],
     [64, 512, 1, 8300],
+    [1024, 64, 1, 11000],
+    [80, 512, 1, 11000],
     [1000, 64, 2, 4200],
     [1024, 64, 3, 2800],
   ] as const) {

@@ -18,14 +18,18 @@ constexpr int64_t kUnevenMeanRows = 1;
 /// gate and up for 1,024 tokens, 96 rows an expert, 255, 197 and 208 us with tiles of 64, 128 and 256).
 int fitting_tokens(int64_t mean) { return mean <= 56 ? 64 : mean <= 104 ? 128 : 256; }
 
-/// Up to so many rows of a group on average tiles of 160 tokens hold nearly all groups. They have six stages of 36 KB,
-/// those of 256 tokens four of 48 KB: more weights are on their way where these are the bound (H200, 2026-11-27: 32 of
-/// V3's experts with 128 rows each, gate and up 493 instead of 539 us, down 262 instead of 284).
-constexpr int64_t kMeanRowsOf160 = 136;
+/// The same for clusters of two, where a kernel of 256 tokens has four stages of 48 KB: tiles of 160 have six of 36, of
+/// 208 five of 42, so more weights are on their way. H200, 2026-11-27, with tiles of 256, 208 and 160: V2-Lite's gate
+/// and up, 144 rows an expert, 227, 209 and 205 us, 168 rows 232, 217 and 254; 32 of V3's experts, 128 rows 539, 501
+/// and 493, 176 rows 549, 522 and 646. From 250 to 300 rows 160 tokens are 4 to 7 % faster where experts have about as
+/// many rows, but 1 to 2 % slower where their shares are Zipf-like.
+int paired_tokens(int64_t mean) { return mean <= 148 ? 160 : mean <= 184 ? 208 : 256; }
 
-/// Up to so many rows of a group cp.async gathers. H200, 2026-11, fp8 weights, V2-Lite's gate and up, 12, 24 and 48
-/// rows an expert: 117, 130 and 160 us gathered, 112, 118 and 137 in order, which takes 3.2, 4.1 and 5.9.
-int64_t gathered_rows(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 16 : 104; }
+/// Up to so many rows of a group cp.async gathers. H200, 2026-11, V2-Lite's gate and up, fp8 weights, 12, 24 and 48
+/// rows an expert: 117, 130 and 160 us gathered, 112, 118 and 137 in order, which takes 3.2, 4.1 and 5.9. With bf16
+/// weights 60, 72, 84 and 96 rows take 186, 197, 210 and 214 us gathered, 192, 197, 200 and 203 by way of the order; 64
+/// and 80 rows of 32 of V3's experts 501 and 508, 493 and 497.
+int64_t gathered_rows(const Product& p) { return p.w_dtype == DType::kF8E4M3 ? 16 : 72; }
 
 /// The sizes of N that product_wgmma.cuh has for a kernel of so many tokens; the same lists stand there.
 int64_t columns(int64_t tokens, int most_tokens) {
@@ -85,10 +89,10 @@ WgmmaPlan choose_plan(const Product& p, const Launch& launch) {
   const int64_t tiles =
       p.groups * ceil_div(p.offsets == nullptr ? p.rows : ceil_div(p.rows, p.groups), 256) * weight_tiles;
   if (!f8 && plan.most_tokens == 256 && weight_tiles % 2 == 0 && tiles >= 4 * multiprocessors) plan.cluster = 2;
-  if (plan.cluster == 2 && p.offsets != nullptr && ceil_div(p.rows, p.groups) <= kMeanRowsOf160) plan.most_tokens = 160;
+  if (plan.cluster == 2 && p.offsets != nullptr) plan.most_tokens = paired_tokens(ceil_div(p.rows, p.groups));
   plan.weight_tiles = static_cast<int>(ceil_div(weight_tiles, plan.cluster));
-  plan.box_tokens = p.offsets != nullptr ? plan.most_tokens / 4
-                                         : static_cast<int>(round_up(ceil_div(plan.tile_tokens, plan.cluster), 8));
+  plan.box_tokens = p.offsets == nullptr ? static_cast<int>(round_up(ceil_div(plan.tile_tokens, plan.cluster), 8))
+                                         : plan.most_tokens / (plan.most_tokens == 208 ? 2 : 4);
   plan.settled = weights_settled(p, launch);
   return plan;
 }

@@ -13,8 +13,8 @@
 //   warps (of both blocks) have multiplied it. The loaders tell the others by the stage which tile begins with it.
 // Sums: one chain of m64nNk16 over all k. fp8 weights become bf16 in registers, where A may stand, and sums may change
 //   their unit every 128 k (product_wgmma_scaled.cuh).
-// Results: through shared memory, 64 tokens (fp8 weights: 32; tiles of 160: 16; in float32 half as many) at a time and
-// warpgroup, so that
+// Results: through shared memory, 64 tokens (fp8 weights: 32; tiles of 160 and 208: 16; in float32 half as many) at a
+// time and warpgroup, so that
 //   rows of y are written by 16 bytes a thread (product_wgmma_emit.cuh).
 // Registers: up to 128 sums of 232, or 32 of 96 where two blocks share a multiprocessor; loaders 40.
 // Test: test/gpu/matrix.test.ts and matrix-experts.test.ts. docs/kernels/tile-products.md tells why.
@@ -126,6 +126,8 @@ __global__ void __cluster_dims__(S::kCluster, 1, 1) __launch_bounds__(kWgmmaThre
       float d[S::kMostTokens / 2];
       if constexpr (S::kMostTokens == 256) {
         multiply_sized<S, 32, 64, 96, 128, 144, 160, 176, 192, 208, 224, 240, 256>(p, shared, tile, at, d);
+      } else if constexpr (S::kMostTokens == 208) {
+        multiply_sized<S, 32, 64, 96, 128, 144, 160, 176, 192, 208>(p, shared, tile, at, d);
       } else if constexpr (S::kMostTokens == 160) {
         multiply_sized<S, 32, 64, 80, 96, 112, 128, 144, 160>(p, shared, tile, at, d);
       } else if constexpr (S::kMostTokens == 128) {

@@ -8,7 +8,7 @@ constexpr int kWgmmaWeights = 128;  // rows of w of a tile
 
 /// How a product is cut into tiles.
 struct WgmmaPlan {
-  int most_tokens = 0;   // of a tile, for which the kernel is made: 64, 128, 160 (bf16 weights) or 256
+  int most_tokens = 0;   // of a tile, for which the kernel is made: 64, 128, 160 or 208 (bf16 weights) or 256
   int cluster = 1;       // blocks that share their tokens: 1, or 2 with bf16 weights
   int tile_tokens = 0;   // equal groups: tokens of a tile, a multiple of 8
   int token_tiles = 0;   // equal groups: of each group

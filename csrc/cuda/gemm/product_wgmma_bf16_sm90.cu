@@ -14,6 +14,7 @@ cudaError_t launch_wgmma_bf16(const Product& p, const WgmmaPlan& plan, int multi
     case 64: return launch(WgmmaShape<Bf16, 64, false, 1>{});
     case 128: return launch(WgmmaShape<Bf16, 128, false, 1>{});
     case 160: return launch(WgmmaShape<Bf16, 160, false, 2>{});
+    case 208: return launch(WgmmaShape<Bf16, 208, false, 2>{});
     default:
       return plan.cluster == 1 ? launch(WgmmaShape<Bf16, 256, false, 1>{}) : launch(WgmmaShape<Bf16, 256, false, 2>{});
   }
@@ -25,6 +26,7 @@ cudaError_t load_wgmma_bf16(int shared_bytes_per_block) {
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 128, true, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 256, false, 2>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 160, false, 2>>);
+  if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 208, false, 2>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 64, false, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 128, false, 1>>);
   if (error == cudaSuccess) error = load(product_wgmma_kernel<WgmmaShape<Bf16, 256, false, 1>>);

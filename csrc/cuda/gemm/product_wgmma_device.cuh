@@ -38,8 +38,8 @@ struct WgmmaShape {
   static constexpr int kStageBytes = kWBytes + kHalves * kHalfBytes;
   static constexpr bool kTurns = kScaled && kMostTokens > 64;  // of the warpgroups, in asking for products
   /// Tokens whose results are written at a time; float32: half; gated, where they are half as many, 32 or more. Tiles
-  /// of 160 tokens have less room for them and so a stage more.
-  static constexpr int kPiece = kMostTokens == 160 ? 16 : kScaled ? 32 : 64;
+  /// of 160 and 208 tokens have less room for them and so a stage more.
+  static constexpr int kPiece = kMostTokens == 160 || kMostTokens == 208 ? 16 : kScaled ? 32 : 64;
   static constexpr int kGatedPiece = kPiece < 32 ? 32 : kPiece;
   static constexpr int kStagingBytes = kPiece * 64 * 2;
   static constexpr int kSharedBytes = (kHopperShared + 1024) / kResident - 1024;  // 1 KB a block is not ours

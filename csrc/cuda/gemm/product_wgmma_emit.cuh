@@ -51,7 +51,7 @@ __device__ __forceinline__ void emit_wgmma(const Product& p, const WgmmaShared<S
         uint32_t r[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-          const float* const v = d + 4 * (j0 + m);
+          const float* const v = d + 4 * (j0 + m < N / 8 ? j0 + m : 0);  // a last piece may be a half one
           r[m] = pack_bf16(gate_up_quick(v[0], v[2]), gate_up_quick(v[1], v[3]));
         }
         const int token = 8 * (j0 + matrix) - t0 + line;
