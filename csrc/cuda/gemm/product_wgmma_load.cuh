@@ -44,14 +44,16 @@ struct WgmmaTiles {
 
   __device__ bool at(WgmmaTile& tile) { return walk.at(tile); }
 
-  /// One warp of each block announces (kAnnounces) that a number is to come, before it waits for it as others do.
+  /// In a cluster one warp of each block announces (kAnnounces) that a number is to come, before it waits for it as
+  /// others do.
   template <bool kAnnounces>
   __device__ void next() {
     if (p.offsets == nullptr) {
       walk.index += stride;
       return;
     }
-    if (kAnnounces && elect_lane()) mbarrier_arrive_expect(shared.dealt_barrier(taken), sizeof(uint32_t));
+    if (S::kCluster > 1 && kAnnounces && elect_lane())
+      mbarrier_arrive_expect(shared.dealt_barrier(taken), sizeof(uint32_t));
     mbarrier_wait(shared.dealt_barrier(taken), taken / kDealt % 2);
     uint32_t dealt;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(dealt) : "r"(shared.dealt(taken)) : "memory");
@@ -66,10 +68,15 @@ struct WgmmaTiles {
     const int ask = max(0, steps - 4);
     if (step == ask) number = atomicAdd(counter, 1u);
     if (step != min(ask + 1, steps - 1)) return;
+    if constexpr (S::kCluster == 1) {
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared.dealt(taken)), "r"(number) : "memory");
+      mbarrier_arrive(shared.dealt_barrier(taken));
+    } else {
 #pragma unroll
-    for (int rank = 0; rank < S::kCluster; ++rank)
-      cluster_send(cluster_address(shared.dealt(taken), rank), cluster_address(shared.dealt_barrier(taken), rank),
-                   __uint_as_float(number));
+      for (int rank = 0; rank < S::kCluster; ++rank)
+        cluster_send(cluster_address(shared.dealt(taken), rank), cluster_address(shared.dealt_barrier(taken), rank),
+                     __uint_as_float(number));
+    }
   }
 
   /// Behind the last tile; the cluster that took the last number of all puts the counter back.
