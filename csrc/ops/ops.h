@@ -8,8 +8,8 @@
 // f8e4m3; f8e4m3 needs the matching `*_scale` (float32, one per 128x128 block, value = q * scale).
 //
 // Rounding: operands of matrix products are rounded to `act`, but fp8 weights enter as q * scale, unrounded; products
-// accumulate in float32; whatever is not a named tensor stays float32; each named output is rounded once. This holds
-// for every number of rows, so that batch 1 equals batch N and decode equals prefill.
+// accumulate in float32; whatever is not a named tensor stays float32 (one exception: docs/numerics.md); each named
+// output is rounded once. This holds for every number of rows, so batch 1 equals batch N and decode equals prefill.
 //
 // Operands in fp8: with `fp8_activations`, which fp8 weights allow, the rows that meet the weights (x, h, the normed
 // x) enter as e4m3 with a power of two per row and 128 columns, scaled and rounded as a latent in an fp8 cache is

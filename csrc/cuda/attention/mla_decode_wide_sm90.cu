@@ -21,7 +21,8 @@
 //
 // Shared memory: queries, two pages, one page of probabilities (those of page 1 lie where the queries' last sub-tile
 // was, which lives in registers): 226 KB. Precision: products of bf16 accumulate in float32, softmax in float32, p
-// rounded to bf16. Rows behind the last key are set to zero before they are multiplied by p = 0.
+// rounded to bf16, partial results to f16 (f16_part.cuh; fixed parts stay float32). Rows behind the last key are set to
+// zero before they are multiplied by p = 0.
 //
 // Limits: bf16, c = 512, r = 64, scale > 0, splits of whole pages. Test: test/gpu/attention.test.ts.
 #include <cuda_runtime.h>
