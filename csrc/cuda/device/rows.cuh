@@ -26,6 +26,19 @@ struct alignas(sizeof(T) == 1 ? 8 : 16) Eight {
   T v[kChunk];
 };
 
+/// A chunk's elements as floats and back. Two bf16 share a register, and the conversions: eight of them one by one take
+/// twice the instructions.
+template <class T>
+__device__ __forceinline__ void unpack(const Eight<T>& chunk, float (&v)[kChunk]) {
+  load8(chunk.v, v);
+}
+template <class T>
+__device__ __forceinline__ Eight<T> packed(const float (&v)[kChunk]) {
+  Eight<T> chunk;
+  store8(chunk.v, v);
+  return chunk;
+}
+
 template <class T>
 __device__ __forceinline__ void load_chunk(const T* row, int64_t at, int64_t n, bool vector, float (&v)[kChunk]) {
   if (vector && at + kChunk <= n) {
