@@ -1,6 +1,7 @@
 // bench/step-bench.ts - where the time of one decode step goes: its graph with all operations, and without each kind of
 // them, or without a layer. The difference is what they add to the chain, overlap with their neighbours included. Experts
-// get the same rows in all of these graphs (pinned-routes.ts), and each is timed in turn with the whole.
+// get the same rows in all of these graphs (pinned-routes.ts), and each is timed in turn with the whole. Such steps take
+// the separate kernels, also where one kernel does a whole step (docs/kernels/resident.md).
 import type { LatentModel } from '../model';
 import type { DeviceInfo, Tensor } from '../native';
 import { Anchors } from './anchors';
@@ -174,7 +175,8 @@ function describe(
   let bytes = 0;
   for (const [key, value] of Object.entries(args)) {
     if (!isTensor(value)) continue;
-    if (key === 'table' || key === 'block_table') continue;
+    // What lies behind a plan is room for a kernel's own use.
+    if (key === 'table' || key === 'block_table' || key === 'plan') continue;
     const rowBytes = value.byteLength / (value.shape[0] || 1);
     if (key === 'cache') {
       const tokens = verb === 'mlaDecode' ? batch * depth : batch;
