@@ -1,5 +1,5 @@
-// together.h - operations that one launch does together when they stand next to each other in a graph. What comes out of
-// each of them is still written, with the same results to the bit; but for attention in steps of one row
+// together.h - operations that one launch does together when they stand next to each other in a graph. What comes out
+// of each of them is still written, with the same results to the bit; but for attention in steps of one row
 // (cuda/resident), which is split over the GPU in another way than mlaDecode's own kernels split it.
 #pragma once
 #include <span>
