@@ -9,8 +9,8 @@
 namespace mla::cuda {
 namespace {
 
-/// Links of the largest model that the kernel takes: those of the parts of attention, 33 KB a multiprocessor, and less
-/// than 2 MB for all others.
+/// Links of the largest model that the kernel takes: those of the parts of attention, twice 33 KB a multiprocessor, and
+/// less than 2 MB for all others.
 constexpr int64_t kPartBytes = 68 << 10, kOtherBytes = 2 << 20;
 constexpr int64_t kAlignment = 256;
 
@@ -38,13 +38,15 @@ class Reader {
   size_t done_ = 0;
 };
 
-bool same(const View& a, const View& b) {
-  if (a.data != b.data || a.dtype != b.dtype || a.rank != b.rank) return false;
+bool same_shape(const View& a, const View& b) {
+  if (a.dtype != b.dtype || a.rank != b.rank) return false;
   for (int i = 0; i < a.rank; ++i) {
     if (a.dim(i) != b.dim(i)) return false;
   }
   return true;
 }
+
+bool same(const View& a, const View& b) { return a.data == b.data && same_shape(a, b); }
 
 /// The same memory as so many values, whatever its shape.
 bool flat(const View& a, const View& b) { return a.data == b.data && a.dtype == b.dtype && a.numel() == b.numel(); }
@@ -180,6 +182,15 @@ class Run {
     return route != nullptr && experts(reader, *route, p, l);
   }
 
+  /// Of a feed-forward network's two products.
+  template <class Up, class Down>
+  static void take_weights(const Up& up, const Down& down, ResidentLayer* l) {
+    l->w_gate_up = up.w.data;
+    l->gate_up_scale = up.w_scale.data;
+    l->w_down = down.w.data;
+    l->down_scale = down.w_scale.data;
+  }
+
   bool dense(Reader& reader, const RmsNormParams& norm, Resident* p, ResidentLayer* l) {
     const auto* const swiglu = reader.take<SwigluParams>();
     const auto* const down = swiglu != nullptr ? reader.take<GemmParams>() : nullptr;
@@ -200,10 +211,7 @@ class Run {
     }
     p->dense_layers = p->layers + 1;
     l->ffn_norm = norm.weight.data;
-    l->w_gate_up = swiglu->w.data;
-    l->gate_up_scale = swiglu->w_scale.data;
-    l->w_down = down->w.data;
-    l->down_scale = down->w_scale.data;
+    take_weights(*swiglu, *down, l);
     return true;
   }
 
@@ -254,10 +262,7 @@ class Run {
     l->ffn_norm = route.norm.data;
     l->gate = route.gate.data;
     l->bias = route.bias.data;
-    l->w_gate_up = up->w.data;
-    l->gate_up_scale = up->w_scale.data;
-    l->w_down = down->w.data;
-    l->down_scale = down->w_scale.data;
+    take_weights(*up, *down, l);
     return true;
   }
 
@@ -289,14 +294,6 @@ class Run {
     p->epoch = reinterpret_cast<uint32_t*>(end - bytes);
     p->links = end - bytes + kAlignment;
     return resident_link_bytes(p, traits_.multiprocessors) + kAlignment <= bytes;
-  }
-
-  static bool same_shape(const View& a, const View& b) {
-    if (a.dtype != b.dtype || a.rank != b.rank) return false;
-    for (int i = 0; i < a.rank; ++i) {
-      if (a.dim(i) != b.dim(i)) return false;
-    }
-    return true;
   }
 
   const std::span<const Op> ops_;
