@@ -189,6 +189,53 @@ __device__ __forceinline__ Scorer score_row(const SelectArgs& a, const float* lo
   return score;
 }
 
+/// What a row's lanes have chosen: lane j the choices j and j + 32.
+struct RowChoice {
+  Scorer score;
+  int low, high;
+};
+
+/// The choice of one row, of top_k experts. `s_row` is used with n_group > 1 only.
+template <int kPer>
+__device__ __forceinline__ RowChoice choose_row(const SelectArgs& a, const float* logits, uint32_t* s_row) {
+  const int lane = threadIdx.x % 32;
+  uint32_t keys[kPer];
+  RowChoice choice{score_row(a, logits, keys, s_row), 0, 0};
+#pragma unroll 1
+  for (int j = 0; j < a.top_k; ++j) {
+    const uint32_t best = __reduce_max_sync(kFullWarp, largest_key(keys));
+    unsigned index = ~0u;  // the lane's lowest that has it
+#pragma unroll
+    for (int i = kPer - 1; i >= 0; --i) index = keys[i] == best ? lane + 32 * i : index;
+    const int expert = static_cast<int>(__reduce_min_sync(kFullWarp, index));
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) keys[i] = expert == lane + 32 * i ? kTaken : keys[i];
+    if (j == lane) choice.low = expert;
+    if (j == lane + 32) choice.high = expert;
+  }
+  return choice;
+}
+
+/// The weights of a lane's two choices; no number where there is none.
+__device__ __forceinline__ float2 weigh_choice(const SelectArgs& a, const float* logits, const RowChoice& choice) {
+  const int lane = threadIdx.x % 32;
+  const float low = lane < a.top_k ? choice.score(logits[choice.low]) : 0.0f;
+  const float high = lane + 32 < a.top_k ? choice.score(logits[choice.high]) : 0.0f;
+  float sum = 0;
+  const auto add = [&](float of_lane, int count) {  // in the order of the choices; lanes behind them have 0
+    for (int j0 = 0; j0 < count; j0 += 8) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += __shfl_sync(kFullWarp, of_lane, j0 + j);
+    }
+  };
+  if (a.norm_topk) {
+    add(low, min(a.top_k, 32));
+    add(high, a.top_k - 32);
+  }
+  const auto scaled = [&](float weight) { return (a.norm_topk ? weight / (sum + 1e-20f) : weight) * a.scale; };
+  return make_float2(scaled(low), scaled(high));
+}
+
 /// Writes ids and weights of one row. `s_row` is used with n_group > 1 only.
 template <int kPer>
 __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uint32_t* s_row) {
@@ -204,43 +251,15 @@ __device__ __forceinline__ void select_row(const SelectArgs& a, int64_t row, uin
   }
 
   const float* const logits = a.logits + row * a.experts;
-  uint32_t keys[kPer];
-  const Scorer score = score_row(a, logits, keys, s_row);
-
-  // Lane j keeps choices j and j + 32.
-  int low_id = 0, high_id = 0;
-#pragma unroll 1
-  for (int j = 0; j < a.top_k; ++j) {
-    const uint32_t best = __reduce_max_sync(kFullWarp, largest_key(keys));
-    unsigned index = ~0u;  // the lane's lowest that has it
-#pragma unroll
-    for (int i = kPer - 1; i >= 0; --i) index = keys[i] == best ? lane + 32 * i : index;
-    const int expert = static_cast<int>(__reduce_min_sync(kFullWarp, index));
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) keys[i] = expert == lane + 32 * i ? kTaken : keys[i];
-    if (j == lane) low_id = expert;
-    if (j == lane + 32) high_id = expert;
-  }
-  const float low = lane < a.top_k ? score(logits[low_id]) : 0.0f;
-  const float high = lane + 32 < a.top_k ? score(logits[high_id]) : 0.0f;
-  float sum = 0;
-  const auto add = [&](float of_lane, int count) {  // in the order of the choices; lanes behind them have 0
-    for (int j0 = 0; j0 < count; j0 += 8) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum += __shfl_sync(kFullWarp, of_lane, j0 + j);
-    }
-  };
-  if (a.norm_topk) {
-    add(low, min(a.top_k, 32));
-    add(high, a.top_k - 32);
-  }
+  const RowChoice choice = choose_row<kPer>(a, logits, s_row);
+  const float2 weight = weigh_choice(a, logits, choice);
   const auto write = [&](int j, int id, float weight) {
     if (j >= a.top_k) return;
     ids[j] = id;
-    weights[j] = (a.norm_topk ? weight / (sum + 1e-20f) : weight) * a.scale;
+    weights[j] = weight;
   };
-  write(lane, low_id, low);
-  write(lane + 32, high_id, high);
+  write(lane, choice.low, weight.x);
+  write(lane + 32, choice.high, weight.y);
   for (int j = lane; j < a.shared; j += 32) {
     ids[a.top_k + j] = a.experts + j;
     weights[a.top_k + j] = 1.0f;

@@ -89,7 +89,8 @@ struct alignas(128) ResidentShared {
   int32_t position;
   int2 kept[kConsumers + 2];  // of each consumer and helper: what it need not keep in registers
   Parts products;
-  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages], chosen;
+  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages];
+  uint64_t chosen, weighed;  // the layer's ids are there; their weights and slots too
 };
 
 /// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown

@@ -206,7 +206,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     float sum = 0;
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-      if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.chosen), choices++ & 1);
+      if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.weighed), choices++ & 1);
       const Work work(p, parts, phase, dense, last);
       const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
       const bool hidden = phase == kAlways || phase == kChosen;
@@ -304,19 +304,15 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
 /// The choice of experts, by each block for itself: helper 1.
 __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared& shared, const ResidentLayer& layer,
                                                uint32_t epoch, int l) {
-  const int lane = in_place(threadIdx.x) % 32;
+  const int lane = in_place(threadIdx.x) % 32, columns = p.top_k + p.shared;
   int32_t* const ids = shared.ids[l & 1];
   float* const weights = shared.weights[l & 1];
   SelectArgs a;
-  a.logits = shared.logits;
   a.bias = static_cast<const float*>(layer.bias);
-  a.positions = &shared.position;
-  a.ids = ids;
-  a.weights = weights;
-  a.rows = 1;
   a.experts = p.experts, a.top_k = p.top_k, a.shared = p.shared, a.n_group = p.n_group, a.topk_group = p.topk_group;
   a.scale = p.routed_scale;
   a.sigmoid = p.sigmoid, a.group_top2 = p.group_top2, a.norm_topk = p.norm_topk;
+  RowChoice choice;
   // Every few looks the choice is made of what is there, so that its instructions are at hand when all logits are.
 #pragma unroll 1
   for (int look = 0;; ++look) {
@@ -328,12 +324,19 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
     shared.logits[2 * lane] = __uint_as_float(logits[0]);
     shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
     __syncwarp();
-    select_row<kMostExperts / 32>(a, 0, shared.select_scratch);
-    __syncwarp();
+    choice = choose_row<kMostExperts / 32>(a, shared.logits, shared.select_scratch);
     if (there) break;
+    __syncwarp();
   }
-  const int columns = p.top_k + p.shared;
-  const int id = lane < columns ? ids[lane] : -1;
+  // A row of no position chooses none, with weights of zero: something has to be read all the same.
+  const bool padding = shared.position < 0;
+  const int id = padding || lane >= columns ? -1 : lane < p.top_k ? choice.low : p.experts + lane - p.top_k;
+  if (lane < columns) ids[lane] = max(id, 0);
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
+  // The producer is on its way; the epilogue needs the rest later.
+  const float of_choice = weigh_choice(a, shared.logits, choice).x;
+  const float weight = padding ? 0.0f : lane < p.top_k ? of_choice : 1.0f;
   int slot = 0, pairs = 0;  // where the column stands by expert, and how many there are
 #pragma unroll 1
   for (int j = 0; j < columns; ++j) {
@@ -342,16 +345,15 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
     pairs += other >= 0;
   }
   if (lane < columns) {
+    weights[lane] = weight;
     shared.slots[l & 1][lane] = slot;
-    // A row of no position chooses none, with weights of zero: something has to be read all the same.
-    ids[lane] = min(max(id, 0), p.experts + p.shared - 1);
   }
   __syncwarp();
-  if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
+  if (lane == 0) mbarrier_arrive(shared_address(&shared.weighed));
   if (blockIdx.x == 0) {
     if (lane < columns) {
       if (p.out.ids != nullptr) p.out.ids[lane] = id;
-      if (p.out.weights != nullptr) p.out.weights[lane] = weights[lane];
+      if (p.out.weights != nullptr) p.out.weights[lane] = weight;
       if (p.out.slots != nullptr) p.out.slots[lane] = id >= 0 ? slot : -1;
       if (p.out.order != nullptr && id >= 0) p.out.order[slot] = lane;
       if (p.out.order != nullptr && lane >= pairs) p.out.order[lane] = -1;
@@ -418,6 +420,7 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
       mbarrier_init(shared_address(&shared.summed[i]), 1);
     }
     mbarrier_init(shared_address(&shared.chosen), 1);
+    mbarrier_init(shared_address(&shared.weighed), 1);
     mbarrier_fence_init();
     shared.epoch = *p.epoch;
     shared.position = *p.position;
