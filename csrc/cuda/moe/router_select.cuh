@@ -157,8 +157,9 @@ __device__ __forceinline__ Scorer scorer_of(const SelectArgs& a, const float (&l
   return score;
 }
 
-/// The keys of one row's experts, by one warp. Returns what scores them. `s_row` is used with n_group > 1 only.
-template <int kPer>
+/// The keys of one row's experts, by one warp. Returns what scores them. `s_row` is used with n_group > 1 only; where
+/// there are no groups, kGroups leaves their code out.
+template <int kPer, bool kGroups = true>
 __device__ __forceinline__ Scorer score_row(const SelectArgs& a, const float* logits, uint32_t (&keys)[kPer],
                                             uint32_t* s_row) {
   const int lane = threadIdx.x % 32;
@@ -179,7 +180,7 @@ __device__ __forceinline__ Scorer score_row(const SelectArgs& a, const float* lo
     if (a.bias != nullptr) choice[i] += bias[i];
     keys[i] = order_key(choice[i]);
   }
-  if (a.n_group > 1) {
+  if (kGroups && a.n_group > 1) {
     if (a.experts == 32 * a.n_group) {
       keep_groups_of_32(a, choice, keys);
     } else {
@@ -195,12 +196,12 @@ struct RowChoice {
   int low, high;
 };
 
-/// The choice of one row, of top_k experts. `s_row` is used with n_group > 1 only.
-template <int kPer>
+/// The choice of one row, of top_k experts. `s_row` and kGroups as in score_row().
+template <int kPer, bool kGroups = true>
 __device__ __forceinline__ RowChoice choose_row(const SelectArgs& a, const float* logits, uint32_t* s_row) {
   const int lane = threadIdx.x % 32;
   uint32_t keys[kPer];
-  RowChoice choice{score_row(a, logits, keys, s_row), 0, 0};
+  RowChoice choice{score_row<kPer, kGroups>(a, logits, keys, s_row), 0, 0};
 #pragma unroll 1
   for (int j = 0; j < a.top_k; ++j) {
     const uint32_t best = __reduce_max_sync(kFullWarp, largest_key(keys));
@@ -216,13 +217,15 @@ __device__ __forceinline__ RowChoice choose_row(const SelectArgs& a, const float
   return choice;
 }
 
-/// The weights of a lane's two choices; no number where there is none.
+/// The weights of a lane's two choices; no number where there is none. kMost: of top_k.
+template <int kMost = 64>
 __device__ __forceinline__ float2 weigh_choice(const SelectArgs& a, const float* logits, const RowChoice& choice) {
   const int lane = threadIdx.x % 32;
   const float low = lane < a.top_k ? choice.score(logits[choice.low]) : 0.0f;
-  const float high = lane + 32 < a.top_k ? choice.score(logits[choice.high]) : 0.0f;
+  const float high = kMost > 32 && lane + 32 < a.top_k ? choice.score(logits[choice.high]) : 0.0f;
   float sum = 0;
   const auto add = [&](float of_lane, int count) {  // in the order of the choices; lanes behind them have 0
+#pragma unroll 1
     for (int j0 = 0; j0 < count; j0 += 8) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) sum += __shfl_sync(kFullWarp, of_lane, j0 + j);
@@ -230,7 +233,7 @@ __device__ __forceinline__ float2 weigh_choice(const SelectArgs& a, const float*
   };
   if (a.norm_topk) {
     add(low, min(a.top_k, 32));
-    add(high, a.top_k - 32);
+    if (kMost > 32) add(high, a.top_k - 32);
   }
   const auto scaled = [&](float weight) { return (a.norm_topk ? weight / (sum + 1e-20f) : weight) * a.scale; };
   return make_float2(scaled(low), scaled(high));

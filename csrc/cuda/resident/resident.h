@@ -40,8 +40,7 @@ struct Resident {
   int d, heads, c, r, n, v, inner, dense_inner, experts, top_k, shared, vocab;
   bool norm_bf16;  // weights of norms, else float
   float eps, latent_eps, ffn_eps, final_eps, attention_scale, routed_scale;
-  bool sigmoid, norm_topk, group_top2;
-  int n_group, topk_group;
+  bool sigmoid, norm_topk;
   int position_end;  // of cos_sin
   const void* x;     // [d], bf16: of gatherRows
   const int32_t *position, *slot, *length, *block_table;

@@ -18,8 +18,8 @@ constexpr int kResidentThreads = (kConsumers + 4) * 32;
 constexpr int kSumStages = 16;  // stages whose sums may wait
 constexpr int kMostExperts = kResidentExperts;
 constexpr int kMostColumns = kResidentColumns;
-// Named barriers: all consumers; the same and the helper that waits for the normed row.
-constexpr int kConsumerBarrier = 1, kNormedBarrier = 2;
+// Named barriers: all consumers; the same and the helper that waits for the normed row; the same when it has taken it.
+constexpr int kConsumerBarrier = 1, kNormedBarrier = 2, kTakenBarrier = 3;
 
 /// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
 /// follows from it in registers that there are not.
@@ -81,7 +81,6 @@ struct alignas(128) ResidentShared {
   float squares[kConsumers / 2];
   float always_parts[kMostColumns][16];  // of always-on experts, what they add to the block's columns
   alignas(8) float logits[kMostExperts];
-  uint32_t select_scratch[kMostExperts];
   int32_t ids[2][kMostColumns];  // of odd and even layers
   float weights[2][kMostColumns];
   int32_t slots[2][kMostColumns];

@@ -34,8 +34,9 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
           ++producer.s;
         }
       }
-      // Bytes come first where they are what is waited for: from the choice on, and of the head.
-      if (phase == kChosen || last) producer.under_way = streaming;
+      // Bytes come first where they are what is waited for: of the head, and from the choice on; of bf16 before it too,
+      // since the ring does not hold what the always-on experts need.
+      if (phase == (sizeof(W) == 2 ? kAlwaysDown : kChosen) || last) producer.under_way = streaming;
       if (phase == kChosen && !dense) {
         mbarrier_wait(shared_address(&shared.chosen), choices++ & 1);
       }
@@ -111,7 +112,11 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
                     last    ? p.final_normed
                     : first ? nullptr
                             : p.out.normed);
-      if (!first && !dense && parts.logit >= 0) named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
+      // Nobody else reads shared memory until the helper has the row out of it: the choice of experts waits for it.
+      if (!first && !dense && parts.logit >= 0) {
+        named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
+        named_barrier_sync(kTakenBarrier, kConsumers * 32 + 32);
+      }
     } else if (phase == kExpand) {
       from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
     } else if (phase == kOut) {
@@ -284,13 +289,18 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
   if (parts.logit < 0) return;
   const int lane = in_place(threadIdx.x) % 32;
   named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
-  float sum = 0;
+  uint4 row[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
     const int at = c * 256 + lane * 8;
-    if (at >= p.d) break;
-    const uint4 x = load16(shared.normed + at);
-    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, gs[4] = {gate[c].x, gate[c].y, gate[c].z, gate[c].w};
+    row[c] = at < p.d ? load16(shared.normed + at) : make_uint4(0, 0, 0, 0);
+  }
+  named_barrier_arrive(kTakenBarrier, kConsumers * 32 + 32);
+  float sum = 0;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const uint32_t xs[4] = {row[c].x, row[c].y, row[c].z, row[c].w},
+                   gs[4] = {gate[c].x, gate[c].y, gate[c].z, gate[c].w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       sum = fmaf(bf16_low(xs[i]), bf16_low(gs[i]), sum);
@@ -309,9 +319,9 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
   float* const weights = shared.weights[l & 1];
   SelectArgs a;
   a.bias = static_cast<const float*>(layer.bias);
-  a.experts = p.experts, a.top_k = p.top_k, a.shared = p.shared, a.n_group = p.n_group, a.topk_group = p.topk_group;
+  a.experts = p.experts, a.top_k = p.top_k, a.shared = p.shared, a.n_group = 1;
   a.scale = p.routed_scale;
-  a.sigmoid = p.sigmoid, a.group_top2 = p.group_top2, a.norm_topk = p.norm_topk;
+  a.sigmoid = p.sigmoid, a.norm_topk = p.norm_topk;
   RowChoice choice;
   // Every few looks the choice is made of what is there, so that its instructions are at hand when all logits are.
 #pragma unroll 1
@@ -324,7 +334,7 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
     shared.logits[2 * lane] = __uint_as_float(logits[0]);
     shared.logits[2 * lane + 1] = __uint_as_float(logits[1]);
     __syncwarp();
-    choice = choose_row<kMostExperts / 32>(a, shared.logits, shared.select_scratch);
+    choice = choose_row<kMostExperts / 32, false>(a, shared.logits, nullptr);
     if (there) break;
     __syncwarp();
   }
@@ -335,7 +345,7 @@ __device__ __forceinline__ void choose_experts(const Resident& p, ResidentShared
   __syncwarp();
   if (lane == 0) mbarrier_arrive(shared_address(&shared.chosen));
   // The producer is on its way; the epilogue needs the rest later.
-  const float of_choice = weigh_choice(a, shared.logits, choice).x;
+  const float of_choice = weigh_choice<kMostColumns>(a, shared.logits, choice).x;
   const float weight = padding ? 0.0f : lane < p.top_k ? of_choice : 1.0f;
   int slot = 0, pairs = 0;  // where the column stands by expert, and how many there are
 #pragma unroll 1

@@ -230,9 +230,6 @@ class Run {
       p->routed_scale = route.scale;
       p->sigmoid = route.sigmoid;
       p->norm_topk = route.norm_topk;
-      p->group_top2 = route.group_top2;
-      p->n_group = static_cast<int>(route.n_group);
-      p->topk_group = static_cast<int>(route.topk_group);
       if (p->dense_layers == 0) p->ffn_eps = route.eps;
       p->out.normed = route.normed.data;
       p->out.ids = route.ids.as<int32_t>();
@@ -251,10 +248,9 @@ class Run {
                        same(route.offsets, f.offsets) && same(route.order, f.order) && same(route.slots, f.slots) &&
                        same(up->h, gate_up_->h) && same_shape(route.gate, f.gate) &&
                        route.bias.present() == f.bias.present() && route.eps == p->ffn_eps && route.scale == f.scale &&
-                       route.top_k == f.top_k && route.shared == f.shared && route.n_group == f.n_group &&
-                       route.topk_group == f.topk_group && route.sigmoid == f.sigmoid &&
-                       route.group_top2 == f.group_top2 && route.norm_topk == f.norm_topk &&
-                       up->shared == route.shared && route.expert_begin == 0 && route.expert_end == p->experts;
+                       route.top_k == f.top_k && route.shared == f.shared && route.n_group <= 1 &&
+                       route.sigmoid == f.sigmoid && route.norm_topk == f.norm_topk && up->shared == route.shared &&
+                       route.expert_begin == 0 && route.expert_end == p->experts;
     const bool types = norm_type(route.norm, *p) && weights_like(up->w, *p) && weights_like(down->w, *p) &&
                        all_bf16({&route.gate, &route.normed, &up->h}) && !up->fp8_activations &&
                        !down->fp8_activations && same(route.positions, shared_.compress->positions);
