@@ -28,6 +28,27 @@ __device__ __forceinline__ int in_place(int x) {
   return x;
 }
 
+// fp8 weights: a code moved to where bf16 has its exponent reads as the code times 2^-120. What it is multiplied by is
+// held times 2^96 and sums are taken times 2^24. All of that is exact (activations lie far below 2^31), and making bf16
+// of two codes would take a fourth instruction, where instructions are what a stage of codes takes its time by.
+constexpr float kSumScale = 0x1p24f, kLogitScale = 0x1p-96f;
+
+/// Two bf16 values times 2^96.
+__device__ __forceinline__ uint32_t raised(uint32_t pair) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(0x6f806f80u), "r"(0x80008000u));
+  return out;
+}
+
+/// Four codes times 2^-120: elements 0 and 1, 2 and 3.
+__device__ __forceinline__ void lowered_codes(uint32_t four, uint32_t& low, uint32_t& high) {
+  uint32_t first, second;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(first) : "r"(four));
+  asm("prmt.b32 %0, %1, 0, 0xb3a2;" : "=r"(second) : "r"(four));
+  low = first << 4 & 0x87f087f0u;
+  high = second << 4 & 0x87f087f0u;
+}
+
 /// How the weights of one type lie in stages.
 template <class W>
 struct StageShape {
@@ -200,8 +221,9 @@ struct Consumer {
 
   /// The row of x, normed, into shared.normed: a warp 256 channels, as in norm_rows.cu. All consumers; it is there for
   /// them. One block gives it to a plain tensor too, if there is one.
-  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps,
-                                       void* plain) {
+  /// `raise`: times 2^96, but for the plain tensor.
+  __device__ __forceinline__ void norm(const LinkWord* from, uint32_t epoch, const void* weight, float eps, void* plain,
+                                       bool raise) {
     const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int d = p.d, at = warp * 256 + lane * 8;
     const bool mine = at < d;
@@ -232,7 +254,8 @@ struct Consumer {
         out[i] = pack_bf16(bf16_low(raw[i]) * factor * w[2 * i], bf16_high(raw[i]) * factor * w[2 * i + 1]);
       }
       const uint4 normed = make_uint4(out[0], out[1], out[2], out[3]);
-      store16(shared.normed + at, normed);
+      store16(shared.normed + at,
+              raise ? make_uint4(raised(out[0]), raised(out[1]), raised(out[2]), raised(out[3])) : normed);
       if (plain != nullptr && blockIdx.x == gridDim.x - 1) store16(static_cast<Bf16*>(plain) + at, normed);
     }
     named_barrier_sync(kConsumerBarrier, kConsumers * 32);
@@ -250,7 +273,8 @@ struct Consumer {
       const int at = (warp % ResidentRing::kTeamWarps + 4 * o) * kWords;
       uint32_t data[2] = {0, 0};
       if (at + 2 * lane < words) link_load<1>(from + at + 2 * lane, 2, epoch, data, from + at);
-      *reinterpret_cast<uint2*>(shared.own[warp] + o * kSegment + lane * 4) = make_uint2(data[0], data[1]);
+      *reinterpret_cast<uint2*>(shared.own[warp] + o * kSegment + lane * 4) =
+          sizeof(W) == 1 ? make_uint2(raised(data[0]), raised(data[1])) : make_uint2(data[0], data[1]);
     }
     __syncwarp();
   }
@@ -265,11 +289,15 @@ struct Consumer {
     const int g = lane / 4, q = lane % 4;
     ring.wait(at);
     const unsigned char* const from = ring.at(at) + g * ResidentRing::kWeightPitch + member * kSegmentBytes + q * 16;
-    float acc[S::kOwn][4] = {};
-#pragma unroll
+    const uint32_t slot = turn % kSumStages;
+    mbarrier_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1);
+    // fp8: one copy of the conversions.
+    constexpr int kUnrolled = sizeof(W) == 1 ? 1 : S::kOwn;
+#pragma unroll kUnrolled
     for (int o = 0; o < S::kOwn; ++o) {
       const int left = k - (member + 4 * o) * kSegment;
       if (left <= 0) break;
+      float acc[4] = {};
       uint4 operands[4];
       take<W>(x + o * x_step, operands);
       uint4 low[kChunks], high[kChunks];
@@ -287,39 +315,36 @@ struct Consumer {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         if constexpr (sizeof(W) == 2) {
-          mma_bf16(acc[o], {low[c].x, high[c].x, low[c].y, high[c].y}, {operands[c].x, operands[c].y});
-          mma_bf16(acc[o], {low[c].z, high[c].z, low[c].w, high[c].w}, {operands[c].z, operands[c].w});
+          mma_bf16(acc, {low[c].x, high[c].x, low[c].y, high[c].y}, {operands[c].x, operands[c].y});
+          mma_bf16(acc, {low[c].z, high[c].z, low[c].w, high[c].w}, {operands[c].z, operands[c].w});
         } else {
           const uint32_t lows[4] = {low[c].x, low[c].y, low[c].z, low[c].w};
           const uint32_t highs[4] = {high[c].x, high[c].y, high[c].z, high[c].w};
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             uint32_t a[4];
-            f8_to_bf16(lows[i], a[0], a[2]);
-            f8_to_bf16(highs[i], a[1], a[3]);
+            lowered_codes(lows[i], a[0], a[2]);
+            lowered_codes(highs[i], a[1], a[3]);
             const uint4& v = operands[2 * c + i / 2];
             if (i % 2 == 0) {
-              mma_bf16(acc[o], a, {v.x, v.y});
+              mma_bf16(acc, a, {v.x, v.y});
             } else {
-              mma_bf16(acc[o], a, {v.z, v.w});
+              mma_bf16(acc, a, {v.z, v.w});
             }
           }
         }
       }
-    }
-    __syncwarp();
-    if (lane == 0) ring.leave(at);
-    const uint32_t slot = turn % kSumStages;
-    mbarrier_wait(summed + 8 * slot, (turn / kSumStages & 1) ^ 1);
-    if (q == 0) {
-#pragma unroll
-      for (int o = 0; o < S::kOwn; ++o) {
-        shared.sums[slot][member + 4 * o][g] = acc[o][0];
-        shared.sums[slot][member + 4 * o][g + 8] = acc[o][2];
+      if (q == 0) {
+        const float unit = sizeof(W) == 1 ? kSumScale : 1;
+        shared.sums[slot][member + 4 * o][g] = acc[0] * unit;
+        shared.sums[slot][member + 4 * o][g + 8] = acc[2] * unit;
       }
     }
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(summable + 8 * slot);
+    if (lane == 0) {
+      ring.leave(at);
+      mbarrier_arrive(summable + 8 * slot);
+    }
   }
 
   /// A phase's stages: operands are the normed row, or with `from` a link's words, those of item i from from + i * step

@@ -111,11 +111,13 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
                             : p.ffn_eps,
                     last    ? p.final_normed
                     : first ? nullptr
-                            : p.out.normed);
-      // Nobody else reads shared memory until the helper has the row out of it: the choice of experts waits for it.
+                            : p.out.normed,
+                    sizeof(W) == 1 && !last);
+      // bf16: nobody else reads shared memory until the helper has the row out of it, which the choice of experts waits
+      // for. fp8's always-on experts take longer than the choice.
       if (!first && !dense && parts.logit >= 0) {
         named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-        named_barrier_sync(kTakenBarrier, kConsumers * 32 + 32);
+        if (sizeof(W) == 2) named_barrier_sync(kTakenBarrier, kConsumers * 32 + 32);
       }
     } else if (phase == kExpand) {
       from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
@@ -284,6 +286,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
 }
 
 /// The gate's row of this block, if it has one, times the normed row: helper 0.
+template <class W>
 __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShared& shared, const Parts& parts,
                                            const uint4 (&gate)[8], uint32_t epoch, int l) {
   if (parts.logit < 0) return;
@@ -295,7 +298,7 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
     const int at = c * 256 + lane * 8;
     row[c] = at < p.d ? load16(shared.normed + at) : make_uint4(0, 0, 0, 0);
   }
-  named_barrier_arrive(kTakenBarrier, kConsumers * 32 + 32);
+  if (sizeof(W) == 2) named_barrier_arrive(kTakenBarrier, kConsumers * 32 + 32);
   float sum = 0;
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -307,7 +310,7 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
       sum = fmaf(bf16_high(xs[i]), bf16_high(gs[i]), sum);
     }
   }
-  sum = warp_sum(sum);
+  sum = warp_sum(sum) * (sizeof(W) == 1 ? kLogitScale : 1.0f);
   if (lane == 0) link_store(link_of(p, p.link.logits, epoch) + parts.logit, __float_as_uint(sum), epoch);
 }
 
@@ -404,7 +407,7 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
                       ? load16(static_cast<const Bf16*>(layer.gate) + static_cast<int64_t>(parts.logit) * p.d + at)
                       : make_uint4(0, 0, 0, 0);
       }
-      give_logit(p, shared, parts, gate, epoch, l);
+      give_logit<W>(p, shared, parts, gate, epoch, l);
     } else if (l >= p.dense_layers) {
       choose_experts(p, shared, layer, epoch, l);
     }
