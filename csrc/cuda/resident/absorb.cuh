@@ -19,6 +19,9 @@ constexpr int kAbsorbColumns = 32;                        // of a warp
 constexpr int kAbsorbPieces = kLatentC / kAbsorbColumns;  // of a head
 constexpr int kAbsorbPairs = kKeyR / 2 / kAbsorbPieces;   // of the rope part, which are dealt over the pieces
 constexpr int kAbsorbSteps = kHeadN / 16;
+// A piece goes as six wide words of three pairs: its columns' 16 and then its two of the rope part.
+constexpr int kPiecePairs = kAbsorbColumns / 2, kPieceWords = (kPiecePairs + kAbsorbPairs) / 3;
+static_assert(kPiecePairs == 16 && kAbsorbPairs == 2);
 
 /// What a warp keeps of w_uk.
 struct AbsorbWeights {
@@ -61,14 +64,14 @@ struct AbsorbPlace {
     piece = absorb_piece(thread / 32 - kHelperWarp);
     h = piece / kAbsorbPieces;
     column = piece % kAbsorbPieces * kAbsorbColumns + lane / 4 * 4;
-    pair = piece % kAbsorbPieces * kAbsorbPairs + lane;
-    rotates = lane < kAbsorbPairs;
+    pair = piece % kAbsorbPieces * kAbsorbPairs + lane % 4;
+    rotates = lane >= 28 && lane % 4 < kAbsorbPairs;
   }
 };
 
 /// The warp's piece of the absorbed query; `w` as absorb_load() has left it.
 __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, int helper, const AbsorbWeights& w) {
-  constexpr int q_words = (kHeadN + kKeyR) / 2, qa_words = kCacheRow / 2, nope = kHeadN / 2;
+  constexpr int q_words = (kHeadN + kKeyR) / 2, nope = kHeadN / 2;
   const AbsorbPlace at;
   if (at.piece >= p.heads * kAbsorbPieces) return;
   const int lane = at.lane, g = lane / 4, q = lane % 4, pair = at.pair;
@@ -105,25 +108,33 @@ __device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, i
     mma_bf16(acc[1], w.a[s][1], b);
   }
   const AbsorbPlace place;
-  LinkWord* const to = link_of(p, p.link.qa, epoch) + place.h * qa_words;
-  Bf16* const plain = p.out.qa == nullptr ? nullptr : static_cast<Bf16*>(p.out.qa) + place.h * kCacheRow;
-  if (place.lane % 4 == 0) {
-    const uint32_t first = pack_bf16(0.0f + acc[0][0], 0.0f + acc[0][2]),
-                   second = pack_bf16(0.0f + acc[1][0], 0.0f + acc[1][2]);
-    link_store2(to + place.column / 2, first, second, epoch);
-    if (plain != nullptr) *reinterpret_cast<uint2*>(plain + place.column) = make_uint2(first, second);
-  }
-  if (place.rotates) {
+  const uint32_t first = pack_bf16(0.0f + acc[0][0], 0.0f + acc[0][2]),
+                 second = pack_bf16(0.0f + acc[1][0], 0.0f + acc[1][2]);
+  uint32_t rotated = 0;
+  if (place.rotates && exists) {
     // Not fused, as in gemm/absorb_device.cuh.
     const float x = bf16_low(rope.data), y = bf16_high(rope.data);
-    float a = 0, b = 0;
-    if (exists) {
-      a = __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine));
-      b = __fadd_rn(__fmul_rn(x, sine), __fmul_rn(y, cosine));
+    rotated = pack_bf16(__fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine)),
+                        __fadd_rn(__fmul_rn(x, sine), __fmul_rn(y, cosine)));
+  }
+  // Lane 4 i has pairs 2 i and 2 i + 1; lanes 28 and 29 those of the rope part. Lanes 4 and 16 give theirs away.
+  const uint32_t before = __shfl_up_sync(kFullWarp, second, 4), behind = __shfl_down_sync(kFullWarp, first, 4),
+                 other = __shfl_down_sync(kFullWarp, rotated, 1);
+  const int i = place.lane / 4;
+  if (place.lane % 4 == 0 && i != 1 && i != 4) {
+    uint4* const to = reinterpret_cast<uint4*>(link_of(p, p.link.qa, epoch)) + place.piece * kPieceWords;
+    if (i == 7) {
+      link_store_wide(to + 5, second, rotated, other, epoch);
+    } else if (i % 3 == 0) {
+      link_store_wide(to + i / 3 * 2, first, second, behind, epoch);
+    } else {
+      link_store_wide(to + i / 3 * 2 + 1, before, first, second, epoch);
     }
-    const uint32_t rotated = pack_bf16(a, b);
-    link_store(to + kLatentC / 2 + place.pair, rotated, epoch);
-    if (plain != nullptr) *reinterpret_cast<uint32_t*>(plain + kLatentC + 2 * place.pair) = rotated;
+  }
+  if (p.out.qa != nullptr) {
+    Bf16* const plain = static_cast<Bf16*>(p.out.qa) + place.h * kCacheRow;
+    if (place.lane % 4 == 0) *reinterpret_cast<uint2*>(plain + place.column) = make_uint2(first, second);
+    if (place.rotates) *reinterpret_cast<uint32_t*>(plain + kLatentC + 2 * place.pair) = rotated;
   }
 }
 

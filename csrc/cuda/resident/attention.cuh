@@ -11,9 +11,11 @@
 //
 // The block that has the newest token norms its latent and rotates its key out of y, with the bits of
 // latent/latent_few_sm90.cu, and puts them into the stage and into the cache.
-// Tried: keys in registers before the query is there, values before the probabilities are, two blocks a page up to 66
-// pages. From q to u of a chain of layers, H200, 2026-11, us, as here / so: 4096 tokens 10.5 / 11.3, 131,072
-// tokens 53.6 / 66.2. Sums are in an order that follows from the length alone. Precision: float32 but for the
+// Up to half as many pages as blocks, two blocks share a page, each with 8 heads (cache_range.cuh): of the query, sums,
+// probabilities and the part to write each has half, of keys and values all.
+// Tried: keys in registers before the query is there, values before the probabilities are, half of a page's tokens for
+// each of two blocks. From q to u of a chain of layers, H200, 2026-11, us, as here / so: 4096 tokens 10.5 / 11.3,
+// 131,072 tokens 53.6 / 66.2. Sums are in an order that follows from the length alone. Precision: float32 but for the
 // probabilities (bf16).
 #pragma once
 #include "cuda/attention/softmax.cuh"
@@ -90,10 +92,10 @@ __device__ __forceinline__ void put_latent(int channel, const float (&v)[kChunk]
   }
 }
 
-/// By one warp: the newest token's row out of y, into the cache and, if `stage_row` is not null, there.
+/// By one warp: the newest token's row out of y, into the cache if it `writes`, and, if `stage_row` is not null, there.
 template <class Cache>
 __device__ __forceinline__ void settle_newest(const Resident& p, const ResidentLayer& layer, uint32_t epoch,
-                                              const NewestToken& newest, unsigned char* stage_row) {
+                                              const NewestToken& newest, bool writes, unsigned char* stage_row) {
   constexpr int kHalf = 32 * kChunk;  // channels of a warp of latent_few's
   const int lane = in_place(threadIdx.x) % 32;
   float weight[2][kChunk];
@@ -122,7 +124,7 @@ __device__ __forceinline__ void settle_newest(const Resident& p, const ResidentL
   unsigned char* const row =
       static_cast<unsigned char*>(layer.cache) + static_cast<int64_t>(newest.slot) * CacheRow<Cache>::kBytes;
   const auto put = [&](int at, auto value) {
-    *reinterpret_cast<decltype(value)*>(row + at) = value;
+    if (writes) *reinterpret_cast<decltype(value)*>(row + at) = value;
     if (stage_row != nullptr) *reinterpret_cast<decltype(value)*>(stage_row + at) = value;
   };
 #pragma unroll
@@ -154,50 +156,71 @@ __device__ __forceinline__ void settle_last_page(const Resident& p, const Reside
         store16(rows + zero * CacheRow<Cache>::kPitch + i, make_uint4(0, 0, 0, 0));
     }
   }
-  if (newest.written) settle_newest<Cache>(p, layer, epoch, newest, stage_row);
+  if (newest.written) settle_newest<Cache>(p, layer, epoch, newest, range.share(blockIdx.x) == 0, stage_row);
   fence_proxy_async();  // the copy engine writes there next
 }
 
-/// The query into shared memory, zeros for heads that do not exist. By all consumers. For keys of 8 bits the 16
-/// channels of a step are in the order that a lane's four codes have as operands: 4i, 4i + 1 in place 2i, the others 8
-/// behind.
+/// The query of `rows` heads from `head` on into shared memory, zeros for heads that do not exist. By all consumers.
+/// For keys of 8 bits the 16 channels of a step are in the order that a lane's four codes have as operands: 4i, 4i + 1
+/// in place 2i, the others 8 behind.
 template <class Cache>
-__device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, unsigned char* operands) {
-  constexpr int kPairs = Attention::kHeads * Attention::kRow / 4, kRowPairs = Attention::kRow / 4;
-  constexpr int kEach = div_up(kPairs, Attention::kThreads);
-  const LinkWord* const qa = link_of(p, p.link.qa, epoch);
-  const int pairs = p.heads * kRowPairs, thread = in_place(threadIdx.x);
-  uint64_t words[kEach][2];
-  for (bool there = false; !there;) {
-    there = true;
+__device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, int head, int rows,
+                                           unsigned char* operands) {
+  constexpr int kRowWords = kAbsorbPieces * kPieceWords;
+  constexpr int kEach = div_up(Attention::kHeads * kRowWords, Attention::kThreads);
+  const uint4* const qa = reinterpret_cast<const uint4*>(link_of(p, p.link.qa, epoch)) + head * kRowWords;
+  const int all = rows * kRowWords, there = min(rows, p.heads - head) * kRowWords, thread = in_place(threadIdx.x);
+  uint4 words[kEach];
+  for (bool again = true; again;) {
+    again = false;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int at = thread + i * Attention::kThreads;
-      words[i][0] = words[i][1] = static_cast<uint64_t>(epoch) << 32;
-      if (at < pairs) link_look2(qa + 2 * at, words[i][0], words[i][1]);
+      words[i] = make_uint4(0, 0, 0, epoch);
+      if (at < there) words[i] = link_look_wide(qa + at);
     }
 #pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      there &= static_cast<uint32_t>(words[i][0] >> 32) == epoch && static_cast<uint32_t>(words[i][1] >> 32) == epoch;
-    if (!there) {
-    }
+    for (int i = 0; i < kEach; ++i) again |= words[i].w != epoch;
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = thread + i * Attention::kThreads;
-    if (at >= kPairs) break;
-    const uint32_t first = static_cast<uint32_t>(words[i][0]), second = static_cast<uint32_t>(words[i][1]);
-    const int pair = at % kRowPairs;
-    unsigned char* const row = operands + at / kRowPairs * Attention::kQueryPitch;
-    if (sizeof(Cache) == 1 && pair < Attention::kC / 4) {
-      uint32_t* const to = reinterpret_cast<uint32_t*>(row + pair / 4 * 32) + pair % 4;
-      to[0] = first;
-      to[4] = second;
-    } else {
-      *reinterpret_cast<uint2*>(row + pair * 8) = make_uint2(first, second);
+    if (at >= all) break;
+    const int word = at % kRowWords % kPieceWords, piece = at % kRowWords / kPieceWords;
+    unsigned char* const row = operands + at / kRowWords * Attention::kQueryPitch;
+    const uint32_t three[3] = {words[i].x, words[i].y, words[i].z};
+#pragma unroll
+    for (int j = 0; j < 3; ++j) {
+      int pair = piece * kPiecePairs + 3 * word + j;
+      if (3 * word + j >= kPiecePairs) {
+        pair = Attention::kC / 2 + piece * kAbsorbPairs + (3 * word + j - kPiecePairs);
+      } else if (sizeof(Cache) == 1) {
+        pair = pair / 8 * 8 + pair % 2 * 4 + pair % 8 / 2;
+      }
+      *reinterpret_cast<uint32_t*>(row + pair * 4) = three[j];
     }
   }
 }
+
+/// Operands of 16 rows in shared memory, `pitch` bytes apart; or of the first 8, the others zero, by half the bytes.
+struct RowOperands {
+  uint32_t from;  // this lane's address
+  int all;        // 16 rows
+  __device__ __forceinline__ RowOperands(bool all, uint32_t rows, int pitch, int lane)
+      : from(rows + (all ? lane % 16 * pitch + lane / 16 * 16 : lane % 8 * pitch + lane / 8 % 2 * 16)), all(all) {}
+  /// 16 columns from byte `at` of the rows on. One piece of code: two of them would take registers.
+  __device__ __forceinline__ void load(uint32_t (&r)[4], int at) const {
+    r[0] = r[1] = r[2] = r[3] = 0;
+    asm volatile(
+        "{ .reg .pred all;\n"
+        "setp.ne.s32 all, %5, 0;\n"
+        "@all ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+        "@!all ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%2}, [%4]; }"
+        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
+        : "r"(from + at), "r"(all)
+        : "memory");
+  }
+};
 
 /// part += query * keys of a stage, both tiles of 8 tokens, over a quarter of the channels.
 template <class Cache>
@@ -293,6 +316,8 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
                                        uint32_t s, int, unsigned char* operands) {
   using A = Attention;
   const CacheRange range(p, blockIdx.x, gridDim.x);
+  const bool all_heads = range.sharers == 1;  // else the block's 8 are rows 0 to 7 of the operands
+  const int heads = all_heads ? A::kHeads : A::kHeads / 2;
   const int thread = in_place(threadIdx.x);
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
   const int team = warp / 4, quarter = warp % 4;
@@ -301,15 +326,15 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   if (warp == A::kWarps - 1 && range.newest(blockIdx.x))
     settle_last_page<Cache>(p, p.layer[layer], epoch, range, ring, s);
   if (range.pages == 0) return;
-  hold_query<Cache>(p, epoch, operands);
+  hold_query<Cache>(p, epoch, range.share(blockIdx.x) * heads, heads, operands);
   A::sync();
 
   const uint32_t shared = shared_address(operands);
   const auto channel = [&](int step) { return step < 8 ? quarter * 128 + step * 16 : A::kC + quarter * 16; };
   uint32_t query[A::kSteps][4];
+  const RowOperands queries(all_heads, shared, A::kQueryPitch, lane);
 #pragma unroll
-  for (int i = 0; i < A::kSteps; ++i)
-    ldmatrix_x4(query[i], shared + (lane % 16) * A::kQueryPitch + (channel(i) + lane / 16 * 8) * 2);
+  for (int i = 0; i < A::kSteps; ++i) queries.load(query[i], channel(i) * 2);
   float* const sums = reinterpret_cast<float*>(operands);
   float* const factors = reinterpret_cast<float*>(operands + A::kFactors);
   float acc[4][4] = {};
@@ -330,12 +355,13 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
     for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        if (half == 1 && !all_heads) break;
         *reinterpret_cast<float2*>(to + A::sum_at(g + 8 * half, 8 * tile + 2 * q)) =
             make_float2(part[tile][2 * half], part[tile][2 * half + 1]);
       }
     }
     A::sync();
-    {  // Two tokens of the head a lane.
+    if (warp < heads) {  // two tokens of the head a lane
       const float* const from = sums + lane / 8 * A::kTeamSums + A::sum_at(warp, lane % 8 * 2);
       float2 x = *reinterpret_cast<const float2*>(from);
 #pragma unroll
@@ -369,7 +395,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
     for (int stage = 0; stage < CacheRange::kPageStages; ++stage) {
       if (stage >= stages) break;
       uint32_t prob[4];
-      ldmatrix_x4(prob, shared + A::kProbs + (lane % 16) * A::kProbPitch + (stage * 16 + lane / 16 * 8) * 2);
+      RowOperands(all_heads, shared + A::kProbs, A::kProbPitch, lane).load(prob, stage * 32);
       weigh<Cache>(shared_address(ring.at(s + stage)), warp, lane, prob, acc);
     }
     __syncwarp();
@@ -382,6 +408,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   uint4* const to = reinterpret_cast<uint4*>(link_of(p, p.link.part, epoch) + blockIdx.x * A::kPartWords);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (half == 1 && !all_heads) break;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const uint3 x = pack_floats24(acc[2 * j][2 * half], acc[2 * j][2 * half + 1], acc[2 * j + 1][2 * half],
@@ -390,7 +417,8 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
     }
   }
   sum = warp_sum(sum);
-  if (lane == 0) link_store_wide(to + A::kPartAcc + warp, __float_as_uint(largest), __float_as_uint(sum), 0, epoch);
+  if (lane == 0 && warp < heads)
+    link_store_wide(to + A::kPartAcc + warp, __float_as_uint(largest), __float_as_uint(sum), 0, epoch);
 }
 
 /// u of 64 channels of a head out of all blocks' parts. By all consumers, right behind attend().
@@ -399,7 +427,8 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
   using A = Attention;
   constexpr int kGroups = A::kThreads / 16, kEach = A::kMaxParts / kGroups;
   constexpr int kBlocks = A::kC / A::kMergeColumns;  // of a head
-  const int parts = CacheRange(p, blockIdx.x, gridDim.x).parts;
+  const CacheRange range(p, blockIdx.x, gridDim.x);
+  const int parts = range.parts, step = range.sharers * (A::kPartWords / 2);
   const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32, word = lane % 16,
             group = thread / 16;
   const uint4* const all = reinterpret_cast<const uint4*>(link_of(p, p.link.part, epoch));
@@ -407,8 +436,11 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
   float2* const stats = reinterpret_cast<float2*>(operands + A::kMergeStats);
   for (int item = blockIdx.x; item < p.heads * kBlocks; item += gridDim.x) {
     const int h = item / kBlocks, column = item % kBlocks * A::kMergeColumns;
-    const int tiles = ((column / A::kWarpChannels + word / 8) * 2 + h / 8) * 2 + word / 4 % 2;
-    const int at = tiles * 32 + h % 8 * 4 + word % 4;
+    // Of two sharers the second one has heads 8 to 15, as the lower half of its part.
+    const int block = range.sharers == 2 ? h / 8 : 0, upper = range.sharers == 2 ? 0 : h / 8;
+    const int tiles = ((column / A::kWarpChannels + word / 8) * 2 + upper) * 2 + word / 4 % 2;
+    const int at = block * (A::kPartWords / 2) + tiles * 32 + h % 8 * 4 + word % 4,
+              stat_at = block * (A::kPartWords / 2) + A::kPartAcc + upper * 8 + h % 8;
     // A thread has four channels of every 32nd part; the order of all sums follows from that.
     uint4 x[kEach], stat[kEach];
 #pragma unroll
@@ -420,17 +452,16 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
       there = true;
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
+        if (i * kGroups >= parts) break;
         const int part = group + i * kGroups;
         if (part < parts && (first || x[i].w != epoch || stat[i].w != epoch)) {
-          const uint4* const from = all + static_cast<int64_t>(part) * (A::kPartWords / 2);
+          const uint4* const from = all + part * step;
           x[i] = link_look_wide(from + at);
-          stat[i] = link_look_wide(from + A::kPartAcc + h);
+          stat[i] = link_look_wide(from + stat_at);
         }
       }
 #pragma unroll
       for (int i = 0; i < kEach; ++i) there &= x[i].w == epoch && stat[i].w == epoch;
-      if (!there) {
-      }
     }
     __syncwarp();
     float largest = -INFINITY, sum = 0;
@@ -441,6 +472,7 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
     const float shift = softmax_shift(largest);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
+      if (i * kGroups >= parts) break;
       const float weight = exp2_approx(__uint_as_float(stat[i].x) - shift);
       const float4 v = unpack_floats24(x[i].x, x[i].y, x[i].z);
       sum = fmaf(weight, __uint_as_float(stat[i].y), sum);
@@ -463,21 +495,24 @@ __device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epo
       if (lane == 0) stats[warp] = make_float2(largest, sum);
     }
     A::sync();
-    if (warp == 0) {  // two channels a lane
-      const float2 mine = lane < A::kWarps ? stats[lane] : make_float2(-INFINITY, 0);
-      const float most = warp_max_fast(mine.x), most_shift = softmax_shift(most);
-      const float weight = exp2_approx(mine.x - most_shift);
-      float total = weight * mine.y;
+    if (warp == 0) {  // two channels a lane, which works out all weights for itself: no exchange behind the barrier
+      float2 stat_of[A::kWarps], u = make_float2(0, 0);
+      float most = -INFINITY, total = 0;
 #pragma unroll
-      for (int i = 1; i < A::kWarps; i *= 2) total += __shfl_xor_sync(kFullWarp, total, i);
-      total = __shfl_sync(kFullWarp, total, 0);
-      float2 u = make_float2(0, 0);
+      for (int w = 0; w < A::kWarps; w += 2) {
+        const float4 two = *reinterpret_cast<const float4*>(stats + w);
+        stat_of[w] = make_float2(two.x, two.y);
+        stat_of[w + 1] = make_float2(two.z, two.w);
+        most = fmaxf(most, fmaxf(two.x, two.z));
+      }
+      const float most_shift = softmax_shift(most);
 #pragma unroll
       for (int w = 0; w < A::kWarps; ++w) {
-        const float f = __shfl_sync(kFullWarp, weight, w);
+        const float weight = exp2_approx(stat_of[w].x - most_shift);
         const float2 v = *reinterpret_cast<const float2*>(sums + w * A::kMergeColumns + 2 * lane);
-        u.x = fmaf(f, v.x, u.x);
-        u.y = fmaf(f, v.y, u.y);
+        total = fmaf(weight, stat_of[w].y, total);
+        u.x = fmaf(weight, v.x, u.x);
+        u.y = fmaf(weight, v.y, u.y);
       }
       const float inverse = inverse_sum(total);
       const uint32_t pair = pack_bf16(u.x * inverse, u.y * inverse);

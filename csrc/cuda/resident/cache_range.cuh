@@ -1,8 +1,9 @@
 // cache_range.cuh - which rows of the cache a block of a resident kernel attends to.
 //
-// Pages of 64 tokens are dealt over all blocks in order, the first blocks one more. A block takes its pages from the
-// last to the first, so that the newest token, which is not in the cache yet when its page is loaded, stands in the
-// block's first stages. A stage has up to 16 tokens of a page.
+// Pages of 64 tokens are dealt over all blocks in order, the first blocks one more. Where there are two blocks for
+// every page, both take all of its tokens, each for half of the heads. A block takes its pages from the last to the
+// first, so that the newest token, which is not in the cache yet when its page is loaded, stands in the block's first
+// stages. A stage has up to 16 tokens of a page.
 #pragma once
 #include "cuda/attention/fp8_rows.cuh"
 #include "cuda/resident/absorb.cuh"
@@ -13,14 +14,17 @@ struct CacheRange {
   static constexpr int kPage = 64, kPageStages = kPage / ResidentRing::kRows;
 
   int length;        // of the sequence
-  int parts;         // blocks that have pages: the first ones
+  int sharers;       // blocks that have the same pages, neighbours: 1, or 2 with half of the heads each
+  int parts;         // groups of sharers that have pages: the first ones
   int first, pages;  // of this block
 
   __device__ __forceinline__ CacheRange(int length, int block, int blocks) : length(max(length, 0)) {
-    const int all = (this->length + kPage - 1) / kPage, each = all / blocks, more = all - each * blocks;
-    parts = min(all, blocks);
-    first = each * block + min(block, more);
-    pages = each + (block < more ? 1 : 0);
+    const int all = (this->length + kPage - 1) / kPage;
+    sharers = blocks % 2 == 0 && 2 * all <= blocks ? 2 : 1;
+    const int groups = blocks / sharers, group = block / sharers, each = all / groups, more = all - each * groups;
+    parts = min(all, groups);
+    first = each * group + min(group, more);
+    pages = each + (group < more ? 1 : 0);
   }
 
   __device__ __forceinline__ CacheRange(const Resident& p, int block, int blocks)
@@ -34,8 +38,10 @@ struct CacheRange {
   __device__ __forceinline__ int stages() const {
     return pages == 0 ? 0 : (pages - 1) * kPageStages + stages_of(first + pages - 1);
   }
-  /// The block that norms the newest token's latent, and attends to it.
-  __device__ __forceinline__ bool newest(int block) const { return block == max(parts, 1) - 1; }
+  /// A block that norms the newest token's latent, and attends to it.
+  __device__ __forceinline__ bool newest(int block) const { return block / sharers == max(parts, 1) - 1; }
+  /// Which of its sharers a block is. The first one writes the newest token's row to the cache.
+  __device__ __forceinline__ int share(int block) const { return block % sharers; }
 };
 
 /// The newest token: is it written to the cache by this step, and is it what stands behind the others there?

@@ -4,20 +4,11 @@
 
 namespace mla::cuda {
 
-/// Two neighbouring words; `to` is aligned to 16 bytes.
-__device__ __forceinline__ void link_store2(LinkWord* to, uint32_t first, uint32_t second, uint32_t epoch) {
-  const uint64_t up = static_cast<uint64_t>(epoch) << 32;
-  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(up | first), "l"(up | second) : "memory");
-}
-
-/// One look at a word, and at two neighbours.
+/// One look at a word.
 __device__ __forceinline__ LinkWord link_look(const LinkWord* from) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
   return {static_cast<uint32_t>(word), static_cast<uint32_t>(word >> 32)};
-}
-__device__ __forceinline__ void link_look2(const LinkWord* from, uint64_t& first, uint64_t& second) {
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(from) : "memory");
 }
 
 /// A wide word: 96 bits of data and the epoch behind them, by one access of 16 bytes: .b128, unlike a vector of that

@@ -30,7 +30,7 @@ int64_t resident_link_bytes(Resident* p, int blocks) {
   place(&link.mid, p->d / 2);
   place(&link.q, p->heads * (p->n + p->r) / 2);
   place(&link.y, p->c + p->r);
-  place(&link.qa, p->heads * (p->c + p->r) / 2);
+  place(&link.qa, p->heads * (p->c + p->r) / 3);  // six values in a wide word of 16 bytes
   link.part_block = 4128;
   place(&link.part, blocks * link.part_block);
   place(&link.u, p->heads * p->c / 2);
