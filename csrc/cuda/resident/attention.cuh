@@ -202,25 +202,23 @@ __device__ __forceinline__ void hold_query(const Resident& p, uint32_t epoch, in
   }
 }
 
-/// Operands of 16 rows in shared memory, `pitch` bytes apart; or of the first 8, the others zero, by half the bytes.
-struct RowOperands {
-  uint32_t from;  // this lane's address
-  int all;        // 16 rows
-  __device__ __forceinline__ RowOperands(bool all, uint32_t rows, int pitch, int lane)
-      : from(rows + (all ? lane % 16 * pitch + lane / 16 * 16 : lane % 8 * pitch + lane / 8 % 2 * 16)), all(all) {}
-  /// 16 columns from byte `at` of the rows on. One piece of code: two of them would take registers.
-  __device__ __forceinline__ void load(uint32_t (&r)[4], int at) const {
-    r[0] = r[1] = r[2] = r[3] = 0;
-    asm volatile(
-        "{ .reg .pred all;\n"
-        "setp.ne.s32 all, %5, 0;\n"
-        "@all ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-        "@!all ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%2}, [%4]; }"
-        : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
-        : "r"(from + at), "r"(all)
-        : "memory");
-  }
-};
+/// Operands of two steps of 16 columns, side by side from `from` on, of rows `pitch` bytes apart: of 16 rows; or of the
+/// first 8 by one load, with anything in the rows behind them.
+__device__ __forceinline__ void load_steps(bool all, uint32_t (&a)[4], uint32_t (&b)[4], uint32_t from, int pitch,
+                                           int lane) {
+  from += lane / 16 * 16 + (all ? lane % 16 * pitch : lane % 8 * pitch + lane / 8 % 2 * 32);
+  ldmatrix_x4(a, from);
+  b[0] = b[1] = b[2] = b[3] = 0;
+  asm volatile(
+      "{ .reg .pred all;\n"
+      "setp.ne.s32 all, %5, 0;\n"
+      "@all ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4]; }"
+      : "+r"(b[0]), "+r"(b[1]), "+r"(b[2]), "+r"(b[3])
+      : "r"(from + 32), "r"(static_cast<int>(all))
+      : "memory");
+  b[0] = all ? b[0] : a[1];
+  b[2] = all ? b[2] : a[3];
+}
 
 /// part += query * keys of a stage, both tiles of 8 tokens, over a quarter of the channels.
 template <class Cache>
@@ -316,7 +314,9 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
                                        uint32_t s, int, unsigned char* operands) {
   using A = Attention;
   const CacheRange range(p, blockIdx.x, gridDim.x);
-  const bool all_heads = range.sharers == 1;  // else the block's 8 are rows 0 to 7 of the operands
+  // Else the block's heads are rows 0 to 7 of all operands. The rows behind them are multiplied and not used, so what
+  // stands there does not matter.
+  const bool all_heads = range.sharers == 1;
   const int heads = all_heads ? A::kHeads : A::kHeads / 2;
   const int thread = in_place(threadIdx.x);
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
@@ -332,9 +332,10 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   const uint32_t shared = shared_address(operands);
   const auto channel = [&](int step) { return step < 8 ? quarter * 128 + step * 16 : A::kC + quarter * 16; };
   uint32_t query[A::kSteps][4];
-  const RowOperands queries(all_heads, shared, A::kQueryPitch, lane);
 #pragma unroll
-  for (int i = 0; i < A::kSteps; ++i) queries.load(query[i], channel(i) * 2);
+  for (int i = 0; i < 8; i += 2)
+    load_steps(all_heads, query[i], query[i + 1], shared + channel(i) * 2, A::kQueryPitch, lane);
+  ldmatrix_x4(query[8], shared + lane % 16 * A::kQueryPitch + channel(8) * 2 + lane / 16 * 16);
   float* const sums = reinterpret_cast<float*>(operands);
   float* const factors = reinterpret_cast<float*>(operands + A::kFactors);
   float acc[4][4] = {};
@@ -395,7 +396,7 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
     for (int stage = 0; stage < CacheRange::kPageStages; ++stage) {
       if (stage >= stages) break;
       uint32_t prob[4];
-      RowOperands(all_heads, shared + A::kProbs, A::kProbPitch, lane).load(prob, stage * 32);
+      ldmatrix_x4(prob, shared + A::kProbs + (lane % 16) * A::kProbPitch + (stage * 16 + lane / 16 * 8) * 2);
       weigh<Cache>(shared_address(ring.at(s + stage)), warp, lane, prob, acc);
     }
     __syncwarp();
