@@ -92,10 +92,15 @@ __device__ __forceinline__ void put_latent(int channel, const float (&v)[kChunk]
   }
 }
 
-/// By one warp: the newest token's row out of y, into the cache if it `writes`, and, if `stage_row` is not null, there.
-template <class Cache>
-__device__ __forceinline__ void settle_newest(const Resident& p, const ResidentLayer& layer, uint32_t epoch,
-                                              const NewestToken& newest, bool writes, unsigned char* stage_row) {
+/// The newest token's row, of a warp: a lane's channels of the latent, normed, and its pair of the key, rotated.
+struct NewestRow {
+  float v[2][kChunk];
+  uint32_t key;
+};
+
+/// By one warp: the newest token's row out of y.
+__device__ __forceinline__ void take_newest(const Resident& p, const ResidentLayer& layer, uint32_t epoch, int position,
+                                            NewestRow& to) {
   constexpr int kHalf = 32 * kChunk;  // channels of a warp of latent_few's
   const int lane = in_place(threadIdx.x) % 32;
   float weight[2][kChunk];
@@ -103,60 +108,68 @@ __device__ __forceinline__ void settle_newest(const Resident& p, const ResidentL
   for (int i = 0; i < 2; ++i)
     load_weight_chunk(layer.latent_norm, p.norm_bf16, i * kHalf + lane * kChunk, Attention::kC, true, weight[i]);
   const float2 angle =
-      *reinterpret_cast<const float2*>(p.cos_sin + static_cast<int64_t>(newest.position) * Attention::kR + 2 * lane);
+      *reinterpret_cast<const float2*>(p.cos_sin + static_cast<int64_t>(position) * Attention::kR + 2 * lane);
   const LinkWord* const y = link_of(p, p.link.y, epoch);
   uint32_t raw[2][kChunk], key[2];
   link_load<kChunk / 2>(y + lane * kChunk, 2, epoch, raw[0]);
   link_load<kChunk / 2>(y + kHalf + lane * kChunk, 2, epoch, raw[1]);
   link_load<1>(y + Attention::kC + 2 * lane, 2, epoch, key);
-  float v[2][kChunk], sums[2];
+  float sums[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
-      v[i][j] = __uint_as_float(raw[i][j]);
-      sum = fmaf(v[i][j], v[i][j], sum);
+      to.v[i][j] = __uint_as_float(raw[i][j]);
+      sum = fmaf(to.v[i][j], to.v[i][j], sum);
     }
     sums[i] = warp_sum(sum);
   }
   const float factor = 1.0f / sqrtf((sums[0] + sums[1]) / static_cast<float>(Attention::kC) + p.latent_eps);
-  unsigned char* const row =
-      static_cast<unsigned char*>(layer.cache) + static_cast<int64_t>(newest.slot) * CacheRow<Cache>::kBytes;
-  const auto put = [&](int at, auto value) {
-    if (writes) *reinterpret_cast<decltype(value)*>(row + at) = value;
-    if (stage_row != nullptr) *reinterpret_cast<decltype(value)*>(stage_row + at) = value;
-  };
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int j = 0; j < kChunk; ++j) v[i][j] = v[i][j] * factor * weight[i][j];
-    put_latent<Cache>(i * kHalf + lane * kChunk, v[i], put);
+    for (int j = 0; j < kChunk; ++j) to.v[i][j] = to.v[i][j] * factor * weight[i][j];
   }
   const float first = __uint_as_float(key[0]), second = __uint_as_float(key[1]);
-  put(CacheRow<Cache>::kKeyAt + 4 * lane,
-      pack_bf16(fmaf(first, angle.x, -(second * angle.y)), fmaf(first, angle.y, second * angle.x)));
+  to.key = pack_bf16(fmaf(first, angle.x, -(second * angle.y)), fmaf(first, angle.y, second * angle.x));
 }
 
-/// The block that has the sequence's last page: the newest token, and zeros behind it, which will be multiplied by
-/// zero. By one warp; `s` is that page's first stage.
+/// The last warp of a block that has the sequence's last page: the newest token, and zeros behind it, which will be
+/// multiplied by zero. It waits for y before it meets the other warps, so that it does not come late to the query; `s`
+/// is that page's first stage. Of the blocks that have the page, the first one writes the row to the cache.
 template <class Cache>
 __device__ __forceinline__ void settle_last_page(const Resident& p, const ResidentLayer& layer, uint32_t epoch,
                                                  const CacheRange& range, const ResidentRing& ring, uint32_t s) {
   const NewestToken newest(p, range.length);
+  NewestRow row{};  // with a value on every path, or it goes to the stack
+  if (newest.written) take_newest(p, layer, epoch, newest.position, row);
+  Attention::sync();
   unsigned char* stage_row = nullptr;
   if (range.pages > 0) {
     const int last = range.length - 1, page = range.first + range.pages - 1;
-    const int stage = range.stages_of(page) - 1, row = last % Attention::kStageTokens;
+    const int stage = range.stages_of(page) - 1, at = last % Attention::kStageTokens;
     ring.wait(s + stage);
     unsigned char* const rows = ring.at(s + stage);
-    if (newest.fresh) stage_row = rows + row * CacheRow<Cache>::kPitch;
-    for (int zero = row + 1; zero < Attention::kStageTokens; ++zero) {
+    if (newest.fresh) stage_row = rows + at * CacheRow<Cache>::kPitch;
+    for (int zero = at + 1; zero < Attention::kStageTokens; ++zero) {
       for (int i = threadIdx.x % 32 * 16; i < CacheRow<Cache>::kKeyAt; i += 32 * 16)
         store16(rows + zero * CacheRow<Cache>::kPitch + i, make_uint4(0, 0, 0, 0));
     }
   }
-  if (newest.written) settle_newest<Cache>(p, layer, epoch, newest, range.share(blockIdx.x) == 0, stage_row);
+  if (newest.written) {
+    const int lane = in_place(threadIdx.x) % 32;
+    unsigned char* const cache_row =
+        static_cast<unsigned char*>(layer.cache) + static_cast<int64_t>(newest.slot) * CacheRow<Cache>::kBytes;
+    const bool writes = range.share(blockIdx.x) == 0;
+    const auto put = [&](int at, auto value) {
+      if (writes) *reinterpret_cast<decltype(value)*>(cache_row + at) = value;
+      if (stage_row != nullptr) *reinterpret_cast<decltype(value)*>(stage_row + at) = value;
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) put_latent<Cache>(i * 32 * kChunk + lane * kChunk, row.v[i], put);
+    put(CacheRow<Cache>::kKeyAt + 4 * lane, row.key);
+  }
   fence_proxy_async();  // the copy engine writes there next
 }
 
@@ -322,9 +335,11 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
   const int team = warp / 4, quarter = warp % 4;
   // All teams have seen all stages before: none takes an earlier turn of a stage's barrier for what it waits for.
-  A::sync();
-  if (warp == A::kWarps - 1 && range.newest(blockIdx.x))
+  if (warp == A::kWarps - 1 && range.newest(blockIdx.x)) {
     settle_last_page<Cache>(p, p.layer[layer], epoch, range, ring, s);
+  } else {
+    A::sync();
+  }
   if (range.pages == 0) return;
   hold_query<Cache>(p, epoch, range.share(blockIdx.x) * heads, heads, operands);
   A::sync();
