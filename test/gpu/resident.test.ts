@@ -1,6 +1,7 @@
 // gpu/resident.test.ts - decode steps of one row that one kernel does (csrc/cuda/resident) against the same operations one
 // by one. Attention is split over blocks in another way, so last bits differ, as they do between batches: the measure is
-// how far deterministic models, which split it in yet another way, are from the same texts.
+// how far deterministic models, which split it in yet another way, are from the same texts. And two models at the same
+// time: each one's kernel waits until it has the whole GPU.
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { LatentModel, type LatentModelOptions } from '../../lib/model';
@@ -13,6 +14,18 @@ const FACTOR = 1.5;
 const hopper = TESTED_DEVICE === 'cuda:0' && openTested().info().path === 'sm_90a';
 
 after(closeDevices);
+
+const open = (more: LatentModelOptions): Promise<LatentModel> =>
+  LatentModel.random('v2-lite:4', {
+    device: TESTED_DEVICE as 'cpu',
+    context: 4352,
+    maxSequences: 2,
+    prefixCache: false,
+    ...more,
+  });
+
+/** Whether the kernel has been launched since the last question. */
+const launched = (): boolean => native.launchedKernels(true).some((kernel) => kernel.includes('resident_kernel'));
 
 /** Log-probabilities along what two texts have in common: how many, and by how much they differ. */
 function distance(
@@ -50,18 +63,11 @@ for (const types of [
   const name = `${types.dtype} weights, ${types.cacheDtype} cache`;
   test(`one kernel for a step, ${name}`, { skip: !hopper }, async () => {
     const texts = async (more: LatentModelOptions): Promise<[Text[], boolean]> => {
-      native.launchedKernels(true);
-      const model = await LatentModel.random('v2-lite:4', {
-        device: TESTED_DEVICE as 'cpu',
-        context: 4352,
-        maxSequences: 2,
-        prefixCache: false,
-        ...types,
-        ...more,
-      });
+      launched();
+      const model = await open({ ...types, ...more });
       try {
         const made = await textsOf(model, tasksOf(model.vocab), [1]);
-        return [made, native.launchedKernels().some((kernel) => kernel.includes('resident_kernel'))];
+        return [made, launched()];
       } finally {
         await model.dispose();
       }
@@ -78,5 +84,42 @@ for (const types of [
     console.log(`${name}: one kernel: ${say(far)}; another split: ${say(other)}`);
     assert.ok(far.mean <= FACTOR * other.mean, `${far.mean} is more than ${FACTOR} times ${other.mean}`);
     assert.ok(far.tokens >= other.tokens / 2, 'texts part early');
+  });
+}
+
+/** Long texts behind short prompts. */
+const longTasks = (vocab: number, seed: number): Task[] =>
+  randomTasks(vocab, 8, seed).map(({ tokens }) => ({ tokens, count: 300 }));
+
+for (const dtypes of [
+  ['bf16', 'bf16'],
+  ['bf16', 'fp8'],
+] as const) {
+  const name = `two models at the same time, ${dtypes.join(' and ')} weights`;
+  // A step that waits for ever ends after stepTimeout, and its model is lost then.
+  test(name, { skip: !hopper, timeout: 180_000 }, async () => {
+    const models: LatentModel[] = [];
+    try {
+      for (const dtype of dtypes) models.push(await open({ dtype, maxSequences: 5, stepTimeout: 20_000 }));
+      const [a, b] = models as [LatentModel, LatentModel];
+      launched();
+      // One sequence on each; and four on the second, whose steps of separate kernels stand between those of one row.
+      const works = [
+        () => textsOf(a, longTasks(a.vocab, 1), [1]),
+        () => textsOf(b, longTasks(b.vocab, 2), [1]),
+        () => textsOf(b, longTasks(b.vocab, 3), [4]),
+      ];
+      const alone: Text[][] = [];
+      const began = performance.now();
+      for (const work of works) alone.push(await work());
+      const apartMs = performance.now() - began;
+      assert.ok(launched(), 'the kernel took the steps of one row');
+      const together = await Promise.all(works.map((work) => work()));
+      const togetherMs = performance.now() - began - apartMs;
+      console.log(`${name}: ${togetherMs.toFixed(0)} ms, one after the other ${apartMs.toFixed(0)} ms`);
+      assert.deepEqual(together, alone);
+    } finally {
+      for (const model of models) await model.dispose();
+    }
   });
 }
