@@ -151,7 +151,7 @@ record_calls() {
   [ ! -e "$home/calls/complete" ] || return 0
   rm -rf "$home/calls"
   # As many processes as a file takes to record within seconds.
-  for name in attention:5 matrix:5 matrix-experts:2 router:1 rows:1 sampling:1; do
+  for name in attention:5 matrix:5 matrix-experts:2 resident-step:1 router:1 rows:1 sampling:1; do
     for ((share = 0; share < ${name#*:}; share++)); do
       NODE_MLA_TEST_RECORD=$home/calls NODE_MLA_TEST_SHARE=$share/${name#*:} \
         run "record-${name%:*}-$share" "$node" --expose-gc "$app/test/gpu/${name%:*}.test.js" &

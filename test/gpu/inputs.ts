@@ -24,6 +24,11 @@ export class Planned {
     return new Planned(this.role, this.dtype, this.shape, this.bytes, shift);
   }
 
+  /** The same memory in another shape. */
+  reshaped(shape: readonly number[]): Planned {
+    return new Planned(this.role, this.dtype, shape, this.bytes, this.shift);
+  }
+
   /** Rows [begin, end) of the first dimension. */
   rows(begin: number, end: number): Planned {
     const rowBytes = this.bytes.length / (this.shape[0] as number);

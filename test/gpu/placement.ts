@@ -47,11 +47,17 @@ export class Side {
   async place(what: string, planned: Planned): Promise<Placed> {
     const { length } = guarded(planned);
     const base = await this.device.allocate('u8', [length]);
-    const tensor = base.view(planned.dtype, planned.shape, GUARD_BYTES + planned.shift);
-    this.owned.push(tensor, base);
-    const placed = { what, base, tensor, planned };
+    this.owned.push(base);
+    const placed = { what, base, planned };
     this.fill(placed);
     return placed;
+  }
+
+  /** A tensor of this shape in placed memory. */
+  view({ base }: Placed, { dtype, shape, shift }: Planned): Tensor {
+    const tensor = base.view(dtype, shape, GUARD_BYTES + shift);
+    this.owned.push(tensor);
+    return tensor;
   }
 
   /** Puts the content back that it had before the operation. */
@@ -93,11 +99,10 @@ function guarded({ bytes, shift }: Planned): { begin: number; end: number; lengt
 interface Placed {
   what: string;
   base: Tensor;
-  tensor: Tensor;
   planned: Planned;
 }
 
-/** An operation of a sequence; the same Planned in several of them is the same memory. */
+/** An operation of a sequence; the same Planned in several of them, reshaped or not, is the same memory. */
 export interface Step {
   verb: keyof Verbs;
   args: Readonly<Record<string, unknown>>;
@@ -113,16 +118,17 @@ export class Placement {
 
   static async make(side: Side, steps: readonly Step[]): Promise<Placement> {
     const tensors: Placed[] = [];
-    const known = new Map<Planned, Placed>();
+    const known = new Map<Uint8Array, Placed>();
+    const plans = new Map<PlannedSplit, Tensor>();
     const calls: Step[] = [];
     let workspace = 0;
     for (const { verb, args } of steps) {
-      // The same Planned twice is the same memory: operations allow that for some outputs.
+      // The same bytes twice are the same memory: operations allow that for some outputs.
       const put = async (name: string, value: Planned): Promise<Tensor> => {
-        const placed = known.get(value) ?? (await side.place(`${verb}.${name}`, value));
-        if (!known.has(value)) tensors.push(placed);
-        known.set(value, placed);
-        return placed.tensor;
+        const placed = known.get(value.bytes) ?? (await side.place(`${verb}.${name}`, value));
+        if (!known.has(value.bytes)) tensors.push(placed);
+        known.set(value.bytes, placed);
+        return side.view(placed, value);
       };
       const placed: Record<string, unknown> = {};
       const splits: [string, PlannedSplit][] = [];
@@ -130,7 +136,11 @@ export class Placement {
         if (value instanceof PlannedSplit) splits.push([name, value]);
         else placed[name] = value instanceof Planned ? await put(name, value) : value;
       }
-      for (const [name, split] of splits) placed[name] = await makeSplit(side, split, put);
+      for (const [name, split] of splits) {
+        const plan = plans.get(split) ?? (await makeSplit(side, split, put));
+        plans.set(split, plan);
+        placed[name] = plan;
+      }
       workspace = Math.max(workspace, side.device.workspaceBytes(verb, placed as never));
       calls.push({ verb, args: placed });
     }
@@ -138,7 +148,7 @@ export class Placement {
       const poison = new Planned('inout', 'u8', [workspace], new Uint8Array(workspace).fill(poisonByte('f32')));
       const scratch = await side.place(WORKSPACE, poison);
       tensors.push(scratch);
-      side.stream.useWorkspace(scratch.tensor);
+      side.stream.useWorkspace(side.view(scratch, poison));
     }
     return new Placement(side, calls, tensors);
   }
@@ -195,14 +205,15 @@ async function makeSplit(
 ): Promise<Tensor> {
   const ints = side.device.decodePlanInts(lengths.shape[0] as number, heads);
   const content = new Planned('inout', 'i32', [ints], new Uint8Array(ints * 4).fill(poisonByte('i32')));
-  const plan = await side.place('decodePlan.plan', content);
+  const placed = await side.place('decodePlan.plan', content);
+  const plan = side.view(placed, content);
   side.stream.decodePlan({
     q_start: await put('q_start', qStart),
     lengths: await put('lengths', lengths),
-    plan: plan.tensor,
+    plan,
     heads,
   });
   await side.stream.record().done;
-  await side.look(plan);
-  return plan.tensor;
+  await side.look(placed);
+  return plan;
 }
