@@ -121,7 +121,7 @@ coverage() {
 
 # racecheck blames right programs that are built on orders that it does not follow, and so the kernels that are
 # (docs/gpu-tests.md).
-racecheck_unasked='product_ring|product_split|product_wgmma|mla_decode_few|mla_decode_wide|route_large_one'
+racecheck_unasked='product_ring|product_split|product_wgmma|mla_decode_few|mla_decode_wide|resident_kernel|route_large_one'
 racecheck_blames_right_programs() {
   local which blamed=""
   for which in relay refill handover detour; do
