@@ -246,6 +246,9 @@ void Device::fence(const std::shared_ptr<StreamWork>& work, std::function<void(S
     while (before < issued && !work->finished.compare_exchange_weak(before, issued)) {
     }
     done(std::move(status));
+    // Whoever hears of an end mostly issues the next work: this thread has been woken for it by then, by another one
+    // than JavaScript's, which would spend more on that than on the commands.
+    signal_->announce();
   };
   bool hangs = false;
   {

@@ -349,9 +349,45 @@ void hang() {
   expect(ledger.asked == ledger.answered, "what ends late is not answered again");
 }
 
+/// Announcements wake whoever waits for a signal, but only raising it ends the wait; none of either is lost.
+void announcements() {
+  constexpr int kRounds = 400;
+  Signal signal;
+  std::atomic<int> returns{0};
+  std::atomic<bool> stops{false};
+  std::thread waits([&] {
+    for (int i = 0; i < kRounds; ++i) {
+      signal.wait();
+      ++returns;
+    }
+  });
+  std::thread announces([&] {
+    std::minstd_rand random(1);
+    while (!stops) {
+      signal.announce();
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 500));
+    }
+  });
+  std::minstd_rand random(2);
+  for (int i = 0; i < kRounds; ++i) {
+    // Long enough for the waiter to be asleep now and then, whatever it spins.
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000));
+    expect(returns == i, "an announcement ends no wait");
+    signal.raise();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (returns == i && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+    expect(returns == i + 1, "a signal ends one wait, announced or not");
+    if (returns != i + 1) std::_Exit(1);  // nobody would end the waits
+  }
+  stops = true;
+  announces.join();
+  waits.join();
+}
+
 }  // namespace
 
 int main() {
+  announcements();
   for (uint32_t seed = 1; seed <= 20; ++seed) stress(seed, 600, End::kNatural);
   for (uint32_t seed = 1; seed <= 60; ++seed) stress(seed, 20 + static_cast<int>(seed) * 5, End::kClose);
   for (uint32_t seed = 1; seed <= 30; ++seed) stress(seed, 200, End::kLost);
