@@ -100,25 +100,40 @@ export function samplePass(
   });
 }
 
-/** Sends a row's settings to the device, before its first token is sampled. All its tokens are known. */
-export function writeSampling(machine: Machine, sequence: Sequence): void {
-  const { stream, rows, dims, marks } = machine;
-  const { row, sampling: s } = sequence;
-  const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0, logitBias = {} } = s;
-  const penalties = [repetitionPenalty, presencePenalty, frequencyPenalty];
-  stream.write(rows.settings, Float32Array.of(s.temperature, s.topK, s.topP, s.minP, ...penalties, 0), row * 32);
-  stream.write(rows.seeds, BigInt64Array.of(BigInt(s.seed)), row * 8);
-  const stops = new Int32Array(MAX_STOP_IDS).fill(-1);
-  stops.set(s.stopIds);
+/**
+ * Sends the settings of neighbouring rows to the device, before their first tokens are sampled. All tokens they have are
+ * known.
+ */
+export function writeSampling(machine: Machine, neighbours: readonly Sequence[]): void {
+  const { stream, rows } = machine;
+  const count = neighbours.length;
+  const settings = new Float32Array(count * 8);
+  const seeds = new BigInt64Array(count);
+  const stops = new Int32Array(count * MAX_STOP_IDS).fill(-1);
+  const limits = new Int32Array(count);
+  neighbours.forEach(({ sampling: s }, i) => {
+    const { repetitionPenalty = 1, presencePenalty = 0, frequencyPenalty = 0 } = s;
+    const penalties = [repetitionPenalty, presencePenalty, frequencyPenalty];
+    settings.set([s.temperature, s.topK, s.topP, s.minP, ...penalties], i * 8);
+    seeds[i] = BigInt(s.seed);
+    stops.set(s.stopIds, i * MAX_STOP_IDS);
+    limits[i] = s.maxLength - 1; // `advance` counts tokens that are fed; the last sampled one never is
+  });
+  const { row } = neighbours[0] as Sequence;
+  stream.write(rows.settings, settings, row * 32);
+  stream.write(rows.seeds, seeds, row * 8);
   stream.write(rows.stopIds, stops, row * MAX_STOP_IDS * 4);
-  // `advance` counts tokens that are fed; the last sampled one never is
-  stream.write(rows.limits, Int32Array.of(s.maxLength - 1), row * 4);
+  stream.write(rows.limits, limits, row * 4);
+  for (const sequence of neighbours) writeCountsAndBias(machine, sequence);
+}
 
+function writeCountsAndBias({ stream, rows, dims, marks }: Machine, sequence: Sequence): void {
+  const { row, sampling } = sequence;
   if (sequence.features & PENALTIES) stream.write(rows.counts, countsOf(sequence, dims.vocab), row * dims.vocab * 4);
   const biased = (sequence.features & BIAS) !== 0;
   if (biased || marks.biased.has(row)) {
     const bias = new Float32Array(dims.vocab);
-    for (const [id, value] of Object.entries(logitBias)) bias[Number(id)] = value;
+    for (const [id, value] of Object.entries(sampling.logitBias ?? {})) bias[Number(id)] = value;
     stream.write(rows.bias, bias, row * dims.vocab * 4);
     marks.everBiased.add(row);
     if (biased) marks.biased.add(row);

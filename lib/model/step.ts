@@ -243,29 +243,52 @@ function enqueueSamples(
   if (sampled.length === 0) return;
   stream.write(inputs.lastRows, Int32Array.from(ends));
   const logits = headPass(machine, views, hidden, sampled.length);
-  sampled.forEach((sequence, i) => {
-    const bytes = dims.vocab * 4;
+  const bytes = dims.vocab * 4;
+  const normedBytes = dims.d * DTYPE_BYTES[activations.normed.dtype];
+  let at = 0;
+  for (const neighbours of neighboursOf(sampled)) {
+    const first = (neighbours[0] as Sequence).row;
+    const count = neighbours.length;
     stream.copy({
       src: logits,
       dst: rows.logits,
       blocks: 1,
-      block_bytes: bytes,
-      src_offset: i * bytes,
-      dst_offset: sequence.row * bytes,
+      block_bytes: count * bytes,
+      src_offset: at * bytes,
+      dst_offset: first * bytes,
     });
-    sequence.tableOnDevice = 0;
-    writeTable(machine, sequence);
-    writeSampling(machine, sequence);
-    writeMask(machine, sequence);
-    const at = sequence.row * 4;
-    stream.write(rows.positions, Int32Array.of(sequence.length - 1), at);
-    stream.write(rows.lengths, Int32Array.of(sequence.length), at);
-    stream.write(rows.finished, Int32Array.of(0), at);
-    const rowBytes = dims.d * DTYPE_BYTES[activations.normed.dtype];
-    const normed = views.of(activations.normed, [1, dims.d], i * rowBytes);
-    samplePass(machine, views, { first: sequence.row, count: 1, normed, features: featuresOf([sequence]) });
-    sequence.live = true;
-  });
+    for (const sequence of neighbours) {
+      sequence.tableOnDevice = 0;
+      writeTable(machine, sequence);
+      writeMask(machine, sequence);
+      sequence.live = true;
+    }
+    writeSampling(machine, neighbours);
+    const lengths = Int32Array.from(neighbours, ({ length }) => length);
+    stream.write(rows.lengths, lengths, first * 4);
+    stream.write(
+      rows.positions,
+      lengths.map((length) => length - 1),
+      first * 4,
+    );
+    stream.write(rows.finished, new Int32Array(count), first * 4);
+    const normed = views.of(activations.normed, [count, dims.d], at * normedBytes);
+    samplePass(machine, views, { first, count, normed, features: featuresOf(neighbours) });
+    at += count;
+  }
+}
+
+/** Cuts a list where the next one is not in the next row, or asks something else of sampling. */
+function neighboursOf(sequences: readonly Sequence[]): Sequence[][] {
+  const runs: Sequence[][] = [];
+  for (const sequence of sequences) {
+    const run = runs.at(-1);
+    const last = run?.at(-1);
+    const goesOn = last?.row === sequence.row - 1 && featuresOf([last]) === featuresOf([sequence]);
+    if (goesOn) run?.push(sequence);
+    else runs.push([sequence]);
+  }
+  return runs;
 }
 
 /** Makes a row padding, in stream order. */
