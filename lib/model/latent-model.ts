@@ -332,38 +332,61 @@ export class LatentModel implements AsyncDisposable {
     }
   }
 
-  async #results({ sequences, lengths, top, mostTop }: Expected): Promise<StepResult[]> {
-    const { stream, rows, limits } = this.#machine;
+  #results(expected: Expected): Promise<StepResult[]> {
+    const { stream, rows } = this.#machine;
     const memory = this.#resultMemory.pop() ?? resultMemory(rows.results.byteLength);
-    const { ids, logprobs } = memory;
     const read = stream.read(rows.results, memory.bytes);
-    const reads = mostTop > 0 ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
-    try {
-      const [, ...tops] = await this.#watchdog.watch(...reads);
-      const B = this.maxSequences;
-      const results = sequences.map((sequence, i): StepResult => {
-        const { row, text } = sequence;
-        const likeliest = top[i] as number;
-        const token = likeliest >= 0 ? (ids[row] as number) : -1;
-        const end = token < 0 ? 0 : ids[B + row];
-        // the device has made the row padding by itself; it need not be parked
-        if (end !== 0) sequence.live = false;
-        if (!sequence.disposed && (token >= 0 || likeliest < 0)) {
-          text.confirm(lengths[i] as number, token < 0 ? null : token);
-          sequence.publish();
+    const reads = expected.mostTop > 0 ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
+    // Not an async function: a step has few turns to lose.
+    return new Promise((resolve, reject) => {
+      const failed = (error: unknown) => reject(this.#failed(expected.sequences, error));
+      const done = ([, ...tops]: ArrayBuffer[]) => {
+        try {
+          resolve(this.#take(expected, memory, tops));
+        } catch (error) {
+          failed(error);
         }
-        return {
-          token,
-          logprob: token < 0 ? Number.NaN : (logprobs[2 * B + row] as number),
-          top: token < 0 || likeliest === 0 ? NO_TOP : topOf(row, likeliest, limits.maxTop, tops),
-          finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
-        };
-      });
-      this.#resultMemory.push(memory); // not after a failure: a device that hangs may still write to it
-      return results;
-    } catch (error) {
+      };
+      this.#watchdog.tell(reads, done, failed);
+    });
+  }
+
+  /** What a step has brought, out of the memory that it was read into. */
+  #take({ sequences, lengths, top }: Expected, memory: ResultMemory, tops: readonly ArrayBuffer[]): StepResult[] {
+    const { ids, logprobs } = memory;
+    const B = this.maxSequences;
+    const { maxTop } = this.#machine.limits;
+    const results = new Array<StepResult>(sequences.length);
+    for (let i = 0; i < sequences.length; i++) {
+      const sequence = sequences[i] as Sequence;
+      const { row, text } = sequence;
+      const likeliest = top[i] as number;
+      const token = likeliest >= 0 ? (ids[row] as number) : -1;
+      const end = token < 0 ? 0 : ids[B + row];
+      // the device has made the row padding by itself; it need not be parked
+      if (end !== 0) sequence.live = false;
+      if (!sequence.disposed && (token >= 0 || likeliest < 0)) {
+        text.confirm(lengths[i] as number, token < 0 ? null : token);
+        sequence.publish();
+      }
+      results[i] = {
+        token,
+        logprob: token < 0 ? Number.NaN : (logprobs[2 * B + row] as number),
+        top: token < 0 || likeliest === 0 ? NO_TOP : topOf(row, likeliest, maxTop, tops),
+        finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
+      };
+    }
+    this.#resultMemory.push(memory); // not after a failure: a device that hangs may still write to it
+    return results;
+  }
+
+  /** What a step fails with. */
+  #failed(sequences: readonly Sequence[], error: unknown): unknown {
+    try {
       this.#fail(sequences);
-      throw error;
+      return error;
+    } catch (lost) {
+      return lost;
     }
   }
 

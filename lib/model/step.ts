@@ -44,12 +44,17 @@ let checks = 0;
 export function checkStep(machine: Machine, entries: readonly StepEntry[], owner: SequenceOwner): CheckedStep {
   const { limits, cache } = machine;
   if (!Array.isArray(entries) || entries.length === 0) throw invalidArg('entries', 'at least one step entry', entries);
-  const decode: Sequence[] = [];
+  // Made in full length at once, and filled by index: a step of many rows has little else to do.
+  const count = entries.length;
+  const sequences = new Array<Sequence>(count);
+  const lengths = new Array<number>(count);
+  const top = new Array<number>(count);
   const prefill: Piece[] = [];
-  const expected: Expected = { sequences: [], lengths: [], top: [], mostTop: 0 };
+  let mostTop = 0;
   const check = ++checks;
   let missing = 0;
-  for (const { sequence, tokens, sample = true } of entries) {
+  for (let i = 0; i < count; i++) {
+    const { sequence, tokens, sample = true } = entries[i] as StepEntry;
     if (!(sequence instanceof Sequence) || sequence.owner !== owner || sequence.disposed)
       throw invalidArg('sequence', 'an open sequence of this model', sequence);
     if (sequence.failed) {
@@ -67,19 +72,19 @@ export function checkStep(machine: Machine, entries: readonly StepEntry[], owner
           `Sequence ${sequence.id} has no sampled token to continue from; give the tokens that come next.`,
         );
       }
-      decode.push(sequence);
     } else {
       checkTokens(machine, sequence, tokens);
       prefill.push({ sequence, tokens, sample });
     }
     missing += sequence.text.missing(sampled ? pagesAhead(length, limits.context) : length);
-    expected.sequences.push(sequence);
-    expected.lengths.push(length);
-    expected.top.push(sampled ? sequence.top : -1);
-    if (sampled && sequence.top > expected.mostTop) expected.mostTop = sequence.top;
+    sequences[i] = sequence;
+    lengths[i] = length;
+    top[i] = sampled ? sequence.top : -1;
+    if (sampled && sequence.top > mostTop) mostTop = sequence.top;
   }
   if (missing > cache.pool.available) cache.pool.take(missing); // throws the error that says how many are missing
-  return { decode, prefill, expected };
+  const decode = prefill.length === 0 ? sequences : sequences.filter((_, i) => entries[i]?.tokens === undefined);
+  return { decode, prefill, expected: { sequences, lengths, top, mostTop } };
 }
 
 /** Rows there must be pages for once `length` are cached and one more is sampled. */

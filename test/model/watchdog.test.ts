@@ -62,3 +62,24 @@ test('0 waits for ever', async () => {
   const watched = codeOf(watchdog.watch(never()));
   expect(await Promise.race([watched, sleep(300).then(() => 'still waiting')])).toBe('still waiting');
 });
+
+test('who watches several is told once: of the first failure, or of a hang, whatever comes later', async () => {
+  const watchdog = new Watchdog(50, () => {});
+  const told: unknown[] = [];
+  const tell = (...works: Promise<unknown>[]) =>
+    watchdog.tell(
+      works,
+      (values) => told.push(values),
+      (error) => told.push(error),
+    );
+  const wrong = (code: 'ERR_STATE' | 'ERR_INTERNAL') => Promise.reject(new MlaError(code, 'its own failure'));
+  tell(Promise.resolve(1), wrong('ERR_STATE'), wrong('ERR_INTERNAL'), Promise.resolve(2));
+  await sleep(20);
+  expect(told).toMatchObject([{ code: 'ERR_STATE' }]);
+  tell(sleep(150), sleep(200));
+  await sleep(300);
+  expect(told).toMatchObject([{ code: 'ERR_STATE' }, { code: 'ERR_DEVICE_LOST' }]);
+  tell(Promise.resolve(3), Promise.resolve(4));
+  await sleep(0);
+  expect(told.at(-1)).toEqual([3, 4]);
+});
