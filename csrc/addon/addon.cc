@@ -10,6 +10,7 @@
 #include "addon/graph.h"
 #include "addon/operation.h"
 #include "addon/planning.h"
+#include "addon/reader.h"
 #include "addon/stream.h"
 #include "addon/tensor.h"
 #include "addon/values.h"
@@ -108,6 +109,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   environment.set_class(Class::kStream, Stream::define(env));
   environment.set_class(Class::kEvent, Event::define(env));
   environment.set_class(Class::kGraph, Graph::define(env));
+  environment.set_class(Class::kReader, Reader::define(env));
   exports.Set("openDevice", Napi::Function::New<OpenDevice>(env, "openDevice"));
   exports.Set("build", Napi::Function::New<Build>(env, "build"));
   exports.Set("gpus", Napi::Function::New<Gpus>(env, "gpus"));

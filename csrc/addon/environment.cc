@@ -8,7 +8,7 @@ namespace mla::addon {
 const napi_type_tag kTypeTags[kClassCount] = {
     {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7701}, {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7702},
     {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7703}, {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7704},
-    {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7705},
+    {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7705}, {0x6b1f0c2f6a0d4d01, 0x9a8a3f6d1c5e7706},
 };
 
 void DeviceList::remove(const runtime::Device* device) {

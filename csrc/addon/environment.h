@@ -10,8 +10,8 @@
 
 namespace mla::addon {
 
-enum class Class { kDevice, kTensor, kStream, kEvent, kGraph };
-constexpr int kClassCount = 5;
+enum class Class { kDevice, kTensor, kStream, kEvent, kGraph, kReader };
+constexpr int kClassCount = 6;
 
 /// Marks the objects of each class, so that a foreign object is told from ours before its memory is touched.
 extern const napi_type_tag kTypeTags[kClassCount];

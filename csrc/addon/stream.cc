@@ -8,6 +8,7 @@
 #include "addon/event.h"
 #include "addon/graph.h"
 #include "addon/operation.h"
+#include "addon/reader.h"
 #include "addon/tensor.h"
 #include "common/checked.h"
 
@@ -32,11 +33,11 @@ Napi::Function Stream::define(Napi::Env env) {
   return DefineClass(
       env, "Stream",
       {run, InstanceMethod<&Stream::UseWorkspace>("useWorkspace"), InstanceMethod<&Stream::Write>("write"),
-       InstanceMethod<&Stream::Read>("read"), InstanceMethod<&Stream::ReadFile>("readFile"),
-       InstanceMethod<&Stream::Record>("record"), InstanceMethod<&Stream::Wait>("wait"),
-       InstanceMethod<&Stream::BeginCapture>("beginCapture"), InstanceMethod<&Stream::EndCapture>("endCapture"),
-       InstanceMethod<&Stream::AbortCapture>("abortCapture"), InstanceMethod<&Stream::Dispose>("dispose"),
-       InstanceMethod<&Stream::Disposed>("disposed")});
+       InstanceMethod<&Stream::Read>("read"), InstanceMethod<&Stream::MakeReader>("reader"),
+       InstanceMethod<&Stream::ReadFile>("readFile"), InstanceMethod<&Stream::Record>("record"),
+       InstanceMethod<&Stream::Wait>("wait"), InstanceMethod<&Stream::BeginCapture>("beginCapture"),
+       InstanceMethod<&Stream::EndCapture>("endCapture"), InstanceMethod<&Stream::AbortCapture>("abortCapture"),
+       InstanceMethod<&Stream::Dispose>("dispose"), InstanceMethod<&Stream::Disposed>("disposed")});
 }
 
 Stream::Stream(const Napi::CallbackInfo& info) : Handle(info) {
@@ -207,6 +208,33 @@ Napi::Value Stream::Read(const Napi::CallbackInfo& info) {
     };
     state_->device->submit(std::make_unique<runtime::ReadCommand>(state_->stream, tensor->storage(),
                                                                   tensor->view().data, bytes, std::move(done)));
+    return Status::Ok();
+  });
+}
+
+Napi::Value Stream::MakeReader(const Napi::CallbackInfo& info) {
+  return answer_value(info, [&](napi_value* out) -> Status {
+    const napi_env env = info.Env();
+    MLA_RETURN_IF_ERROR(state_->usable("reader"));
+    const Tensor* tensor = unwrap<Tensor>(env, info[0]);
+    if (tensor == nullptr) return wrong_value(env, {"reader", "tensor"}, "a tensor", info[0]);
+    MLA_RETURN_IF_ERROR(tensor->usable(*state_->device, {"reader", "tensor"}));
+    bool typed = false;
+    bool plain = true;
+    napi_typedarray_type type{};
+    size_t length = 0;
+    size_t ignored = 0;
+    void* data = nullptr;
+    napi_value buffer = nullptr;
+    if (info.Length() < 2 || napi_is_typedarray(env, info[1], &typed) != napi_ok || !typed ||
+        napi_get_typedarray_info(env, info[1], &type, &length, &data, &buffer, &ignored) != napi_ok ||
+        type != napi_uint8_array || static_cast<int64_t>(length) != tensor->view().bytes() ||
+        napi_is_arraybuffer(env, buffer, &plain) != napi_ok || plain) {
+      return Status::Error(Code::kInvalidArg,
+                           "reader: the target must be a Uint8Array of shared memory of the tensor's size.");
+    }
+    *out = Environment::of(env).make<Reader>({state_, tensor->storage(), tensor->view(), info[1], data});
+    if (*out == nullptr) return Status::Error(Code::kInternal, "reader: the environment refuses a reader.");
     return Status::Ok();
   });
 }

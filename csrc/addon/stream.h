@@ -43,6 +43,8 @@ class Stream final : public Handle<Stream> {
   Napi::Value Write(const Napi::CallbackInfo& info);
   /// read(tensor, arrayBuffer): a promise; the buffer has been filled when it resolves with undefined.
   Napi::Value Read(const Napi::CallbackInfo& info);
+  /// reader(tensor, view): a Reader of the tensor into the view's memory, which is shared memory of the tensor's size.
+  Napi::Value MakeReader(const Napi::CallbackInfo& info);
   /// readFile(tensor, fd, offset)
   Napi::Value ReadFile(const Napi::CallbackInfo& info);
   /// An Event, whose property `done` is a promise.

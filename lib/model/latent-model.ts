@@ -4,7 +4,7 @@
 import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { invalidArg, MlaError } from '../errors';
-import type { Device, DeviceInfo, Graph, Stream } from '../native';
+import type { Device, DeviceInfo, Graph, Reader, Stream } from '../native';
 import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
 import type { MemoryPlan } from './memory-plan';
@@ -48,8 +48,8 @@ export class LatentModel implements AsyncDisposable {
   readonly #graphs = new Map<number, { graph: Graph; views: Views }>();
   readonly #index: PrefixIndex | null;
   readonly #watchdog: Watchdog;
-  /** what steps in flight bring their results in, while none of them has it */
-  readonly #resultMemory: ResultMemory[] = [];
+  /** what steps bring their results in: those that no step in flight has */
+  readonly #resultReaders: ResultReader[] = [];
   #nextId = 1;
   #steps = 0;
   #disposed: Promise<void> | null = null;
@@ -237,6 +237,7 @@ export class LatentModel implements AsyncDisposable {
       views.dispose();
     }
     this.#graphs.clear();
+    for (const { reader } of this.#resultReaders) reader.dispose();
     this.#built.dispose();
     await this.#device.dispose();
   }
@@ -334,15 +335,18 @@ export class LatentModel implements AsyncDisposable {
 
   #results(expected: Expected): Promise<StepResult[]> {
     const { stream, rows } = this.#machine;
-    const memory = this.#resultMemory.pop() ?? resultMemory(rows.results.byteLength);
-    const read = stream.read(rows.results, memory.bytes);
+    const results = this.#resultReaders.pop() ?? this.#makeReader();
+    const read = results.reader.read();
     const reads = expected.mostTop > 0 ? [read, stream.read(rows.topIds), stream.read(rows.topLogprobs)] : [read];
     // Not an async function: a step has few turns to lose.
     return new Promise((resolve, reject) => {
-      const failed = (error: unknown) => reject(this.#failed(expected.sequences, error));
-      const done = ([, ...tops]: ArrayBuffer[]) => {
+      const failed = (error: unknown) => {
+        results.reader.dispose(); // where the device hangs it never finishes
+        reject(this.#failed(expected.sequences, error));
+      };
+      const done = ([, ...tops]: ArrayBufferLike[]) => {
         try {
-          resolve(this.#take(expected, memory, tops));
+          resolve(this.#take(expected, results, tops));
         } catch (error) {
           failed(error);
         }
@@ -351,9 +355,14 @@ export class LatentModel implements AsyncDisposable {
     });
   }
 
+  #makeReader(): ResultReader {
+    const reader = this.#machine.stream.reader(this.#machine.rows.results);
+    return { reader, ids: new Int32Array(reader.bytes), logprobs: new Float32Array(reader.bytes) };
+  }
+
   /** What a step has brought, out of the memory that it was read into. */
-  #take({ sequences, lengths, top }: Expected, memory: ResultMemory, tops: readonly ArrayBuffer[]): StepResult[] {
-    const { ids, logprobs } = memory;
+  #take({ sequences, lengths, top }: Expected, read: ResultReader, tops: readonly ArrayBufferLike[]): StepResult[] {
+    const { ids, logprobs } = read;
     const B = this.maxSequences;
     const { maxTop } = this.#machine.limits;
     const results = new Array<StepResult>(sequences.length);
@@ -376,7 +385,7 @@ export class LatentModel implements AsyncDisposable {
         finished: end === 1 ? 'stop' : end === 2 ? 'length' : null,
       };
     }
-    this.#resultMemory.push(memory); // not after a failure: a device that hangs may still write to it
+    this.#resultReaders.push(read);
     return results;
   }
 
@@ -421,23 +430,18 @@ function checkForm({ attention, deterministic }: LatentModelOptions): void {
     throw invalidArg('attention', "'auto' or 'absorbed' where deterministic is true", attention);
 }
 
-/** Host memory for the results of a step (rows.results), as the two kinds of numbers that it holds. */
-interface ResultMemory {
-  bytes: ArrayBuffer;
+/** Reads the results of a step (rows.results), which are two kinds of numbers. */
+interface ResultReader {
+  reader: Reader;
   ids: Int32Array;
   logprobs: Float32Array;
-}
-
-function resultMemory(byteLength: number): ResultMemory {
-  const bytes = new ArrayBuffer(byteLength);
-  return { bytes, ids: new Int32Array(bytes), logprobs: new Float32Array(bytes) };
 }
 
 const NO_TOP: readonly TopToken[] = Object.freeze([]);
 
 /** The first `count` of a row's likeliest ids, out of tables [maxSequences, maxTop]. */
-function topOf(row: number, count: number, maxTop: number, tables: readonly ArrayBuffer[]): TopToken[] {
-  const [ids, logprobs] = tables as [ArrayBuffer, ArrayBuffer];
+function topOf(row: number, count: number, maxTop: number, tables: readonly ArrayBufferLike[]): TopToken[] {
+  const [ids, logprobs] = tables as [ArrayBufferLike, ArrayBufferLike];
   const rowIds = new Int32Array(ids, row * maxTop * 4, count);
   const rowLogprobs = new Float32Array(logprobs, row * maxTop * 4, count);
   return Array.from(rowIds, (id, i) => ({ id, logprob: rowLogprobs[i] as number }));

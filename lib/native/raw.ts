@@ -27,6 +27,13 @@ export interface RawGraph {
   disposed(): boolean;
 }
 
+export interface RawReader {
+  /** Fills the target. */
+  read(): Promise<undefined | Failure> | Failure;
+  dispose(): void;
+  disposed(): boolean;
+}
+
 export interface RawStream {
   /** One operation: its number in operations(), then its arguments in the order of its fields. */
   run(verb: number, ...args: unknown[]): undefined | Failure;
@@ -34,6 +41,8 @@ export interface RawStream {
   write(tensor: RawTensor, data: ArrayBufferView, byteOffset: number): undefined | Failure;
   /** Fills `target`, which must have the tensor's size and belong to nobody else until the promise resolves. */
   read(tensor: RawTensor, target: ArrayBuffer): Promise<undefined | Failure> | Failure;
+  /** `target` is a view of shared memory, of the tensor's size. */
+  reader(tensor: RawTensor, target: Uint8Array): RawReader | Failure;
   readFile(tensor: RawTensor, fd: number, offset: number): undefined | Failure;
   record(): RawEvent | Failure;
   wait(event: RawEvent): undefined | Failure;

@@ -4,9 +4,10 @@ import { invalidArg, MlaError } from '../errors';
 import { readBytes, readOperation, type Vocabulary } from './arguments';
 import { NativeEvent, rawEvent } from './event';
 import { NativeGraph } from './graph';
-import { check, failureError, type RawGraph, type RawStream } from './raw';
+import { check, failureError, type RawGraph, type RawReader, type RawStream } from './raw';
+import { NativeReader } from './reader';
 import { rawTensor } from './tensor';
-import type { Device, Event, Graph, Stream, Tensor, Verbs } from './types';
+import type { Device, Event, Graph, Reader, Stream, Tensor, Verbs } from './types';
 
 let rawOf: (value: unknown) => RawStream | undefined;
 
@@ -17,12 +18,12 @@ function rawStream(method: string, value: unknown): RawStream {
   return raw;
 }
 
-/** A buffer for a tensor's bytes; V8 ends the process when native code asks it for one that does not fit. */
-function hostBuffer(bytes: number): ArrayBuffer {
+/** Memory for a tensor's bytes; V8 ends the process when native code asks it for what does not fit. */
+function hostBuffer<T>(Buffer: new (bytes: number) => T, bytes: number): T {
   try {
-    return new ArrayBuffer(bytes);
+    return new Buffer(bytes);
   } catch (cause) {
-    throw new MlaError('ERR_OUT_OF_MEMORY', `read: no ArrayBuffer of ${bytes} bytes can be made.`, { cause });
+    throw new MlaError('ERR_OUT_OF_MEMORY', `read: no ${Buffer.name} of ${bytes} bytes can be made.`, { cause });
   }
 }
 
@@ -55,13 +56,20 @@ class NativeStream implements Omit<Stream, keyof Verbs> {
     check(raw.write(target, data, readBytes('write: byteOffset', byteOffset)));
   }
 
-  async read(tensor: Tensor, into?: ArrayBuffer): Promise<ArrayBuffer> {
+  async read(tensor: Tensor): Promise<ArrayBuffer> {
     const raw = rawStream('read', this);
     const source = rawTensor('read: tensor', tensor);
-    const buffer = into ?? hostBuffer(tensor.byteLength);
+    const buffer = hostBuffer(ArrayBuffer, tensor.byteLength);
     const failure = await check(raw.read(source, buffer));
     if (failure !== undefined) throw failureError(failure);
     return buffer;
+  }
+
+  reader(tensor: Tensor): Reader {
+    const raw = rawStream('reader', this);
+    const source = rawTensor('reader: tensor', tensor);
+    const bytes = hostBuffer(SharedArrayBuffer, tensor.byteLength);
+    return new NativeReader(check<RawReader>(raw.reader(source, new Uint8Array(bytes))), bytes);
   }
 
   readFile(tensor: Tensor, fd: number, offset: number): void {

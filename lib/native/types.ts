@@ -81,6 +81,16 @@ export interface Graph {
 /** An argument of an operation: a tensor, or only its shape where sizes are planned. */
 type Arg = Tensor;
 
+/** Reads one tensor, always into the same memory. It holds the tensor's memory until it is disposed. */
+export interface Reader {
+  /** what the last read found, from the end of its promise to the next read */
+  readonly bytes: SharedArrayBuffer;
+  readonly disposed: boolean;
+  /** As `Stream.read`, into `bytes`. Rejects with ERR_STATE while another read is under way. */
+  read(): Promise<SharedArrayBuffer>;
+  dispose(): void;
+}
+
 /**
  * Ordered asynchronous work. Every method checks its arguments, enqueues and returns at once; what fails later is
  * reported by the next event. After a failure the stream skips operations until that event, then it is usable again.
@@ -92,11 +102,10 @@ export interface Stream extends Verbs {
   useWorkspace(tensor: Tensor): void;
   /** Copies host bytes into the tensor from `byteOffset` on; `data` may be changed as soon as the call returns. */
   write(tensor: Tensor, data: ArrayBufferView, byteOffset?: number): void;
-  /**
-   * The tensor's bytes at this point of the stream. Rejects like an event's `done`, and clears the failure as that does.
-   * @param into of the tensor's size, and nobody else's until the promise resolves with it; a new one where left out
-   */
-  read(tensor: Tensor, into?: ArrayBuffer): Promise<ArrayBuffer>;
+  /** The tensor's bytes at this point of the stream. Rejects like an event's `done`, and clears the failure as that does. */
+  read(tensor: Tensor): Promise<ArrayBuffer>;
+  /** For a tensor that is read time and again. The caller disposes of it. */
+  reader(tensor: Tensor): Reader;
   /** Fills the tensor with bytes [offset, offset + byteLength) of an open file. A shorter file is ERR_FILE. */
   readFile(tensor: Tensor, fd: number, offset: number): void;
   record(): Event;

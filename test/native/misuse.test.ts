@@ -6,6 +6,7 @@ import {
   type Graph,
   native,
   openDevice,
+  type Reader,
   type Stream,
   type Tensor,
   type Verbs,
@@ -17,6 +18,7 @@ interface Scene {
   stream: Stream;
   tensor: Tensor;
   graph: Graph;
+  reader: Reader;
   event: Event;
   /** Tensors of each operation's arguments, by verb and name. */
   operands: Map<string, Record<string, unknown>>;
@@ -95,6 +97,7 @@ function wrongValues(scene: Omit<Scene, 'wrong'>, foreign: Tensor, gone: Tensor)
     ['stream', scene.stream],
     ['event', scene.event],
     ['graph', scene.graph],
+    ['reader', scene.reader],
     ['detached view', detached()],
     ['detached buffer', buffer],
     ['shared view', new Float32Array(new SharedArrayBuffer(16))],
@@ -129,13 +132,14 @@ async function makeScene(): Promise<Scene> {
   const canary = await device.allocate('f32', [4]);
   stream.write(canary, CANARY);
   const graph = stream.capture(() => stream.fillRandom({ out: tensor, seed: 0, mean: 0, stddev: 1 }));
+  const reader = stream.reader(tensor);
   const event = stream.record();
   await event.done;
   const foreign = await other.allocate('f32', [4]);
   const gone = await device.allocate('f32', [4]);
   gone.dispose();
   const ballast = await device.allocate('f32', [1 << 18]);
-  const scene = { device, stream, tensor, graph, event, operands, canary, ballast };
+  const scene = { device, stream, tensor, graph, reader, event, operands, canary, ballast };
   return { ...scene, wrong: wrongValues(scene, foreign, gone) };
 }
 
@@ -167,6 +171,9 @@ const METHODS: Method[] = [
   { name: 'useWorkspace', on: (s) => s.stream, args: (s) => [s.tensor] },
   { name: 'write', on: (s) => s.stream, args: (s) => [s.tensor, new Float32Array(4), 0] },
   { name: 'read', on: (s) => s.stream, args: (s) => [s.tensor] },
+  { name: 'reader', on: (s) => s.stream, args: (s) => [s.tensor] },
+  { name: 'read', on: (s) => s.reader, args: () => [] },
+  { name: 'disposed', on: (s) => s.reader, args: () => [], getter: true },
   { name: 'readFile', on: (s) => s.stream, args: (s) => [s.tensor, 2 ** 30, 0] },
   { name: 'record', on: (s) => s.stream, args: () => [] },
   { name: 'wait', on: (s) => s.stream, args: (s) => [s.event] },
@@ -181,6 +188,7 @@ const METHODS: Method[] = [
   { name: 'abandon', on: (s) => s.device, args: () => [1000], ends: true },
   { name: 'dispose', on: (s) => s.stream, args: () => [], ends: true },
   { name: 'dispose', on: (s) => s.graph, args: () => [], ends: true },
+  { name: 'dispose', on: (s) => s.reader, args: () => [], ends: true },
   { name: 'openDevice', on: () => native, args: () => ['cpu', { threads: 1 }] },
   { name: 'failAllocation', on: () => native, args: () => [-1] },
   { name: 'launchedKernels', on: () => native, args: () => [false] },
