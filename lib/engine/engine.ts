@@ -266,7 +266,7 @@ export class Engine {
     results.then(
       (values) =>
         this.settle(() => {
-          for (const [i, one] of plan.entries()) this.accept(one, values[i]);
+          for (let i = 0; i < plan.length; i++) this.accept(plan[i] as PlannedEntry, values[i]);
         }),
       (error) => this.settle(() => this.stepFailed(plan, error)),
     );
