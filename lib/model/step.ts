@@ -121,18 +121,20 @@ export function enqueueDecode(
   const { limits, marks } = machine;
   let rows = 0;
   let features = 0;
+  const grown: Sequence[] = [];
   for (const sequence of sequences) {
     const { text, row } = sequence;
     const length = text.length + 1;
     const end = pagesAhead(length, limits.context);
     if (text.missing(end) > 0) growRow(machine, sequence, end);
     text.advance();
-    if (sequence.tableOnDevice < text.pages.length) writeTable(machine, sequence);
+    if (sequence.tableOnDevice < text.pages.length) grown.push(sequence);
     const mayNotStop = length < sequence.minLength;
     if (mayNotStop || marks.masked.size > 0) writeMask(machine, sequence);
     features |= mayNotStop ? sequence.features | MASK : sequence.features;
     if (row >= rows) rows = row + 1;
   }
+  writeTables(machine, grown);
   replay(bucketOf(rows, limits.maxSequences), features);
 }
 
@@ -251,7 +253,7 @@ function enqueueSamples(
   const bytes = dims.vocab * 4;
   const normedBytes = dims.d * DTYPE_BYTES[activations.normed.dtype];
   let at = 0;
-  for (const neighbours of neighboursOf(sampled)) {
+  for (const neighbours of neighboursOf(sampled, sampleAlike)) {
     const first = (neighbours[0] as Sequence).row;
     const count = neighbours.length;
     stream.copy({
@@ -264,10 +266,10 @@ function enqueueSamples(
     });
     for (const sequence of neighbours) {
       sequence.tableOnDevice = 0;
-      writeTable(machine, sequence);
       writeMask(machine, sequence);
       sequence.live = true;
     }
+    writeTables(machine, neighbours);
     writeSampling(machine, neighbours);
     const lengths = Int32Array.from(neighbours, ({ length }) => length);
     stream.write(rows.lengths, lengths, first * 4);
@@ -283,17 +285,24 @@ function enqueueSamples(
   }
 }
 
-/** Cuts a list where the next one is not in the next row, or asks something else of sampling. */
-function neighboursOf(sequences: readonly Sequence[]): Sequence[][] {
+/** Cuts a list where the next one is not in the next row, or differs. */
+function neighboursOf(sequences: readonly Sequence[], alike: (a: Sequence, b: Sequence) => boolean): Sequence[][] {
   const runs: Sequence[][] = [];
   for (const sequence of sequences) {
     const run = runs.at(-1);
     const last = run?.at(-1);
-    const goesOn = last?.row === sequence.row - 1 && featuresOf([last]) === featuresOf([sequence]);
-    if (goesOn) run?.push(sequence);
+    if (last?.row === sequence.row - 1 && alike(last, sequence)) run?.push(sequence);
     else runs.push([sequence]);
   }
   return runs;
+}
+
+function sampleAlike(a: Sequence, b: Sequence): boolean {
+  return featuresOf([a]) === featuresOf([b]);
+}
+
+function lackTheSamePages(a: Sequence, b: Sequence): boolean {
+  return a.tableOnDevice === b.tableOnDevice && a.text.pages.length === b.text.pages.length;
 }
 
 /** Makes a row padding, in stream order. */
@@ -304,18 +313,34 @@ export function parkRow(machine: Machine, row: number): void {
   stream.write(rows.lengths, Int32Array.of(0), row * 4);
 }
 
-/** What is written to the device is copied at once; an array of its own for each page would take longer than the write. */
-const ONE_PAGE = new Int32Array(1);
-
-/** Sends the pages that the device's table does not have yet. */
-function writeTable(machine: Machine, sequence: Sequence): void {
-  const { stream, rows } = machine;
-  const { pages } = sequence.text;
-  const known = sequence.tableOnDevice;
+/**
+ * Sends the pages that the device's tables do not have yet. Texts that began together get a page in the same step: those
+ * of neighbouring rows go in one piece, which is laid out in the tables there.
+ */
+function writeTables({ stream, rows, inputs }: Machine, sequences: readonly Sequence[]): void {
   const width = rows.blockTable.shape[1] as number;
-  const isNext = known === pages.length - 1; // nearly always
-  if (isNext) ONE_PAGE[0] = pages[known] as number;
-  const news = isNext ? ONE_PAGE : Int32Array.from(pages.slice(known));
-  stream.write(rows.blockTable, news, (sequence.row * width + known) * 4);
-  sequence.tableOnDevice = pages.length;
+  for (const neighbours of neighboursOf(sequences, lackTheSamePages)) {
+    const { row, text: first, tableOnDevice: known } = neighbours[0] as Sequence;
+    const count = first.pages.length - known;
+    const news = new Int32Array(neighbours.length * count);
+    let filled = 0;
+    for (const { text } of neighbours) {
+      for (let i = known; i < known + count; i++) news[filled++] = text.pages[i] as number;
+    }
+    const at = (row * width + known) * 4;
+    if (neighbours.length === 1) stream.write(rows.blockTable, news, at);
+    else {
+      stream.write(inputs.blockTable, news);
+      stream.copy({
+        src: inputs.blockTable,
+        dst: rows.blockTable,
+        blocks: neighbours.length,
+        block_bytes: count * 4,
+        src_stride: count * 4,
+        dst_offset: at,
+        dst_stride: width * 4,
+      });
+    }
+    for (const sequence of neighbours) sequence.tableOnDevice = known + count;
+  }
 }
