@@ -135,16 +135,13 @@ __device__ __forceinline__ void take_newest(const Resident& p, const ResidentLay
   to.key = pack_bf16(fmaf(first, angle.x, -(second * angle.y)), fmaf(first, angle.y, second * angle.x));
 }
 
-/// The last warp of a block that has the sequence's last page: the newest token, and zeros behind it, which will be
-/// multiplied by zero. It waits for y before it meets the other warps, so that it does not come late to the query; `s`
-/// is that page's first stage. Of the blocks that have the page, the first one writes the row to the cache.
+/// By one warp of a block that has the sequence's last page: the newest token, of which it has taken `row`, and zeros
+/// behind it, which will be multiplied by zero. `s` is that page's first stage. Of the blocks that have the page, the
+/// first one writes the row to the cache.
 template <class Cache>
-__device__ __forceinline__ void settle_last_page(const Resident& p, const ResidentLayer& layer, uint32_t epoch,
-                                                 const CacheRange& range, const ResidentRing& ring, uint32_t s) {
+__device__ __forceinline__ void settle_last_page(const Resident& p, const ResidentLayer& layer, const CacheRange& range,
+                                                 const ResidentRing& ring, uint32_t s, const NewestRow& row) {
   const NewestToken newest(p, range.length);
-  NewestRow row{};  // with a value on every path, or it goes to the stack
-  if (newest.written) take_newest(p, layer, epoch, newest.position, row);
-  Attention::sync();
   unsigned char* stage_row = nullptr;
   if (range.pages > 0) {
     const int last = range.length - 1, page = range.first + range.pages - 1;
@@ -334,12 +331,16 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
   const int thread = in_place(threadIdx.x);
   const int warp = __shfl_sync(kFullWarp, thread / 32, 0), lane = thread % 32;
   const int team = warp / 4, quarter = warp % 4;
-  // All teams have seen all stages before: none takes an earlier turn of a stage's barrier for what it waits for.
-  if (warp == A::kWarps - 1 && range.newest(blockIdx.x)) {
-    settle_last_page<Cache>(p, p.layer[layer], epoch, range, ring, s);
-  } else {
-    A::sync();
+  // The newest token is taken before the warps meet, or its warp would come late to the query.
+  const bool settles = warp == A::kWarps - 1 && range.newest(blockIdx.x);
+  NewestRow row{};  // with a value on every path, or it goes to the stack
+  if (settles) {
+    const NewestToken newest(p, range.length);
+    if (newest.written) take_newest(p, p.layer[layer], epoch, newest.position, row);
   }
+  // All teams have seen all stages before: none takes an earlier turn of a stage's barrier for what it waits for.
+  A::sync();
+  if (settles) settle_last_page<Cache>(p, p.layer[layer], range, ring, s, row);
   if (range.pages == 0) return;
   hold_query<Cache>(p, epoch, range.share(blockIdx.x) * heads, heads, operands);
   A::sync();
