@@ -69,7 +69,7 @@ function packAddon(target, archs, build) {
  * Programs of the GPU tests that stand alone, and an addon; only the build folder of these archs has them. They lie
  * beside build/Release: in it, the loader would take the addon for the one it looks for.
  */
-const PROGRAMS = ['test-ptx', 'seeded-bugs', 'gpu-faults.node'];
+const PROGRAMS = ['test-ptx', 'seeded-bugs', 'resident-step', 'gpu-faults.node'];
 
 function packPrograms(target, build) {
   const folder = path.join(WORK, 'cmake-release-archs');
