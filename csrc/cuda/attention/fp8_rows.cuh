@@ -38,15 +38,10 @@ __device__ __forceinline__ void load8_scaled(const F8E4M3* row, const Fp8Row& at
 /// Eight codes as bf16 times a scale, its float32 bits; for a scale that is no number, NaN.
 __device__ __forceinline__ uint4 f8_to_bf16_scaled(uint2 codes, uint32_t scale) {
   const uint32_t pair = __byte_perm(scale, scale, 0x3232);  // a power of two has no further bits
-  const auto scaled = [&](uint32_t x) {
-    uint32_t out;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(x), "r"(pair), "r"(0x80008000u));
-    return out;
-  };
   uint4 v;
   f8_to_bf16(codes.x, v.x, v.y);
   f8_to_bf16(codes.y, v.z, v.w);
-  return make_uint4(scaled(v.x), scaled(v.y), scaled(v.z), scaled(v.w));
+  return make_uint4(scale_bf16(v.x, pair), scale_bf16(v.y, pair), scale_bf16(v.z, pair), scale_bf16(v.w, pair));
 }
 
 }  // namespace mla::cuda

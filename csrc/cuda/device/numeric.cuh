@@ -7,6 +7,9 @@
 //   f8_to_bf16(u, lo, hi)          four e4m3 in a register -> elements 0,1 and 2,3 as bf16 pairs; exact, no scale.
 //                                  About 4 instructions a pair, on every architecture. The two NaN codes give +-480:
 //                                  a checkpoint that holds them is broken, and the test would double the cost.
+//   f8_lowered(x)                  two of them times 2^-120, by an instruction less, out of what f8_extended() makes of
+//                                  four
+//   scale_bf16(pair, by)           two bf16 times two others
 //   load16, store16                16 bytes, plain (coherent) accesses; the address must be a multiple of 16
 //   load8(p, v), store8(p, v)      8 elements of float or Bf16 as floats; 16-byte accesses, p aligned to 16 bytes
 //   load1(p, i), store1(p, i, f)   one element as float
@@ -95,22 +98,26 @@ __device__ __forceinline__ F8E4M3 from_float<F8E4M3>(float x) {
   return {static_cast<uint8_t>(sign | out)};
 }
 
-__device__ __forceinline__ void f8_to_bf16(uint32_t four, uint32_t& lo, uint32_t& hi) {
-  // Each code, extended by its sign to 16 bits and moved up by 4, has its sign in place and the magnitude where bf16
-  // has its lowest exponent bits. That reads as q * 2^-120; the product is exact, subnormals included.
-  const auto scaled = [](uint32_t extended) {
-    uint32_t out;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(out)
-        : "r"(extended << 4 & 0x87f087f0u), "r"(0x7b807b80u), "r"(0x80008000u));
-    return out;
-  };
+__device__ __forceinline__ uint32_t scale_bf16(uint32_t pair, uint32_t by) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(by), "r"(0x80008000u));
+  return out;
+}
+
+// Each code, extended by its sign to 16 bits and moved up by 4, has its sign in place and the magnitude where bf16 has
+// its lowest exponent bits. That reads as q * 2^-120.
+__device__ __forceinline__ void f8_extended(uint32_t four, uint32_t& first, uint32_t& second) {
   // __byte_perm has no sign extension.
-  uint32_t first, second;
   asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(first) : "r"(four));
   asm("prmt.b32 %0, %1, 0, 0xb3a2;" : "=r"(second) : "r"(four));
-  lo = scaled(first);
-  hi = scaled(second);
+}
+__device__ __forceinline__ uint32_t f8_lowered(uint32_t extended) { return extended << 4 & 0x87f087f0u; }
+
+__device__ __forceinline__ void f8_to_bf16(uint32_t four, uint32_t& lo, uint32_t& hi) {
+  uint32_t first, second;
+  f8_extended(four, first, second);
+  lo = scale_bf16(f8_lowered(first), 0x7b807b80u);  // exact, subnormals included
+  hi = scale_bf16(f8_lowered(second), 0x7b807b80u);
 }
 
 // ---- memory -------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ struct AbsorbPlace {
 };
 
 /// The warp's piece of the absorbed query; `w` as absorb_load() has left it.
-__device__ __forceinline__ void absorb(const Resident& p, int, uint32_t epoch, int helper, const AbsorbWeights& w) {
+__device__ __forceinline__ void absorb(const Resident& p, uint32_t epoch, const AbsorbWeights& w) {
   constexpr int q_words = (kHeadN + kKeyR) / 2, nope = kHeadN / 2;
   const AbsorbPlace at;
   if (at.piece >= p.heads * kAbsorbPieces) return;

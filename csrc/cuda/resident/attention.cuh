@@ -295,10 +295,7 @@ __device__ __forceinline__ void weigh(uint32_t stage, int warp, int lane, uint32
                      high = shared_load1(scales + (half * 8 + 1) * Row::kPitch);
       const uint32_t pair = __byte_perm(low, high, 0x7632);  // a power of two has no further bits
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        uint32_t& x = prob[2 * half + row];
-        asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(x) : "r"(pair), "r"(0x80008000u));
-      }
+      for (int row = 0; row < 2; ++row) prob[2 * half + row] = scale_bf16(prob[2 * half + row], pair);
     }
     uint32_t codes[4];
     ldmatrix_x4_trans(codes, values);
@@ -321,7 +318,7 @@ __device__ __forceinline__ void weigh(uint32_t stage, int warp, int lane, uint32
 /// attend_stages(). Nobody reads `operands` any more when all of them have come here.
 template <class Cache>
 __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t epoch, const ResidentRing& ring,
-                                       uint32_t s, int, unsigned char* operands) {
+                                       uint32_t s, unsigned char* operands) {
   using A = Attention;
   const CacheRange range(p, blockIdx.x, gridDim.x);
   // Else the block's heads are rows 0 to 7 of all operands. The rows behind them are multiplied and not used, so what

@@ -34,20 +34,7 @@ __device__ __forceinline__ int in_place(int x) {
 constexpr float kSumScale = 0x1p24f, kLogitScale = 0x1p-96f;
 
 /// Two bf16 values times 2^96.
-__device__ __forceinline__ uint32_t raised(uint32_t pair) {
-  uint32_t out;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(0x6f806f80u), "r"(0x80008000u));
-  return out;
-}
-
-/// Four codes times 2^-120: elements 0 and 1, 2 and 3.
-__device__ __forceinline__ void lowered_codes(uint32_t four, uint32_t& low, uint32_t& high) {
-  uint32_t first, second;
-  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(first) : "r"(four));
-  asm("prmt.b32 %0, %1, 0, 0xb3a2;" : "=r"(second) : "r"(four));
-  low = first << 4 & 0x87f087f0u;
-  high = second << 4 & 0x87f087f0u;
-}
+__device__ __forceinline__ uint32_t raised(uint32_t pair) { return scale_bf16(pair, 0x6f806f80u); }
 
 /// How the weights of one type lie in stages.
 template <class W>
@@ -323,8 +310,10 @@ struct Consumer {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             uint32_t a[4];
-            lowered_codes(lows[i], a[0], a[2]);
-            lowered_codes(highs[i], a[1], a[3]);
+            f8_extended(lows[i], a[0], a[2]);
+            a[0] = f8_lowered(a[0]), a[2] = f8_lowered(a[2]);
+            f8_extended(highs[i], a[1], a[3]);
+            a[1] = f8_lowered(a[1]), a[3] = f8_lowered(a[3]);
             const uint4& v = operands[2 * c + i / 2];
             if (i % 2 == 0) {
               mma_bf16(acc, a, {v.x, v.y});

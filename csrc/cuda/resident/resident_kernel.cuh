@@ -88,7 +88,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       int2& kept = shared.kept[threadIdx.x / 32];
       kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
       const auto layer = [&] { return kept.x / kPhases; };
-      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, parts.attended, shared.operands);
+      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, shared.operands);
       merge<Cache>(p, layer(), shared.epoch + layer() + 1, shared.operands);
       place = kept.x;
       consumer.s = kept.y;
@@ -392,7 +392,7 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
     {
       AbsorbWeights w;
       absorb_load(p, here(), in_place(threadIdx.x) / 32 - kHelperWarp, w);
-      absorb(p, here(), shared.epoch + here() + 1, in_place(threadIdx.x) / 32 - kHelperWarp, w);
+      absorb(p, shared.epoch + here() + 1, w);
     }
     const int l = here(), helper = in_place(threadIdx.x) / 32 - kHelperWarp;
     const uint32_t epoch = shared.epoch + l + 1;
