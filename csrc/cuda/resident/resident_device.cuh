@@ -19,7 +19,7 @@ constexpr int kSumStages = 16;  // stages whose sums may wait
 constexpr int kMostExperts = kResidentExperts;
 constexpr int kMostColumns = kResidentColumns;
 // Named barriers: all consumers; the same and the helper that waits for the normed row; the same when it has taken it.
-constexpr int kConsumerBarrier = 1, kNormedBarrier = 2, kTakenBarrier = 3;
+constexpr int kConsumerBarrier = 1, kNormedBarrier = 2, kTakenBarrier = 3, kPartsBarrier = 4;
 
 /// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
 /// follows from it in registers that there are not.
@@ -87,7 +87,7 @@ struct alignas(128) ResidentShared {
   alignas(16) Bf16 own[kConsumers][2 * kSegment];  // of a warp: segments of other operands
   alignas(16) float sums[kSumStages][8][16];       // of each segment of a stage
   float squares[kConsumers / 2];
-  float always_parts[kMostColumns][16];  // of always-on experts, what they add to the block's columns
+  float parts[kMostColumns][16];  // what each of the row's experts adds to the block's columns
   alignas(8) float logits[kMostExperts];
   int32_t ids[2][kMostColumns];  // of odd and even layers
   float weights[2][kMostColumns];
@@ -331,8 +331,8 @@ struct Consumer {
     }
     __syncwarp();
     if (lane == 0) {
-      ring.leave(at);
       mbarrier_arrive(summable + 8 * slot);
+      ring.leave(at);
     }
   }
 

@@ -115,9 +115,9 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
                     sizeof(W) == 1 && !last);
       // bf16: nobody else reads shared memory until the helper has the row out of it, which the choice of experts waits
       // for. fp8's always-on experts take longer than the choice.
-      if (!first && !dense && parts.logit >= 0) {
+      if (!first) {
         named_barrier_arrive(kNormedBarrier, kConsumers * 32 + 32);
-        if (sizeof(W) == 2) named_barrier_sync(kTakenBarrier, kConsumers * 32 + 32);
+        if (sizeof(W) == 2 && !dense && parts.logit >= 0) named_barrier_sync(kTakenBarrier, kConsumers * 32 + 32);
       }
     } else if (phase == kExpand) {
       from = link_of(p, p.link.u, epoch) + parts.block * 16 / p.v * p.c / 2;
@@ -188,6 +188,73 @@ __device__ __forceinline__ void prefetch_scales(const Resident& p, const Residen
   }
 }
 
+__device__ __forceinline__ Bf16* plain_at(void* to, int at) {
+  return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at;
+}
+
+/// Stages of this block's items in a phase.
+template <class W>
+__device__ __forceinline__ int stages_of(const Resident& p, const Parts& parts, int phase, bool dense) {
+  const Work work(p, parts, phase, dense, false);
+  return work.items * (phase == kExpand ? StageShape<Bf16>::stages(work.k) : StageShape<W>::stages(work.k));
+}
+
+/// Every second item of layer l's feed-forward network, from `turn` on: the epilogue has those of turn 0, helper 0 the
+/// others, since a block's last ones are what all blocks wait for. Hidden rows go to the other blocks, what an expert
+/// adds to the block's columns of x into shared.parts; returns the sum of the last item.
+template <class W>
+__device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& shared, const Parts& parts,
+                                            Epilogue& epilogue, int l, int turn) {
+  const int row = epilogue.lane % 16;
+  const bool dense = l < p.dense_layers;
+  const uint32_t epoch = shared.epoch + l + 1;
+  LinkWord* const h = link_of(p, p.link.h, epoch);
+  // The place in the hidden channels: items of 8, `each` of an expert.
+  const int each = (dense ? p.dense_inner : p.inner) / 8;
+  float value = 0;
+#pragma unroll 1
+  for (int phase = kAlways; phase < kPhases; ++phase) {
+    if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.weighed), (l - p.dense_layers) & 1);
+    const Work work(p, parts, phase, dense, false);
+    const bool hidden = phase == kAlways || phase == kChosen;
+    GateUpItem it(0, parts.dense.first + turn);
+    if (hidden && !dense) it = GateUpItem(p, parts, phase, turn);
+    const int segments = blocks_of(work.k), stages = StageShape<W>::stages(work.k);
+    const auto scales = [&](int i, const GateUpItem& it) {
+      return sizeof(W) == 2 ? ItemScales{} : item_scales(p, shared, l, phase, i, it, work.k);
+    };
+    ItemScales of_item = scales(turn, it);
+    if (turn < work.items) epilogue.expect<W>(of_item, segments);
+    const uint32_t end = epilogue.s + work.items * stages;
+    epilogue.s += turn * stages;
+#pragma unroll 1
+    for (int i = turn; i < work.items; i += 2) {
+      GateUpItem behind(it.column, it.item + 2);
+      if (behind.item >= each) behind = GateUpItem(it.column + 1, behind.item - each);
+      ItemScales of_next{};
+      value = epilogue.item<W>(work.k, of_item, [&] {
+        if (i + 2 >= work.items) return;
+        of_next = scales(i + 2, behind);
+        epilogue.expect<W>(of_next, segments);
+      });
+      epilogue.s += stages;  // of the other one's item
+      if (hidden) {
+        const int at = it.column * each + it.item,
+                  slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
+        epilogue.give_hidden(value, h + at * 4, epoch,
+                             dense ? plain_at(p.out.swiglu_h, at * 8)
+                                   : plain_at(p.out.h, (slot * each + it.item) * 8));
+      } else if (!dense) {
+        shared.parts[(phase == kAlwaysDown ? p.top_k : 0) + i][row] = rounded_bf16(value);
+      }
+      it = behind;
+      of_item = of_next;
+    }
+    epilogue.s = end;
+  }
+  return value;
+}
+
 template <class W>
 __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
   const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
@@ -195,45 +262,30 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
   // The block's columns of the residual stream.
   float residual = 0;
   const int column = parts.block * 16;
-  const auto plain = [](void* to, int at) { return to == nullptr ? nullptr : static_cast<Bf16*>(to) + at; };
   const auto give_x = [&](int link, uint32_t epoch, void* to) {
-    epilogue.give(residual, link_of(p, link, epoch) + column / 2, epoch, plain(to, column));
+    epilogue.give(residual, link_of(p, link, epoch) + column / 2, epoch, plain_at(to, column));
   };
   if (parts.columns) {
     residual = to_float(static_cast<const Bf16*>(p.x)[column + row]);
     give_x(p.link.x, shared.epoch + 1, nullptr);
   }
-  uint32_t choices = 0;
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
     const bool last = l == p.layers, dense = l < p.dense_layers;
-    const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = shared.epoch + l + 1;
-    const float* const weights = shared.weights[l & 1];
-    float sum = 0;
 #pragma unroll 1
-    for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
-      if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.weighed), choices++ & 1);
+    for (int phase = 0; phase < (last ? 1 : kAlways); ++phase) {
       const Work work(p, parts, phase, dense, last);
       const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
-      const bool hidden = phase == kAlways || phase == kChosen;
-      // The place in the hidden channels: items of 8, `each` of an expert. One item a turn, so this is all that a turn
-      // works out.
-      const int each = (dense ? p.dense_inner : p.inner) / 8;
-      GateUpItem it(0, parts.dense.first);
-      if (hidden && !dense) it = GateUpItem(p, parts, phase, 0);
       const int segments = blocks_of(work.k);
-      const auto scales = [&](int i, const GateUpItem& it) {
+      const auto scales = [&](int i) {
         if (sizeof(W) == 2 || wide) return ItemScales{};
-        return item_scales(p, shared, l, phase, i, it, work.k);
+        return item_scales(p, shared, l, phase, i, GateUpItem(0, 0), work.k);
       };
-      ItemScales of_item = scales(0, it);
+      ItemScales of_item = scales(0);
       if (work.items > 0 && !wide) epilogue.expect<W>(of_item, segments);
-      LinkWord* const h = link_of(p, p.link.h, epoch);
 #pragma unroll 1
       for (int i = 0; i < work.items; ++i) {
-        GateUpItem behind(it.column, it.item + 1);
-        if (behind.item == each) behind = GateUpItem(it.column + 1, 0);
         ItemScales of_next{};
         float value;
         if (wide) {
@@ -241,46 +293,38 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
         } else {
           value = epilogue.item<W>(work.k, of_item, [&] {
             if (i + 1 == work.items) return;
-            of_next = scales(i + 1, behind);
+            of_next = scales(i + 1);
             epilogue.expect<W>(of_next, segments);
           });
         }
-        if (hidden) {
-          const int at = it.column * each + it.item,
-                    slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
-          epilogue.give_hidden(value, h + at * 4, epoch,
-                               dense ? plain(p.out.swiglu_h, at * 8) : plain(p.out.h, (slot * each + it.item) * 8));
-        } else if (phase == kCompress) {
+        if (phase == kCompress) {
           const int n0 = (parts.block + i * parts.blocks) * 16;
           if (last) {
             if (lane < 16) p.logits[(parts.head.first + i) * 16 + row] = value;
           } else if (n0 < nq) {
-            epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain(p.out.q, n0));
+            epilogue.give(value, link_of(p, p.link.q, epoch) + n0 / 2, epoch, plain_at(p.out.q, n0));
           } else if (lane < 16) {
             link_store(link_of(p, p.link.y, epoch) + n0 - nq + row, __float_as_uint(value), epoch);
           }
         } else if (phase == kExpand) {
-          epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain(p.out.o, column));
-        } else if (phase == kOut) {
+          epilogue.give(value, link_of(p, p.link.o, epoch) + column / 2, epoch, plain_at(p.out.o, column));
+        } else {
           residual = rounded_bf16(value + residual);
           give_x(p.link.mid, epoch, nullptr);
-        } else if (dense) {
-          residual = rounded_bf16(value + residual);
-        } else if (phase == kAlwaysDown) {
-          shared.always_parts[i][row] = rounded_bf16(value);
-        } else {
-          sum = fmaf(weights[i], rounded_bf16(value), sum);
         }
-        it = behind;
         of_item = of_next;
       }
     }
-    if (last || !parts.columns) continue;
+    if (last) break;
+    float sum = finish_ffn<W>(p, shared, parts, epilogue, l, 0);
+    named_barrier_sync(kPartsBarrier, 64);  // helper 0's parts are there
+    if (!parts.columns) continue;
     if (!dense) {
+      sum = 0;
 #pragma unroll 1
-      for (int j = 0; j < p.shared; ++j) sum = fmaf(weights[p.top_k + j], shared.always_parts[j][row], sum);
-      residual = rounded_bf16(sum + residual);
+      for (int j = 0; j < p.top_k + p.shared; ++j) sum = fmaf(shared.weights[l & 1][j], shared.parts[j][row], sum);
     }
+    residual = rounded_bf16(sum + residual);
     give_x(p.link.x, epoch + 1, l + 1 == p.layers ? p.x_out : nullptr);
   }
 }
@@ -289,9 +333,11 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
 template <class W>
 __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShared& shared, const Parts& parts,
                                            const uint4 (&gate)[8], uint32_t epoch, int l) {
-  if (parts.logit < 0) return;
-  const int lane = in_place(threadIdx.x) % 32;
+  // Helper 0 waits for it where it has no logit too: all sums before the feed-forward network's are there, or it could
+  // take a sum's barrier for what it was 32 stages ago.
   named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
+  if (parts.logit < 0 || l < p.dense_layers) return;
+  const int lane = in_place(threadIdx.x) % 32;
   uint4 row[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -387,6 +433,7 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
   // The layer: not in a register while a helper has its weights there.
   const auto here = [&]() -> int& { return shared.kept[kConsumers + in_place(threadIdx.x) / 32 - kHelperWarp].x; };
   here() = 0;
+  shared.kept[kConsumers].y = 0;  // helper 0: stages that have sums
 #pragma unroll 1
   while (here() < p.layers) {
     {
@@ -397,17 +444,23 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
     const int l = here(), helper = in_place(threadIdx.x) / 32 - kHelperWarp;
     const uint32_t epoch = shared.epoch + l + 1;
     const ResidentLayer& layer = p.layer[l];
-    if (l >= p.dense_layers && helper == 0) {
+    if (helper == 0) {
       const int lane = in_place(threadIdx.x) % 32;
       uint4 gate[8];
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         const int at = c * 256 + lane * 8;
-        gate[c] = parts.logit >= 0 && at < p.d
+        gate[c] = parts.logit >= 0 && l >= p.dense_layers && at < p.d
                       ? load16(static_cast<const Bf16*>(layer.gate) + static_cast<int64_t>(parts.logit) * p.d + at)
                       : make_uint4(0, 0, 0, 0);
       }
       give_logit<W>(p, shared, parts, gate, epoch, l);
+      Epilogue epilogue{p, shared, shared_address(shared.summable), shared_address(shared.summed),
+                        static_cast<uint32_t>(shared.kept[kConsumers].y), lane};
+      for (int phase = 0; phase < kAlways; ++phase) epilogue.s += stages_of<W>(p, parts, phase, l < p.dense_layers);
+      finish_ffn<W>(p, shared, parts, epilogue, l, 1);
+      shared.kept[kConsumers].y = epilogue.s;
+      named_barrier_arrive(kPartsBarrier, 64);
     } else if (l >= p.dense_layers) {
       choose_experts(p, shared, layer, epoch, l);
     }
