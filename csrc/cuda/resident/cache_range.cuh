@@ -77,24 +77,23 @@ __device__ __forceinline__ int attend_stages(const Resident& p, int block) {
   return CacheRange(p, block, gridDim.x).stages();
 }
 
-/// Asks for the block's stage i, by the whole producer warp. The newest token's row stays as it was.
+/// The page's number in the cache. One that does not exist is read as the first one.
+__device__ __forceinline__ int page_number(const Resident& p, int page) {
+  const uint32_t number = static_cast<uint32_t>(p.block_table[page]);
+  return number < static_cast<uint32_t>(p.cache_slots / CacheRange::kPage) ? static_cast<int>(number) : 0;
+}
+
+/// Asks for a stage of a page, by the whole producer warp. `fresh`: the newest token's row, which is not in the cache
+/// yet, stays as it was.
 template <class Cache>
-__device__ __forceinline__ void attend_fill(const Resident& p, int layer, int block, int i, uint32_t to,
-                                            uint32_t barrier) {
+__device__ __forceinline__ void attend_fill(const Resident& p, int layer, const CacheRange& range, bool fresh, int page,
+                                            int number, int stage, uint32_t to, uint32_t barrier) {
   const auto same = [](auto x) { return __shfl_sync(0xffffffffu, x, 0); };
-  const CacheRange range(p, block, gridDim.x);
-  const int last_stages = range.stages_of(range.page_of(0));
-  const int behind = i - last_stages;  // stages since the block's last page
-  const int page = behind < 0 ? range.page_of(0) : range.page_of(1 + behind / CacheRange::kPageStages);
-  const int stage = behind < 0 ? i : behind % CacheRange::kPageStages;
   const int token = page * CacheRange::kPage + stage * ResidentRing::kRows;
   int rows = min(ResidentRing::kRows, range.length - token);
-  if (token + rows == range.length && NewestToken(p, range.length).fresh) --rows;
+  if (token + rows == range.length && fresh) --rows;
   using Row = CacheRow<Cache>;
-  // A page that does not exist is read as the first one.
-  const uint32_t number = static_cast<uint32_t>(p.block_table[page]);
-  const bool exists = number < static_cast<uint32_t>(p.cache_slots / CacheRange::kPage);
-  const int64_t row = int64_t{exists ? number : 0} * CacheRange::kPage + stage * ResidentRing::kRows;
+  const int64_t row = int64_t{number} * CacheRange::kPage + stage * ResidentRing::kRows;
   const uint64_t from = same(reinterpret_cast<uint64_t>(p.layer[layer].cache) + row * Row::kBytes);
   rows = same(rows);
   to = same(to);

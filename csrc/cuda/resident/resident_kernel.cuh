@@ -12,12 +12,47 @@
 
 namespace mla::cuda {
 
+/// Where the block's item i of a phase begins, of rows of row_bytes; anything behind the last item.
+__device__ __forceinline__ uint64_t item_begins(const Resident& p, const ResidentLayer& layer, const Parts& parts,
+                                                int phase, bool dense, bool last, int i, const int32_t* ids,
+                                                int row_bytes) {
+  const void* w = layer.w_down;
+  int64_t row = parts.block * 16;
+  switch (phase) {
+    case kCompress:
+      w = last ? p.head : layer.weight;
+      row = last ? (parts.head.first + i) * 16ll : (parts.block + i * parts.blocks) * 16ll;
+      break;
+    case kExpand: w = layer.w_uv; break;
+    case kOut: w = layer.w_o; break;
+    case kAlways:
+    case kChosen:
+      w = layer.w_gate_up;
+      if (dense) {
+        row = (parts.dense.first + i) * 16ll;
+      } else {
+        const GateUpItem it(p, parts, phase, i);
+        const int expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[min(it.column, p.top_k - 1)];
+        row = expert * 2ll * p.inner + it.item * 16;
+      }
+      break;
+    case kAlwaysDown:
+      if (!dense) row += static_cast<int64_t>(p.experts + i) * p.d;
+      break;
+    default: row += static_cast<int64_t>(ids[min(i, p.top_k - 1)]) * p.d;
+  }
+  return reinterpret_cast<uint64_t>(w) + row * row_bytes;
+}
+
 template <class W, class Cache>
 __device__ __forceinline__ void produce(const Resident& p, ResidentShared& shared, const Parts& parts,
                                         const ResidentRing& ring) {
   const auto bounded = [](int stages) { return static_cast<uint32_t>(min(max(stages, 1), kResidentUnderWay)); };
   const uint32_t ahead = bounded(p.under_way), streaming = bounded(p.stream_under_way);
   Producer producer{ring, 0, streaming};
+  const int lane = threadIdx.x % 32;
+  const CacheRange range(p, parts.block, parts.blocks);
+  const bool fresh = NewestToken(p, range.length).fresh;
   uint32_t choices = 0;
 #pragma unroll 1
   for (int l = 0; l <= p.layers; ++l) {
@@ -28,10 +63,19 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
     for (int phase = 0; phase < (last ? 1 : kPhases); ++phase) {
       if (phase == kExpand) {
 #pragma unroll 1
-        for (int i = 0; i < parts.attended; ++i) {
-          producer.wait();
-          attend_fill<Cache>(p, l, parts.block, i, shared_address(ring.at(producer.s)), ring.full_of(producer.s));
-          ++producer.s;
+        for (int first = 0; first < range.pages; first += 32) {
+          const int mine = first + lane, number = mine < range.pages ? page_number(p, range.page_of(mine)) : 0;
+#pragma unroll 1
+          for (int i = first; i < min(first + 32, range.pages); ++i) {
+            const int page = range.page_of(i), of_page = __shfl_sync(kFullWarp, number, i - first);
+#pragma unroll 1
+            for (int stage = 0; stage < range.stages_of(page); ++stage) {
+              producer.wait();
+              attend_fill<Cache>(p, l, range, fresh, page, of_page, stage, shared_address(ring.at(producer.s)),
+                                 ring.full_of(producer.s));
+              ++producer.s;
+            }
+          }
         }
       }
       // Bytes come first where they are what is waited for: of the head, and from the choice on; of bf16 before it too,
@@ -42,34 +86,14 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
       }
       const Work work(p, parts, phase, dense, last);
       const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
+      // A lane works out where an item begins: one after the other they would take longer than their copies.
 #pragma unroll 1
-      for (int i = 0; i < work.items; ++i) {
-        const void* w = layer.w_down;
-        int64_t row = parts.block * 16;
-        switch (phase) {
-          case kCompress:
-            w = last ? p.head : layer.weight;
-            row = last ? (parts.head.first + i) * 16ll : (parts.block + i * parts.blocks) * 16ll;
-            break;
-          case kExpand: w = layer.w_uv; break;
-          case kOut: w = layer.w_o; break;
-          case kAlways:
-          case kChosen:
-            w = layer.w_gate_up;
-            if (dense) {
-              row = (parts.dense.first + i) * 16ll;
-            } else {
-              const GateUpItem it(p, parts, phase, i);
-              const int expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[it.column];
-              row = expert * 2ll * p.inner + it.item * 16;
-            }
-            break;
-          case kAlwaysDown:
-            if (!dense) row += static_cast<int64_t>(p.experts + i) * p.d;
-            break;
-          default: row += static_cast<int64_t>(ids[i]) * p.d;
+      for (int first = 0; first < work.items; first += 32) {
+        const uint64_t begins = item_begins(p, layer, parts, phase, dense, last, first + lane, ids, row_bytes);
+#pragma unroll 1
+        for (int i = first; i < min(first + 32, work.items); ++i) {
+          producer.item(reinterpret_cast<const unsigned char*>(__shfl_sync(kFullWarp, begins, i - first)), row_bytes);
         }
-        producer.item(static_cast<const unsigned char*>(w) + row * row_bytes, row_bytes);
       }
       if (phase == kCompress) producer.under_way = ahead;
     }
