@@ -23,7 +23,7 @@
 #include "cuda/device/rows.cuh"
 #include "cuda/device/shared.cuh"
 #include "cuda/resident/absorb.cuh"
-#include "cuda/resident/cache_range.cuh"
+#include "cuda/resident/cache_rows.cuh"
 
 namespace mla::cuda {
 
@@ -317,10 +317,11 @@ __device__ __forceinline__ void weigh(uint32_t stage, int warp, int lane, uint32
 /// What the block finds in its pages, to its part of the link. By all consumers; `s` is the first of the block's
 /// attend_stages(). Nobody reads `operands` any more when all of them have come here.
 template <class Cache>
-__device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t epoch, const ResidentRing& ring,
-                                       uint32_t s, unsigned char* operands) {
+__device__ __forceinline__ void attend(const Resident& p, ResidentShared& resident, int layer, uint32_t epoch,
+                                       const ResidentRing& ring, uint32_t s) {
+  unsigned char* const operands = resident.operands;
   using A = Attention;
-  const CacheRange range(p, blockIdx.x, gridDim.x);
+  const CacheRange& range = resident.range;
   // Else the block's heads are rows 0 to 7 of all operands. The rows behind them are multiplied and not used, so what
   // stands there does not matter.
   const bool all_heads = range.sharers == 1;
@@ -437,11 +438,12 @@ __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t ep
 
 /// u of 64 channels of a head out of all blocks' parts. By all consumers, right behind attend().
 template <class Cache>
-__device__ __forceinline__ void merge(const Resident& p, int layer, uint32_t epoch, unsigned char* operands) {
+__device__ __forceinline__ void merge(const Resident& p, ResidentShared& resident, int layer, uint32_t epoch) {
+  unsigned char* const operands = resident.operands;
   using A = Attention;
   constexpr int kGroups = A::kThreads / 16, kEach = A::kMaxParts / kGroups;
   constexpr int kBlocks = A::kC / A::kMergeColumns;  // of a head
-  const CacheRange range(p, blockIdx.x, gridDim.x);
+  const CacheRange& range = resident.range;
   const int parts = range.parts, step = range.sharers * (A::kPartWords / 2);
   const int thread = in_place(threadIdx.x), warp = thread / 32, lane = thread % 32, word = lane % 16,
             group = thread / 16;

@@ -7,6 +7,7 @@
 #include "cuda/moe/router_select.cuh"
 #include "cuda/ptx/bulk.cuh"
 #include "cuda/ptx/warpgroup.cuh"
+#include "cuda/resident/cache_range.cuh"
 #include "cuda/resident/resident.h"
 #include "cuda/resident/ring.cuh"
 
@@ -55,6 +56,23 @@ struct Share {
   }
 };
 
+/// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown
+/// are its feed-forward network, and nothing is chosen. Behind the last layer kCompress is the head.
+enum Phase : int { kCompress, kExpand, kOut, kAlways, kAlwaysDown, kChosen, kChosenDown, kPhases };
+
+/// An item of 16 rows of the experts' gate and up.
+struct GateUpItem {
+  int column, item;  // of the row's experts, of the expert
+  __device__ GateUpItem(int column, int item) : column(column), item(item) {}
+  /// The one i places behind; an expert has `each`. Without a division: it is few experts away.
+  __device__ __forceinline__ GateUpItem behind(int i, int each) const {
+    GateUpItem it(column, item + i);
+#pragma unroll 1
+    while (it.item >= each) it.item -= each, ++it.column;
+    return it;
+  }
+};
+
 /// What this block does of each product: items of 16 weight rows. In shared memory: registers are few.
 struct Parts {
   int blocks, block;
@@ -63,6 +81,7 @@ struct Parts {
   int expand;            // item `block`
   Share always, chosen;  // of gate_up, always-on experts' and chosen ones' items, one expert's after the other's
   Share dense, head;
+  GateUpItem first_always, first_chosen;
   int logit;     // the expert whose logit is this block's; negative: none
   int attended;  // stages of attention
   __device__ Parts(const Resident& p)
@@ -76,37 +95,23 @@ struct Parts {
         chosen(p.top_k * (p.inner / 8), block, blocks),
         dense(p.dense_inner / 8, block, blocks),
         head(p.vocab / 16, block, blocks),
+        first_always(GateUpItem(p.top_k, 0).behind(always.first, each(p))),
+        first_chosen(GateUpItem(0, 0).behind(chosen.first, each(p))),
         logit(block - (blocks - p.experts)),
         attended(0) {}
-};
+  /// The first item of kAlways (of a layer with experts) or kChosen.
+  __device__ __forceinline__ const GateUpItem& gate_up(int phase) const {
+    return phase == kAlways ? first_always : first_chosen;
+  }
 
-struct alignas(128) ResidentShared {
-  unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
-  alignas(128) unsigned char operands[20480];      // of attention
-  alignas(16) Bf16 normed[kConsumers * kSegment];  // the row of x
-  alignas(16) Bf16 own[kConsumers][2 * kSegment];  // of a warp: segments of other operands
-  alignas(16) float sums[kSumStages][8][16];       // of each segment of a stage
-  float squares[kConsumers / 2];
-  float parts[kMostColumns][16];  // what each of the row's experts adds to the block's columns
-  alignas(8) float logits[kMostExperts];
-  int32_t ids[2][kMostColumns];  // of odd and even layers
-  float weights[2][kMostColumns];
-  int32_t slots[2][kMostColumns];
-  uint32_t epoch;
-  int32_t position;
-  int2 kept[kConsumers + 2];  // of each consumer and helper: what it need not keep in registers
-  Parts products;
-  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages];
-  uint64_t chosen, weighed;  // the layer's ids are there; their weights and slots too
+ private:
+  __device__ static int each(const Resident& p) { return max(p.inner / 8, 1); }
 };
-
-/// The products of a layer, in the order in which all roles go through them. In a dense layer kAlways and kAlwaysDown
-/// are its feed-forward network, and nothing is chosen. Behind the last layer kCompress is the head.
-enum Phase : int { kCompress, kExpand, kOut, kAlways, kAlwaysDown, kChosen, kChosenDown, kPhases };
 
 /// This block's items of 16 weight rows of k in a phase.
 struct Work {
   int items, k;
+  Work() = default;
   __device__ Work(const Resident& p, const Parts& parts, int phase, bool dense, bool last) : items(0), k(p.d) {
     switch (phase) {
       case kCompress: items = last ? parts.head.count : parts.compress; break;
@@ -123,17 +128,34 @@ struct Work {
   }
 };
 
-/// Which item of 16 rows of the experts' gate and up is the block's item i of kAlways (of a layer with experts) or
-/// kChosen.
-struct GateUpItem {
-  int column, item;  // of the row's experts, of the expert
-  __device__ GateUpItem(int column, int item) : column(column), item(item) {}
-  __device__ GateUpItem(const Resident& p, const Parts& parts, int phase, int i) {
-    const int each = p.inner / 8, at = (phase == kChosen ? parts.chosen.first : parts.always.first) + i;
-    column = at / each;
-    item = at - column * each;
-    if (phase == kAlways) column += p.top_k;
-  }
+/// Layers differ in their work by being dense or not; behind the last one comes the head.
+enum WorkKind : int { kExpertLayer, kDenseLayer, kHead, kWorkKinds };
+__device__ __forceinline__ int work_kind(bool dense, bool last) {
+  return last ? kHead : dense ? kDenseLayer : kExpertLayer;
+}
+
+struct alignas(128) ResidentShared {
+  unsigned char stages[ResidentRing::kStages * ResidentRing::kStageBytes];
+  alignas(128) unsigned char operands[20480];      // of attention
+  alignas(16) Bf16 normed[kConsumers * kSegment];  // the row of x
+  alignas(16) Bf16 own[kConsumers][2 * kSegment];  // of a warp: segments of other operands
+  alignas(16) float sums[kSumStages][16][8];       // of each row, those of a stage's segments
+  alignas(16) float scales[2][32];                 // of the items that the epilogue and helper 0 add up
+  float squares[kConsumers / 2];
+  float parts[kMostColumns][16];  // what each of the row's experts adds to the block's columns
+  alignas(8) float logits[kMostExperts];
+  int32_t ids[2][kMostColumns];  // of odd and even layers
+  float weights[2][kMostColumns];
+  int32_t slots[2][kMostColumns];
+  uint32_t epoch;
+  int32_t position;
+  float residual[16];         // the block's columns of x
+  int2 kept[kConsumers + 2];  // of each consumer, the epilogue and the helpers: what they need not keep in registers
+  CacheRange range;
+  Parts products;
+  Work work[kWorkKinds][kPhases];
+  uint64_t full[ResidentRing::kStages], empty[ResidentRing::kStages], summable[kSumStages], summed[kSumStages];
+  uint64_t chosen, weighed;  // the layer's ids are there; their weights and slots too
 };
 
 __device__ __forceinline__ LinkWord* link_of(const Resident& p, int link, uint32_t epoch) {
@@ -325,8 +347,8 @@ struct Consumer {
       }
       if (q == 0) {
         const float unit = sizeof(W) == 1 ? kSumScale : 1;
-        shared.sums[slot][member + 4 * o][g] = acc[0] * unit;
-        shared.sums[slot][member + 4 * o][g + 8] = acc[2] * unit;
+        shared.sums[slot][g][member + 4 * o] = acc[0] * unit;
+        shared.sums[slot][g + 8][member + 4 * o] = acc[2] * unit;
       }
     }
     __syncwarp();
@@ -373,6 +395,7 @@ struct ItemScales {
 struct Epilogue {
   const Resident& p;
   ResidentShared& shared;
+  float* scales_of_rows;         // of the item's next 16 segments, of rows 0 to 7 and of rows 8 to 15
   uint32_t summable, summed, s;  // stages that have sums
   int lane;
   float ahead = 0;
@@ -392,12 +415,13 @@ struct Epilogue {
   __device__ __forceinline__ float item(int k, const ItemScales& scales, Next&& next) {
     using S = StageShape<W>;
     const int segments = (k + kSegment - 1) / kSegment;
-    float total = 0, scale = 1;
+    float total = 0;
 #pragma unroll 1
     for (int at = 0; at < segments; at += S::kSegments, ++s) {
       const uint32_t slot = s % kSumStages;
       if (sizeof(W) == 1 && at % kScaleSegments == 0) {
-        scale = ahead;
+        scales_of_rows[lane] = ahead;
+        __syncwarp();
         if (at + kScaleSegments < segments) {
           expect<W>(scales, segments, at + kScaleSegments);
         } else {
@@ -406,17 +430,17 @@ struct Epilogue {
       }
       mbarrier_wait(summable + 8 * slot, s / kSumStages & 1);
       const int count = min(S::kSegments, segments - at);
-      float part[S::kSegments];
 #pragma unroll
-      for (int i = 0; i < S::kSegments; ++i) part[i] = i < count ? shared.sums[slot][i][lane % 16] : 0.0f;
-#pragma unroll
-      for (int i = 0; i < S::kSegments; ++i) {
+      for (int four = 0; four < S::kSegments; four += 4) {
+        const float4 sum = *reinterpret_cast<const float4*>(&shared.sums[slot][lane % 16][four]);
+        float4 of_row = make_float4(1, 1, 1, 1);
         if constexpr (sizeof(W) == 1) {
-          const float of_row = __shfl_sync(kFullWarp, scale, (lane & 8) * 2 + at % kScaleSegments + i);
-          if (i < count) total = fmaf(of_row, part[i], total);
-        } else {
-          if (i < count) total += part[i];
+          of_row = *reinterpret_cast<const float4*>(scales_of_rows + (lane & 8) * 2 + at % kScaleSegments + four);
         }
+        if (four < count) total = fmaf(of_row.x, sum.x, total);
+        if (four + 1 < count) total = fmaf(of_row.y, sum.y, total);
+        if (four + 2 < count) total = fmaf(of_row.z, sum.z, total);
+        if (four + 3 < count) total = fmaf(of_row.w, sum.w, total);
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(summed + 8 * slot);

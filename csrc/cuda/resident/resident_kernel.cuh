@@ -31,7 +31,7 @@ __device__ __forceinline__ uint64_t item_begins(const Resident& p, const Residen
       if (dense) {
         row = (parts.dense.first + i) * 16ll;
       } else {
-        const GateUpItem it(p, parts, phase, i);
+        const GateUpItem it = parts.gate_up(phase).behind(i, p.inner / 8);
         const int expert = phase == kAlways ? p.experts + it.column - p.top_k : ids[min(it.column, p.top_k - 1)];
         row = expert * 2ll * p.inner + it.item * 16;
       }
@@ -51,7 +51,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
   const uint32_t ahead = bounded(p.under_way), streaming = bounded(p.stream_under_way);
   Producer producer{ring, 0, streaming};
   const int lane = threadIdx.x % 32;
-  const CacheRange range(p, parts.block, parts.blocks);
+  const CacheRange& range = shared.range;
   const bool fresh = NewestToken(p, range.length).fresh;
   uint32_t choices = 0;
 #pragma unroll 1
@@ -84,7 +84,7 @@ __device__ __forceinline__ void produce(const Resident& p, ResidentShared& share
       if (phase == kChosen && !dense) {
         mbarrier_wait(shared_address(&shared.chosen), choices++ & 1);
       }
-      const Work work(p, parts, phase, dense, last);
+      const Work work = shared.work[work_kind(dense, last)][phase];
       const int row_bytes = work.k * static_cast<int>(last || phase == kExpand ? sizeof(Bf16) : sizeof(W));
       // A lane works out where an item begins: one after the other they would take longer than their copies.
 #pragma unroll 1
@@ -112,8 +112,8 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       int2& kept = shared.kept[threadIdx.x / 32];
       kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
       const auto layer = [&] { return kept.x / kPhases; };
-      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, shared.operands);
-      merge<Cache>(p, layer(), shared.epoch + layer() + 1, shared.operands);
+      attend<Cache>(p, shared, layer(), shared.epoch + layer() + 1, ring, consumer.s);
+      merge<Cache>(p, shared, layer(), shared.epoch + layer() + 1);
       place = kept.x;
       consumer.s = kept.y;
     }
@@ -121,7 +121,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
     const bool last = l == p.layers, dense = l < p.dense_layers;
     const ResidentLayer& layer = p.layer[min(l, p.layers - 1)];
     const uint32_t epoch = shared.epoch + l + 1;
-    const Work work(p, parts, phase, dense, last);
+    const Work work = shared.work[work_kind(dense, last)][phase];
     const LinkWord* from = nullptr;
     int step = 0;
     if (phase == kCompress || phase == kAlways) {
@@ -200,11 +200,11 @@ __device__ __forceinline__ void prefetch_scales(const Resident& p, const Residen
   for (int place = l * kPhases + kChosen; place < min((l + 1) * kPhases + kChosen, p.layers * kPhases); ++place) {
     const int layer = place / kPhases, phase = place - layer * kPhases, lane = in_place(threadIdx.x) % 32;
     const bool dense = layer < p.dense_layers, hidden = phase == kAlways || phase == kChosen;
-    const Work work(p, parts, phase, dense, false);
+    const Work work = shared.work[work_kind(dense, false)][phase];
     if (phase == kExpand || lane >= (hidden ? 2 : work.items) || work.items == 0) continue;
     const int i = hidden ? lane * (work.items - 1) : lane;
     GateUpItem it(0, parts.dense.first + i);
-    if (hidden && !dense) it = GateUpItem(p, parts, phase, i);
+    if (hidden && !dense) it = parts.gate_up(phase).behind(i, p.inner / 8);
     const ItemScales scales = item_scales(p, shared, layer, phase, i, it, work.k);
     prefetch_l2(scales.low);
     prefetch_l2(scales.low + min(blocks_of(work.k), 32) - 1);
@@ -218,8 +218,8 @@ __device__ __forceinline__ Bf16* plain_at(void* to, int at) {
 
 /// Stages of this block's items in a phase.
 template <class W>
-__device__ __forceinline__ int stages_of(const Resident& p, const Parts& parts, int phase, bool dense) {
-  const Work work(p, parts, phase, dense, false);
+__device__ __forceinline__ int stages_of(const ResidentShared& shared, int phase, bool dense) {
+  const Work work = shared.work[work_kind(dense, false)][phase];
   return work.items * (phase == kExpand ? StageShape<Bf16>::stages(work.k) : StageShape<W>::stages(work.k));
 }
 
@@ -239,10 +239,10 @@ __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& s
 #pragma unroll 1
   for (int phase = kAlways; phase < kPhases; ++phase) {
     if (phase == kChosen && !dense) mbarrier_wait(shared_address(&shared.weighed), (l - p.dense_layers) & 1);
-    const Work work(p, parts, phase, dense, false);
+    const Work work = shared.work[work_kind(dense, false)][phase];
     const bool hidden = phase == kAlways || phase == kChosen;
     GateUpItem it(0, parts.dense.first + turn);
-    if (hidden && !dense) it = GateUpItem(p, parts, phase, turn);
+    if (hidden && !dense) it = parts.gate_up(phase).behind(turn, each);
     const int segments = blocks_of(work.k), stages = StageShape<W>::stages(work.k);
     const auto scales = [&](int i, const GateUpItem& it) {
       return sizeof(W) == 2 ? ItemScales{} : item_scales(p, shared, l, phase, i, it, work.k);
@@ -253,8 +253,7 @@ __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& s
     epilogue.s += turn * stages;
 #pragma unroll 1
     for (int i = turn; i < work.items; i += 2) {
-      GateUpItem behind(it.column, it.item + 2);
-      if (behind.item >= each) behind = GateUpItem(it.column + 1, behind.item - each);
+      const GateUpItem behind = it.behind(2, each);
       ItemScales of_next{};
       value = epilogue.item<W>(work.k, of_item, [&] {
         if (i + 2 >= work.items) return;
@@ -282,7 +281,7 @@ __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& s
 template <class W>
 __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
   const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
-  Epilogue epilogue{p, shared, shared_address(shared.summable), shared_address(shared.summed), 0, lane};
+  Epilogue epilogue{p, shared, shared.scales[0], shared_address(shared.summable), shared_address(shared.summed), 0, lane};
   // The block's columns of the residual stream.
   float residual = 0;
   const int column = parts.block * 16;
@@ -299,7 +298,7 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
     const uint32_t epoch = shared.epoch + l + 1;
 #pragma unroll 1
     for (int phase = 0; phase < (last ? 1 : kAlways); ++phase) {
-      const Work work(p, parts, phase, dense, last);
+      const Work work = shared.work[work_kind(dense, last)][phase];
       const bool wide = sizeof(W) == 1 && (last || phase == kExpand);  // bf16 where other weights are fp8
       const int segments = blocks_of(work.k);
       const auto scales = [&](int i) {
@@ -479,9 +478,9 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
                       : make_uint4(0, 0, 0, 0);
       }
       give_logit<W>(p, shared, parts, gate, epoch, l);
-      Epilogue epilogue{p, shared, shared_address(shared.summable), shared_address(shared.summed),
+      Epilogue epilogue{p, shared, shared.scales[1], shared_address(shared.summable), shared_address(shared.summed),
                         static_cast<uint32_t>(shared.kept[kConsumers].y), lane};
-      for (int phase = 0; phase < kAlways; ++phase) epilogue.s += stages_of<W>(p, parts, phase, l < p.dense_layers);
+      for (int phase = 0; phase < kAlways; ++phase) epilogue.s += stages_of<W>(shared, phase, l < p.dense_layers);
       finish_ffn<W>(p, shared, parts, epilogue, l, 1);
       shared.kept[kConsumers].y = epilogue.s;
       named_barrier_arrive(kPartsBarrier, 64);
@@ -514,8 +513,13 @@ __global__ void __launch_bounds__(kResidentThreads, 1) resident_kernel(const __g
     mbarrier_fence_init();
     shared.epoch = *p.epoch;
     shared.position = *p.position;
+    shared.range = CacheRange(p, blockIdx.x, gridDim.x);
     shared.products = Parts(p);
-    shared.products.attended = attend_stages(p, blockIdx.x);
+    shared.products.attended = shared.range.stages();
+    for (int kind = 0; kind < kWorkKinds; ++kind) {
+      for (int phase = 0; phase < kPhases; ++phase)
+        shared.work[kind][phase] = Work(p, shared.products, phase, kind == kDenseLayer, kind == kHead);
+    }
   }
   __syncthreads();
   const Parts& parts = shared.products;
