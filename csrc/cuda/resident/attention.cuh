@@ -317,11 +317,10 @@ __device__ __forceinline__ void weigh(uint32_t stage, int warp, int lane, uint32
 /// What the block finds in its pages, to its part of the link. By all consumers; `s` is the first of the block's
 /// attend_stages(). Nobody reads `operands` any more when all of them have come here.
 template <class Cache>
-__device__ __forceinline__ void attend(const Resident& p, ResidentShared& resident, int layer, uint32_t epoch,
-                                       const ResidentRing& ring, uint32_t s) {
-  unsigned char* const operands = resident.operands;
+__device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t epoch, const ResidentRing& ring,
+                                       uint32_t s, unsigned char* operands) {
   using A = Attention;
-  const CacheRange& range = resident.range;
+  const CacheRange range(p, blockIdx.x, gridDim.x);
   // Else the block's heads are rows 0 to 7 of all operands. The rows behind them are multiplied and not used, so what
   // stands there does not matter.
   const bool all_heads = range.sharers == 1;

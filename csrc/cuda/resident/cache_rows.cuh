@@ -1,4 +1,5 @@
-// cache_rows.cuh - rows of the cache in a resident kernel: how they lie, the newest one, how a page's stages are asked for.
+// cache_rows.cuh - rows of the cache in a resident kernel: how they lie, the newest one, how a page's stages are asked
+// for.
 #pragma once
 #include "cuda/attention/fp8_rows.cuh"
 #include "cuda/resident/absorb.cuh"

@@ -139,8 +139,7 @@ struct alignas(128) ResidentShared {
   alignas(128) unsigned char operands[20480];      // of attention
   alignas(16) Bf16 normed[kConsumers * kSegment];  // the row of x
   alignas(16) Bf16 own[kConsumers][2 * kSegment];  // of a warp: segments of other operands
-  alignas(16) float sums[kSumStages][16][8];       // of each row, those of a stage's segments
-  alignas(16) float scales[2][32];                 // of the items that the epilogue and helper 0 add up
+  alignas(16) float sums[kSumStages][8][16];       // of each segment of a stage
   float squares[kConsumers / 2];
   float parts[kMostColumns][16];  // what each of the row's experts adds to the block's columns
   alignas(8) float logits[kMostExperts];
@@ -347,8 +346,8 @@ struct Consumer {
       }
       if (q == 0) {
         const float unit = sizeof(W) == 1 ? kSumScale : 1;
-        shared.sums[slot][g][member + 4 * o] = acc[0] * unit;
-        shared.sums[slot][g + 8][member + 4 * o] = acc[2] * unit;
+        shared.sums[slot][member + 4 * o][g] = acc[0] * unit;
+        shared.sums[slot][member + 4 * o][g + 8] = acc[2] * unit;
       }
     }
     __syncwarp();
@@ -395,10 +394,17 @@ struct ItemScales {
 struct Epilogue {
   const Resident& p;
   ResidentShared& shared;
-  float* scales_of_rows;         // of the item's next 16 segments, of rows 0 to 7 and of rows 8 to 15
-  uint32_t summable, summed, s;  // stages that have sums
+  uint32_t summable, summed;
+  uint32_t s = 0;  // stages that have sums
   int lane;
   float ahead = 0;
+
+  __device__ __forceinline__ Epilogue(const Resident& p, ResidentShared& shared)
+      : p(p),
+        shared(shared),
+        summable(shared_address(shared.summable)),
+        summed(shared_address(shared.summed)),
+        lane(threadIdx.x % 32) {}
 
   /// fp8 weights: asks for the scales of the next item's 16 segments from `first` on; of its rows 0 to 7 in lanes 0 to
   /// 15, of the others in lanes 16 to 31.
@@ -415,13 +421,12 @@ struct Epilogue {
   __device__ __forceinline__ float item(int k, const ItemScales& scales, Next&& next) {
     using S = StageShape<W>;
     const int segments = (k + kSegment - 1) / kSegment;
-    float total = 0;
+    float total = 0, scale = 1;
 #pragma unroll 1
     for (int at = 0; at < segments; at += S::kSegments, ++s) {
       const uint32_t slot = s % kSumStages;
       if (sizeof(W) == 1 && at % kScaleSegments == 0) {
-        scales_of_rows[lane] = ahead;
-        __syncwarp();
+        scale = ahead;
         if (at + kScaleSegments < segments) {
           expect<W>(scales, segments, at + kScaleSegments);
         } else {
@@ -430,17 +435,17 @@ struct Epilogue {
       }
       mbarrier_wait(summable + 8 * slot, s / kSumStages & 1);
       const int count = min(S::kSegments, segments - at);
+      float part[S::kSegments];
 #pragma unroll
-      for (int four = 0; four < S::kSegments; four += 4) {
-        const float4 sum = *reinterpret_cast<const float4*>(&shared.sums[slot][lane % 16][four]);
-        float4 of_row = make_float4(1, 1, 1, 1);
+      for (int i = 0; i < S::kSegments; ++i) part[i] = i < count ? shared.sums[slot][i][lane % 16] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < S::kSegments; ++i) {
         if constexpr (sizeof(W) == 1) {
-          of_row = *reinterpret_cast<const float4*>(scales_of_rows + (lane & 8) * 2 + at % kScaleSegments + four);
+          const float of_row = __shfl_sync(kFullWarp, scale, (lane & 8) * 2 + at % kScaleSegments + i);
+          if (i < count) total = fmaf(of_row, part[i], total);
+        } else {
+          if (i < count) total += part[i];
         }
-        if (four < count) total = fmaf(of_row.x, sum.x, total);
-        if (four + 1 < count) total = fmaf(of_row.y, sum.y, total);
-        if (four + 2 < count) total = fmaf(of_row.z, sum.z, total);
-        if (four + 3 < count) total = fmaf(of_row.w, sum.w, total);
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(summed + 8 * slot);

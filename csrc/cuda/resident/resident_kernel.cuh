@@ -112,7 +112,7 @@ __device__ __forceinline__ void consume(const Resident& p, ResidentShared& share
       int2& kept = shared.kept[threadIdx.x / 32];
       kept = make_int2(place, static_cast<int>(consumer.s) + parts.attended);
       const auto layer = [&] { return kept.x / kPhases; };
-      attend<Cache>(p, shared, layer(), shared.epoch + layer() + 1, ring, consumer.s);
+      attend<Cache>(p, layer(), shared.epoch + layer() + 1, ring, consumer.s, shared.operands);
       merge<Cache>(p, shared, layer(), shared.epoch + layer() + 1);
       place = kept.x;
       consumer.s = kept.y;
@@ -262,11 +262,9 @@ __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& s
       });
       epilogue.s += stages;  // of the other one's item
       if (hidden) {
-        const int at = it.column * each + it.item,
-                  slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
+        const int at = it.column * each + it.item, slot = phase == kChosen ? shared.slots[l & 1][it.column] : it.column;
         epilogue.give_hidden(value, h + at * 4, epoch,
-                             dense ? plain_at(p.out.swiglu_h, at * 8)
-                                   : plain_at(p.out.h, (slot * each + it.item) * 8));
+                             dense ? plain_at(p.out.swiglu_h, at * 8) : plain_at(p.out.h, (slot * each + it.item) * 8));
       } else if (!dense) {
         shared.parts[(phase == kAlwaysDown ? p.top_k : 0) + i][row] = rounded_bf16(value);
       }
@@ -281,7 +279,7 @@ __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& s
 template <class W>
 __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared, const Parts& parts) {
   const int lane = threadIdx.x % 32, row = lane % 16, nq = p.heads * (p.n + p.r);
-  Epilogue epilogue{p, shared, shared.scales[0], shared_address(shared.summable), shared_address(shared.summed), 0, lane};
+  Epilogue epilogue(p, shared);
   // The block's columns of the residual stream.
   float residual = 0;
   const int column = parts.block * 16;
@@ -355,12 +353,21 @@ __device__ __forceinline__ void finish(const Resident& p, ResidentShared& shared
 /// The gate's row of this block, if it has one, times the normed row: helper 0.
 template <class W>
 __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShared& shared, const Parts& parts,
-                                           const uint4 (&gate)[8], uint32_t epoch, int l) {
+                                           uint32_t epoch, int l) {
+  const int lane = in_place(threadIdx.x) % 32;
+  const bool gives = parts.logit >= 0 && l >= p.dense_layers;
+  uint4 gate[8];
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const int at = c * 256 + lane * 8;
+    gate[c] = gives && at < p.d
+                  ? load16(static_cast<const Bf16*>(p.layer[l].gate) + static_cast<int64_t>(parts.logit) * p.d + at)
+                  : make_uint4(0, 0, 0, 0);
+  }
   // Helper 0 waits for it where it has no logit too: all sums before the feed-forward network's are there, or it could
   // take a sum's barrier for what it was 32 stages ago.
   named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
-  if (parts.logit < 0 || l < p.dense_layers) return;
-  const int lane = in_place(threadIdx.x) % 32;
+  if (!gives) return;
   uint4 row[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -466,26 +473,16 @@ __device__ __forceinline__ void help(const Resident& p, ResidentShared& shared, 
     }
     const int l = here(), helper = in_place(threadIdx.x) / 32 - kHelperWarp;
     const uint32_t epoch = shared.epoch + l + 1;
-    const ResidentLayer& layer = p.layer[l];
     if (helper == 0) {
-      const int lane = in_place(threadIdx.x) % 32;
-      uint4 gate[8];
-#pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const int at = c * 256 + lane * 8;
-        gate[c] = parts.logit >= 0 && l >= p.dense_layers && at < p.d
-                      ? load16(static_cast<const Bf16*>(layer.gate) + static_cast<int64_t>(parts.logit) * p.d + at)
-                      : make_uint4(0, 0, 0, 0);
-      }
-      give_logit<W>(p, shared, parts, gate, epoch, l);
-      Epilogue epilogue{p, shared, shared.scales[1], shared_address(shared.summable), shared_address(shared.summed),
-                        static_cast<uint32_t>(shared.kept[kConsumers].y), lane};
+      give_logit<W>(p, shared, parts, epoch, l);
+      Epilogue epilogue(p, shared);
+      epilogue.s = static_cast<uint32_t>(shared.kept[kConsumers].y);
       for (int phase = 0; phase < kAlways; ++phase) epilogue.s += stages_of<W>(shared, phase, l < p.dense_layers);
       finish_ffn<W>(p, shared, parts, epilogue, l, 1);
-      shared.kept[kConsumers].y = epilogue.s;
+      shared.kept[kConsumers].y = static_cast<int>(epilogue.s);
       named_barrier_arrive(kPartsBarrier, 64);
     } else if (l >= p.dense_layers) {
-      choose_experts(p, shared, layer, epoch, l);
+      choose_experts(p, shared, p.layer[l], epoch, l);
     }
     if (sizeof(W) == 1 && helper == 1) prefetch_scales(p, shared, l);
     __syncwarp();
