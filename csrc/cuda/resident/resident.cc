@@ -11,9 +11,14 @@ bool resident_fits(const Resident& p, int blocks) {
   // Each block takes part in each layer's feed-forward network: so none is a layer ahead of another (links).
   const auto all_take_part = [&](int inner) { return inner % 16 == 0 && inner / 8 >= blocks; };
   const bool dense = p.dense_layers == 0 || all_take_part(p.dense_inner);
+  // Of stages that one warp leaves to the other while it adds up sums there are few (finish_ffn in
+  // resident_kernel.cuh): a stage an item; or four (of fp8 two) and up to three, with at least two of a block's items
+  // among the chosen experts'.
+  const bool near =
+      (p.d <= 512 && p.inner <= 512) || (p.d > 1536 && p.inner <= 1536 && p.top_k * (p.inner / 8) >= 2 * blocks);
   const bool experts =
       p.dense_layers == p.layers ||
-      (p.experts % 2 == 0 && p.experts <= kResidentExperts && p.experts <= blocks && p.inner % 16 == 0 &&
+      (near && p.experts % 2 == 0 && p.experts <= kResidentExperts && p.experts <= blocks && p.inner % 16 == 0 &&
        p.top_k + p.shared <= kResidentColumns && all_take_part(p.top_k * p.inner));
   const bool types = p.fp8_weights || !p.fp8_cache;
   return types && p.layers > 0 && p.layers <= kResidentLayers && row && attention && dense && experts;

@@ -19,7 +19,8 @@ constexpr int kResidentThreads = (kConsumers + 4) * 32;
 constexpr int kSumStages = 16;  // stages whose sums may wait
 constexpr int kMostExperts = kResidentExperts;
 constexpr int kMostColumns = kResidentColumns;
-// Named barriers: all consumers; the same and the helper that waits for the normed row; the same when it has taken it.
+// Named barriers: all consumers; the same and the helper that waits for the normed row; the same when it has taken it;
+// the epilogue and helper 0, whose parts of x it waits for.
 constexpr int kConsumerBarrier = 1, kNormedBarrier = 2, kTakenBarrier = 3, kPartsBarrier = 4;
 
 /// The same number, of which the compiler does not know that it is the same in all layers: it would keep all that
@@ -148,8 +149,7 @@ struct alignas(128) ResidentShared {
   int32_t slots[2][kMostColumns];
   uint32_t epoch;
   int32_t position;
-  float residual[16];         // the block's columns of x
-  int2 kept[kConsumers + 2];  // of each consumer, the epilogue and the helpers: what they need not keep in registers
+  int2 kept[kConsumers + 2];  // of each consumer and helper: what it need not keep in registers
   CacheRange range;
   Parts products;
   Work work[kWorkKinds][kPhases];

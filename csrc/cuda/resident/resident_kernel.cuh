@@ -2,7 +2,8 @@
 //
 // Grid: a block on each multiprocessor, all resident. Block: 16 warps that multiply, a producer that copies the weights
 // of all layers and operations, one after the other, into a ring of stages (ring.cuh), an epilogue that adds up and
-// gives results to the other blocks (link.cuh), two helpers: logits, choice of experts, absorption of the query.
+// gives results to the other blocks (link.cuh), two helpers: logits, choice of experts, absorption of the query, half
+// of the feed-forward network's sums.
 // Formulas: ops/ops.h; order of sums: gemm/product.h, norm_rows.cu, router_select.cuh; so results have the bits of the
 // separate operations, attention aside.
 #pragma once
@@ -226,6 +227,11 @@ __device__ __forceinline__ int stages_of(const ResidentShared& shared, int phase
 /// Every second item of layer l's feed-forward network, from `turn` on: the epilogue has those of turn 0, helper 0 the
 /// others, since a block's last ones are what all blocks wait for. Hidden rows go to the other blocks, what an expert
 /// adds to the block's columns of x into shared.parts; returns the sum of the last item.
+///
+/// A sum's barrier tells a phase from its neighbours only, so who waits for stage s must know that the sums of stage
+/// s - kSumStages are there. A warp that has seen stage a's knows it of all stages of a's team before a, and of all up
+/// to a - ResidentRing::kStages: those have been left, behind their sums, or a could not have been filled. The other
+/// warp's items between two of its own are few enough for that in the sizes that resident_fits() takes.
 template <class W>
 __device__ __forceinline__ float finish_ffn(const Resident& p, ResidentShared& shared, const Parts& parts,
                                             Epilogue& epilogue, int l, int turn) {
@@ -364,8 +370,7 @@ __device__ __forceinline__ void give_logit(const Resident& p, const ResidentShar
                   ? load16(static_cast<const Bf16*>(p.layer[l].gate) + static_cast<int64_t>(parts.logit) * p.d + at)
                   : make_uint4(0, 0, 0, 0);
   }
-  // Helper 0 waits for it where it has no logit too: all sums before the feed-forward network's are there, or it could
-  // take a sum's barrier for what it was 32 stages ago.
+  // Helper 0 waits for it where it has no logit too: all sums before the feed-forward network's are there (finish_ffn).
   named_barrier_sync(kNormedBarrier, kConsumers * 32 + 32);
   if (!gives) return;
   uint4 row[8];
