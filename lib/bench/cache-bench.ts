@@ -8,6 +8,7 @@
 import type { LatentModel } from '../model';
 import type { DeviceInfo, Stream, Tensor, Verbs } from '../native';
 import { Anchors } from './anchors';
+import { Fp8Pages } from './fp8-pages';
 import { loadBenchModel, type ModelBenchOptions, nameOf, openSequences, promptOf } from './model-bench';
 import type { Sweep } from './records';
 import { median, timeGraph } from './timing';
@@ -197,9 +198,11 @@ class CacheUnderTest {
     const perSequence = Math.ceil(depth / PAGE);
     const pages = most * perSequence;
     const bytes = rowBytes(model, form);
-    // An fp8 row of the same random bits: any are as fast, and zeros would take less power.
-    const slab = await bench.random(act, [layers, pages, PAGE, bytes / (act === 'f32' ? 4 : 2)]);
     const fp8 = form === 'latent' && cacheDtype === 'fp8';
+    // Not zeros, which take less power, and in fp8 not any bits: rows that read as NaN would all go to the same experts.
+    const slab = fp8
+      ? await new Fp8Pages({ c: c.kv_lora_rank, r: c.qk_rope_head_dim }, new Dice(2)).fill(bench, layers * pages)
+      : await bench.random(act, [layers, pages, PAGE, bytes / (act === 'f32' ? 4 : 2)]);
     const pageShape =
       form === 'per-head'
         ? [pages, PAGE, H, head + c.v_head_dim]
@@ -263,9 +266,16 @@ class CacheUnderTest {
   /** Microseconds of the model's whole decode step, one figure for each sample. */
   async timeStep(batch: number): Promise<number[]> {
     const made: Tensor[] = [];
-    const { stream, graph, dispose } = this.model.captureDecode(batch, (stream) => this.#wrap(stream, made));
+    const { stream, graph, logprobs, dispose } = this.model.captureDecode(batch, (stream) => this.#wrap(stream, made));
     try {
-      return (await timeGraph(stream, graph, SAMPLES)).map((us) => us * graph.operations);
+      const samples = await timeGraph(stream, graph, SAMPLES);
+      const of = new Float32Array(await stream.read(logprobs)).subarray(0, batch);
+      const wrong = of.findIndex((logprob) => !(logprob <= 0));
+      if (wrong >= 0)
+        throw new Error(
+          `row ${wrong} of ${batch} was given a token with log-probability ${of[wrong]}: no figure is made`,
+        );
+      return samples.map((us) => us * graph.operations);
     } finally {
       dispose();
       for (const view of made) view.dispose();

@@ -4,7 +4,7 @@
 import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { invalidArg, MlaError } from '../errors';
-import type { Device, DeviceInfo, Graph, Reader, Stream } from '../native';
+import type { Device, DeviceInfo, Graph, Reader, Stream, Tensor } from '../native';
 import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
 import type { MemoryPlan } from './memory-plan';
@@ -312,11 +312,15 @@ export class LatentModel implements AsyncDisposable {
   }
 
   /**
-   * A decode step of the rows 0 to `rows`, captured through what `wrap` makes of the model's stream, to be measured. The
-   * caller disposes of it before the model.
+   * A decode step of the rows 0 to `rows`, captured through what `wrap` makes of the model's stream, to be measured. Each
+   * replay leaves log-probabilities of the rows' tokens in `logprobs`. The caller disposes of it before the model.
    */
-  captureDecode(rows: number, wrap: (stream: Stream) => Stream): { stream: Stream; graph: Graph; dispose: () => void } {
+  captureDecode(
+    rows: number,
+    wrap: (stream: Stream) => Stream,
+  ): { stream: Stream; graph: Graph; logprobs: Tensor; dispose: () => void } {
     const { stream } = this.#machine;
+    const { logprobs } = this.#machine.rows;
     const views = new Views();
     const bucket = bucketOf(rows, this.maxSequences);
     try {
@@ -326,7 +330,7 @@ export class LatentModel implements AsyncDisposable {
         graph.dispose();
         views.dispose();
       };
-      return { stream, graph, dispose };
+      return { stream, graph, logprobs, dispose };
     } catch (error) {
       views.dispose();
       throw error;

@@ -30,6 +30,13 @@ test('measures both caches at the batches given and at the most that fit', async
   }
 });
 
+test('a latent cache in fp8: rows that are numbers', async () => {
+  const { code, stdout, stderr } = await runCli([...args, '--memory', '0.5', '--cache-dtype', 'fp8', '--json']);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  const { results } = JSON.parse(stdout);
+  expect(results[0].id).toBe('tiny latent fp8 cache b=1 depth=130');
+});
+
 test('prints a table; where the memory is too small for a batch, a dash', async () => {
   const { code, stdout } = await runCli([...args, '--memory', '0.2']);
   expect(code).toBe(0);
