@@ -101,7 +101,7 @@ export function openSequences(model: LatentModel, count: number): SequenceHandle
 }
 
 /** Throws when a step gave something that no model gives. */
-function mustBeSound(results: readonly { token: number; logprob: number }[]): void {
+export function mustBeSound(results: readonly { token: number; logprob: number }[]): void {
   for (const { token, logprob } of results) {
     if (!(token >= 0) || !(logprob <= 0))
       throw new Error(`the model gave token ${token} with log-probability ${logprob}`);

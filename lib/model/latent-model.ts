@@ -4,7 +4,7 @@
 import { type KeptPages, type PageStats, PrefixIndex, TextPages } from '../cache';
 import { type GenerationSettings, openCheckpoint, type ResolvedConfig } from '../checkpoint';
 import { invalidArg, MlaError } from '../errors';
-import type { Device, DeviceInfo, Graph, Reader, Stream, Tensor } from '../native';
+import type { Device, DeviceInfo, Graph, Reader, Stream } from '../native';
 import { type Built, buildMachine, clearRows, originOf, type WeightOrigin } from './build';
 import { decodePass, type Machine } from './forward';
 import type { MemoryPlan } from './memory-plan';
@@ -312,15 +312,19 @@ export class LatentModel implements AsyncDisposable {
   }
 
   /**
-   * A decode step of the rows 0 to `rows`, captured through what `wrap` makes of the model's stream, to be measured. Each
-   * replay leaves log-probabilities of the rows' tokens in `logprobs`. The caller disposes of it before the model.
+   * A decode step of the rows 0 to `rows`, captured through what `wrap` makes of the model's stream, to be measured.
+   * `sampled` reads the tokens that the last replay gave these rows. The caller disposes of it before the model.
    */
   captureDecode(
     rows: number,
     wrap: (stream: Stream) => Stream,
-  ): { stream: Stream; graph: Graph; logprobs: Tensor; dispose: () => void } {
-    const { stream } = this.#machine;
-    const { logprobs } = this.#machine.rows;
+  ): {
+    stream: Stream;
+    graph: Graph;
+    sampled: () => Promise<Pick<StepResult, 'token' | 'logprob'>[]>;
+    dispose: () => void;
+  } {
+    const { stream, rows: state } = this.#machine;
     const views = new Views();
     const bucket = bucketOf(rows, this.maxSequences);
     try {
@@ -330,7 +334,12 @@ export class LatentModel implements AsyncDisposable {
         graph.dispose();
         views.dispose();
       };
-      return { stream, graph, logprobs, dispose };
+      const sampled = async () => {
+        const [tokens, logprobs] = await Promise.all([stream.read(state.sampled), stream.read(state.logprobs)]);
+        const of = new Float32Array(logprobs);
+        return Array.from(new Int32Array(tokens, 0, rows), (token, row) => ({ token, logprob: of[row] as number }));
+      };
+      return { stream, graph, sampled, dispose };
     } catch (error) {
       views.dispose();
       throw error;

@@ -320,6 +320,7 @@ template <class Cache>
 __device__ __forceinline__ void attend(const Resident& p, int layer, uint32_t epoch, const ResidentRing& ring,
                                        uint32_t s, unsigned char* operands) {
   using A = Attention;
+  // Not ResidentShared::range: read from there it takes registers that the pages need.
   const CacheRange range(p, blockIdx.x, gridDim.x);
   // Else the block's heads are rows 0 to 7 of all operands. The rows behind them are multiplied and not used, so what
   // stands there does not matter.
